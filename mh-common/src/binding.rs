@@ -1,0 +1,71 @@
+//! NAT bindings: which outside address and port belong to which inside address and port.
+//!
+//! Endpoint-independent and per uplink (RFC 4787 REQ-1, RFC 5382 REQ-1, RFC 5508 REQ-1): the remote side is no part of a binding.
+//! Each is kept twice, by its inside and by its outside end, in two hash maps that refuse what does not fit: a binding is never
+//! thrown out to make room (RFC 6888 REQ-11).
+//!
+//! Invariant: `by outside` is inserted first and with `BPF_NOEXIST`, so a port belongs to at most one inside end; whoever fails
+//! to insert `by inside` after that takes its own `by outside` back.
+//!
+//! Lifetime: `expires` is moved on by the flows that use the binding (see [`crate::time::BINDING_GRANULARITY_TICKS`]) and pulled in
+//! when a TCP flow closes. The controller removes a binding once `expires` has passed and no conntrack entry uses it.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{address::Address, time::Tick};
+
+/// One end of a binding, as the key of either map: 8 bytes for IPv4, 20 for IPv6. All fields are as on the wire.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct End<A> {
+    /// The inside or outside address.
+    pub address: A,
+    /// The port or ICMP identifier, big-endian in memory.
+    pub port: u16,
+    /// The IP protocol.
+    pub protocol: u8,
+    /// The uplink's index.
+    pub uplink: u8,
+}
+
+/// The value of the map by inside end: 16 bytes for IPv4, 28 for IPv6.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outside<A> {
+    /// The outside address.
+    pub address: A,
+    /// The outside port or ICMP identifier, big-endian in memory.
+    pub port: u16,
+    /// No meaning yet; zero.
+    pub reserved: u16,
+    /// When it was made.
+    pub created: Tick,
+    /// From when on it may be removed if no conntrack entry uses it.
+    pub expires: Tick,
+}
+
+/// The value of the map by outside end: 8 bytes for IPv4, 20 for IPv6.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inside<A> {
+    /// The inside address.
+    pub address: A,
+    /// The inside port or ICMP identifier, big-endian in memory.
+    pub port: u16,
+    /// No meaning yet; zero.
+    pub reserved: u16,
+}
+
+// SAFETY: repr(C) of an address of 4 or 16 bytes aligned to 4 and of fields that fill up whole words: no padding, and every
+// bit pattern is a value. The sizes are asserted in `abi`.
+unsafe impl<A: Address> Zeroable for End<A> {}
+// SAFETY: as above.
+unsafe impl<A: Address> Pod for End<A> {}
+// SAFETY: as above.
+unsafe impl<A: Address> Zeroable for Outside<A> {}
+// SAFETY: as above.
+unsafe impl<A: Address> Pod for Outside<A> {}
+// SAFETY: as above.
+unsafe impl<A: Address> Zeroable for Inside<A> {}
+// SAFETY: as above.
+unsafe impl<A: Address> Pod for Inside<A> {}

@@ -1,0 +1,147 @@
+//! Which outside ports a new binding may try, and in which order.
+//!
+//! RFC 4787 REQ-3 (no overloading: the caller takes a port only if nobody has it), REQ-3a (well-known ports stay well-known, the
+//! rest stays the rest, where the uplink's range has such ports), REQ-4 (parity is kept where possible); RFC 6056 and RFC 6888
+//! REQ-15 (otherwise random). The first candidate is the source port itself.
+//!
+//! Tries are bounded by [`MAX_TRIES`]: at 90 % of the ports in use, 1 in 200 million new flows finds none.
+
+use crate::hash::again;
+
+/// The most candidates that are tried for one binding.
+pub const MAX_TRIES: u32 = 64;
+
+/// Of these, so many keep the source port's parity; after that any port of its class will do.
+const PARITY_TRIES: u32 = 32;
+
+/// Ports below this one are well-known (RFC 6335 section 6).
+const FIRST_UNPRIVILEGED: u16 = 1024;
+
+/// A range of ports, both ends included, in host byte order. For ICMP: of identifiers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// The lowest.
+    pub first: u16,
+    /// The highest; never below `first`.
+    pub last: u16,
+}
+
+impl Range {
+    /// Every port and identifier.
+    pub const ALL: Self = Self { first: 0, last: u16::MAX };
+
+    /// Whether the port lies within.
+    #[inline(always)]
+    pub const fn contains(self, port: u16) -> bool {
+        self.first <= port && port <= self.last
+    }
+
+    /// The part of the range that is of the same class as `port`, or the whole range if there is no such part.
+    #[inline(always)]
+    const fn same_class(self, port: u16) -> Self {
+        if port < FIRST_UNPRIVILEGED {
+            if self.first < FIRST_UNPRIVILEGED {
+                let last = if self.last < FIRST_UNPRIVILEGED { self.last } else { FIRST_UNPRIVILEGED - 1 };
+                return Self { first: self.first, last };
+            }
+        } else if self.last >= FIRST_UNPRIVILEGED {
+            let first = if self.first < FIRST_UNPRIVILEGED { FIRST_UNPRIVILEGED } else { self.first };
+            return Self { first, last: self.last };
+        }
+        self
+    }
+}
+
+/// The candidates for one binding.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidates {
+    wanted: u16,
+    range: Range,
+    class: Range,
+    random: u64,
+    /// Whether identifiers are handed out, which have neither class nor parity.
+    plain: bool,
+}
+
+impl Candidates {
+    /// Candidates for the source port (or identifier) `wanted` within `range`, drawn from the random number `random`.
+    /// `plain` is for ICMP identifiers, which have neither class nor parity.
+    #[inline(always)]
+    pub const fn new(wanted: u16, range: Range, random: u64, plain: bool) -> Self {
+        let class = if plain { range } else { range.same_class(wanted) };
+        Self { wanted, range, class, random, plain }
+    }
+
+    /// The candidate of try number `n` (from 0 to [`MAX_TRIES`] - 1), in host byte order. It always lies within the range.
+    #[inline(always)]
+    pub fn get(&mut self, n: u32) -> u16 {
+        if n == 0 && self.range.contains(self.wanted) {
+            return self.wanted;
+        }
+        self.random = again(self.random);
+        let size = (self.class.last - self.class.first) as u64 + 1;
+        // A number below `size` by multiplication, not division (Lemire, 2019); the bias is below 2^-16.
+        let offset = (((self.random >> 32) * size) >> 32) as u16;
+        let port = self.class.first + offset;
+        if self.plain || n >= PARITY_TRIES || (port ^ self.wanted) & 1 == 0 {
+            return port;
+        }
+        let neighbour = port ^ 1;
+        if self.class.contains(neighbour) { neighbour } else { port }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn range() -> impl Strategy<Value = Range> {
+        (any::<u16>(), any::<u16>()).prop_map(|(a, b)| Range { first: a.min(b), last: a.max(b) })
+    }
+
+    proptest! {
+        #[test]
+        fn candidates_lie_within(wanted: u16, range in range(), random: u64, plain: bool) {
+            let mut candidates = Candidates::new(wanted, range, random, plain);
+            for n in 0..MAX_TRIES {
+                prop_assert!(range.contains(candidates.get(n)));
+            }
+        }
+
+        #[test]
+        fn the_source_port_comes_first(range in range(), random: u64, plain: bool, at in any::<prop::sample::Index>()) {
+            let wanted = range.first + u16::try_from(at.index(usize::from(range.last - range.first) + 1)).unwrap();
+            prop_assert_eq!(Candidates::new(wanted, range, random, plain).get(0), wanted);
+        }
+
+        #[test]
+        fn class_and_parity_are_kept(wanted: u16, random: u64) {
+            let mut candidates = Candidates::new(wanted, Range { first: 2, last: u16::MAX }, random, false);
+            for n in 0..PARITY_TRIES {
+                let port = candidates.get(n);
+                prop_assert_eq!(port & 1, wanted & 1);
+                prop_assert_eq!(port < 1024, wanted < 1024);
+            }
+        }
+
+        #[test]
+        fn without_such_a_class_the_range_serves(wanted in 0u16..1024, random: u64) {
+            let range = Range { first: 1024, last: 65535 };
+            let mut candidates = Candidates::new(wanted, range, random, false);
+            prop_assert!((0..MAX_TRIES).all(|n| range.contains(candidates.get(n))));
+        }
+    }
+
+    #[test]
+    fn ports_are_spread_over_the_range() {
+        let range = Range { first: 1024, last: 65535 };
+        let mut buckets = [0u32; 16];
+        for seed in 0..16_000u64 {
+            let port = Candidates::new(80, range, again(seed), true).get(1);
+            buckets[usize::from((port - 1024) / 4032)] += 1;
+        }
+        // 1000 expected, standard deviation 31
+        assert!(buckets.iter().all(|&b| (845..1155).contains(&b)), "{buckets:?}");
+    }
+}
