@@ -94,7 +94,7 @@ pub mod program {
 pub struct Settings {
     /// [`VERSION`] of whoever made the maps.
     pub abi_version: u32,
-    /// How many uplinks are configured: indices below this are in use.
+    /// One more than the highest index of an uplink.
     pub uplinks: u32,
     /// The key of the flow hash.
     pub seed: [u64; 2],
@@ -128,13 +128,13 @@ pub struct Live {
     pub reserved: u32,
 }
 
-/// An uplink. 56 bytes.
+/// An uplink. 88 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Uplink {
     /// Its interface; zero if it does not exist.
     pub ifindex: u32,
-    /// [`UPLINK_NAT`].
+    /// [`UPLINK_NAT`], [`UPLINK_HOLD`], [`UPLINK_REPIN`].
     pub flags: u32,
     /// The interface's MTU in bytes, without the Ethernet header.
     pub mtu: u32,
@@ -146,10 +146,17 @@ pub struct Uplink {
     pub v4: Route<Ipv4>,
     /// IPv6 source address and gateway.
     pub v6: Route<Ipv6>,
+    /// Its name, padded with zeros; all zero: the index is free. By this a controller that adopts the maps knows which index, and so
+    /// which flows, belong to which uplink.
+    pub name: [u8; 32],
 }
 
 /// Translate: give flows the uplink's address.
 pub const UPLINK_NAT: u32 = 1 << 0;
+/// When the uplink is down, flows that are pinned to it stay on it.
+pub const UPLINK_HOLD: u32 = 1 << 1;
+/// When the uplink is down, TCP flows too are bound anew on another one (without this flag or [`UPLINK_HOLD`]: all but TCP).
+pub const UPLINK_REPIN: u32 = 1 << 2;
 
 /// The addresses of one family that an uplink sends with and to.
 #[repr(C)]
@@ -254,7 +261,7 @@ const _: () = {
     assert!(size_of::<binding::Inside<Ipv6>>() == 20);
     assert!(size_of::<Settings>() == 40);
     assert!(size_of::<Live>() == 16);
-    assert!(size_of::<Uplink>() == 56);
+    assert!(size_of::<Uplink>() == 88);
     assert!(size_of::<Interface>() == 12);
     assert!(size_of::<Policy>() == 16);
     assert!(size_of::<UplinkCounters>() == 40);

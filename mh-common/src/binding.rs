@@ -7,7 +7,7 @@
 //! Invariant: `by outside` is inserted first and with `BPF_NOEXIST`, so a port belongs to at most one inside end; whoever fails
 //! to insert `by inside` after that takes its own `by outside` back.
 //!
-//! Lifetime: `expires` is moved on by the flows that use the binding (see [`crate::time::BINDING_GRANULARITY_TICKS`]) and pulled in
+//! Lifetime: `expires` is moved on by the flows that use the binding (see [`crate::time::MAINTENANCE_TICKS`]) and pulled in
 //! when a TCP flow closes. The controller removes a binding once `expires` has passed and no conntrack entry uses it.
 
 use bytemuck::{Pod, Zeroable};
@@ -36,8 +36,10 @@ pub struct Outside<A> {
     pub address: A,
     /// The outside port or ICMP identifier, big-endian in memory.
     pub port: u16,
+    /// The uplink's index, as in the key.
+    pub uplink: u8,
     /// No meaning yet; zero.
-    pub reserved: u16,
+    pub reserved: u8,
     /// When it was made.
     pub created: Tick,
     /// From when on it may be removed if no conntrack entry uses it.

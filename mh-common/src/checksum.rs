@@ -44,6 +44,12 @@ impl Delta {
         Self(fold(self.0 as u32 + other.0 as u32))
     }
 
+    /// Whether applying it changes nothing: one's complement has two zeros.
+    #[inline(always)]
+    pub const fn is_none(self) -> bool {
+        self.0 == 0 || self.0 == 0xffff
+    }
+
     /// The delta as the 32-bit sum that `bpf_l4_csum_replace` takes with a size of zero.
     #[inline(always)]
     pub const fn to_sum(self) -> u64 {

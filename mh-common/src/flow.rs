@@ -62,8 +62,8 @@ pub struct Entry<A> {
     pub dst_mac: Mac,
     /// The egress interface's Ethernet address; meaningful with [`RESOLVED`].
     pub src_mac: Mac,
-    /// When the Ethernet addresses were resolved.
-    pub resolved: Tick,
+    /// When the half was last maintained: see [`crate::time::MAINTENANCE_TICKS`].
+    pub maintained: Tick,
     /// When the last packet of this direction came, to [`crate::time::SEEN_GRANULARITY_TICKS`].
     pub last_seen: Tick,
     /// When the flow began.
@@ -121,7 +121,7 @@ impl<A: Address> Entry<A> {
             ifindex: 0,
             dst_mac: [0; 6],
             src_mac: [0; 6],
-            resolved: 0,
+            maintained: now,
             last_seen: now,
             created: now,
             uplink,

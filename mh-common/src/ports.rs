@@ -4,15 +4,15 @@
 //! rest stays the rest, where the uplink's range has such ports), REQ-4 (parity is kept where possible); RFC 6056 and RFC 6888
 //! REQ-15 (otherwise random). The first candidate is the source port itself.
 //!
-//! Tries are bounded by [`MAX_TRIES`]: at 90 % of the ports in use, 1 in 200 million new flows finds none.
+//! Tries are bounded by [`MAX_TRIES`]: with half of the ports in use, 1 in 4 billion new flows finds none, with 90 % 1 in 29.
 
 use crate::hash::again;
 
 /// The most candidates that are tried for one binding.
-pub const MAX_TRIES: u32 = 64;
+pub const MAX_TRIES: u32 = 32;
 
 /// Of these, so many keep the source port's parity; after that any port of its class will do.
-const PARITY_TRIES: u32 = 32;
+const PARITY_TRIES: u32 = 16;
 
 /// Ports below this one are well-known (RFC 6335 section 6).
 const FIRST_UNPRIVILEGED: u16 = 1024;
@@ -75,19 +75,15 @@ impl Candidates {
     /// The candidate of try number `n` (from 0 to [`MAX_TRIES`] - 1), in host byte order. It always lies within the range.
     #[inline(always)]
     pub fn get(&mut self, n: u32) -> u16 {
-        if n == 0 && self.range.contains(self.wanted) {
-            return self.wanted;
-        }
         self.random = again(self.random);
         let size = (self.class.last - self.class.first) as u64 + 1;
         // A number below `size` by multiplication, not division (Lemire, 2019); the bias is below 2^-16.
         let offset = (((self.random >> 32) * size) >> 32) as u16;
         let port = self.class.first + offset;
-        if self.plain || n >= PARITY_TRIES || (port ^ self.wanted) & 1 == 0 {
-            return port;
-        }
-        let neighbour = port ^ 1;
-        if self.class.contains(neighbour) { neighbour } else { port }
+        let keep_parity = (!self.plain && n < PARITY_TRIES) as u16;
+        let same_parity = port ^ ((port ^ self.wanted) & keep_parity);
+        let port = if self.class.contains(same_parity) { same_parity } else { port };
+        if n == 0 && self.range.contains(self.wanted) { self.wanted } else { port }
     }
 }
 

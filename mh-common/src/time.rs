@@ -15,11 +15,9 @@ pub const TICK_NS: u64 = 1 << TICK_SHIFT;
 /// `last_seen` is written only when it is at least this old (1.07 s): a write on every packet would dirty a cache line each.
 pub const SEEN_GRANULARITY_TICKS: u32 = 8;
 
-/// A flow extends its binding's life at most this often (17.2 s); timeouts are honoured to this precision, on the late side.
-pub const BINDING_GRANULARITY_TICKS: u32 = 128;
-
-/// How long resolved Ethernet addresses are used without asking the kernel again (4.3 s).
-pub const NEIGHBOUR_LIFETIME_TICKS: u32 = 32;
+/// How often a flow is maintained (every 17.2 s, and when the neighbour epoch changes): its Ethernet addresses are resolved anew
+/// and its binding's life is extended. Timeouts are honoured to this precision, on the late side.
+pub const MAINTENANCE_TICKS: u32 = 128;
 
 /// The tick in which a point of `CLOCK_MONOTONIC` lies.
 #[inline(always)]

@@ -1,0 +1,154 @@
+//! Steering: is a new flow for an uplink at all, and for which one.
+//!
+//! The kernel's routing decides the first question: what it would send to something other than an uplink (a connected network,
+//! another router, a tunnel) or to the machine itself is left alone. A destination without any route is for an uplink: the
+//! uplinks' gateways may come from the configuration only.
+
+use aya_ebpf::{bindings::bpf_fib_lookup as FibLookup, cty::c_void, helpers::generated::bpf_fib_lookup};
+use mh_common::{
+    abi::{self, Live, Settings},
+    address::Address,
+    hash::{self, HashMode},
+    slots,
+    verdict::Verdict,
+    wire::Mac,
+};
+
+use crate::{
+    access::Frame,
+    maps::{self, Tables},
+    parse::{Header, Packet},
+};
+
+/// `BPF_FIB_LOOKUP_OUTPUT`: look up as if the machine itself sent by the given interface.
+const OUTPUT: u32 = 2;
+/// `BPF_FIB_LKUP_RET_SUCCESS`.
+const SUCCESS: i64 = 0;
+/// `BPF_FIB_LKUP_RET_NOT_FWDED`: for the machine itself, or no route.
+const NOT_FORWARDED: i64 = 4;
+/// `BPF_FIB_LKUP_RET_NO_NEIGH`: the route is known, the neighbour is not.
+const NO_NEIGHBOUR: i64 = 7;
+/// `BPF_FIB_LKUP_RET_FRAG_NEEDED`: the route is known, the packet is larger than its MTU.
+const FRAGMENTATION_NEEDED: i64 = 8;
+
+/// How often a slot that names an uplink which is down is answered by another slot, before any uplink that is up will do. The
+/// controller rebuilds the table within milliseconds; until then the shares of the uplinks that are left stay nearly right.
+const REHASHES: u32 = 8;
+
+/// Where the kernel would send a packet.
+pub struct NextHop {
+    /// The interface.
+    pub ifindex: u32,
+    /// Whether the neighbour is known; the Ethernet addresses mean something only then.
+    pub resolved: bool,
+    /// The next hop's Ethernet address.
+    pub dst_mac: Mac,
+    /// The interface's Ethernet address.
+    pub src_mac: Mac,
+}
+
+/// Why there is no next hop.
+pub enum NoRoute {
+    /// For the machine itself, or there is no route.
+    NotForwarded,
+    /// A route that refuses, or forwarding is off.
+    Refused,
+}
+
+/// A question to the kernel's routing.
+pub struct Query {
+    /// Source address, as words for helpers.
+    pub src: [u32; 4],
+    /// Destination address.
+    pub dst: [u32; 4],
+    /// The interface that the packet came in by, or, with [`Query::output`], is to leave by.
+    pub ifindex: u32,
+    /// Whether it is to leave by the interface.
+    pub output: bool,
+    /// AF_INET or AF_INET6.
+    pub family: u8,
+    /// The IP protocol.
+    pub protocol: u8,
+    /// The TOS; traffic class is not looked at.
+    pub tos: u8,
+}
+
+/// Asks the kernel's routing.
+// VERIFIER: a function of its own, since its 64 bytes of stack, inlined at each call, go past the limit of 512 on every kernel.
+#[inline(never)]
+pub fn next_hop(ctx: *mut c_void, query: &Query) -> Result<NextHop, NoRoute> {
+    // SAFETY: plain integers, for which zero is a value.
+    let mut fib: FibLookup = unsafe { core::mem::zeroed() };
+    fib.family = query.family;
+    fib.l4_protocol = query.protocol;
+    fib.ifindex = query.ifindex;
+    fib.__bindgen_anon_2.tos = query.tos;
+    fib.__bindgen_anon_3.ipv6_src = query.src;
+    fib.__bindgen_anon_4.ipv6_dst = query.dst;
+    let flags = if query.output { OUTPUT } else { 0 };
+    // SAFETY: the parameters have the kernel's layout and live through the call.
+    let code = unsafe { bpf_fib_lookup(ctx, &raw mut fib, size_of::<FibLookup>() as i32, flags) } as i64;
+    match code {
+        SUCCESS | NO_NEIGHBOUR | FRAGMENTATION_NEEDED => Ok(NextHop {
+            ifindex: fib.ifindex,
+            resolved: code != NO_NEIGHBOUR,
+            dst_mac: fib.dmac,
+            src_mac: fib.smac,
+        }),
+        NOT_FORWARDED => Err(NoRoute::NotForwarded),
+        _ => Err(NoRoute::Refused),
+    }
+}
+
+/// Whether the kernel would send the packet to an uplink, or nowhere at all.
+#[inline(always)]
+pub fn is_for_uplink<Fam: Tables + Header, F: Frame>(frame: &F, packet: &Packet<Fam::Address>) -> bool {
+    let key = &packet.key;
+    let query = Query {
+        src: Fam::words(key.src),
+        dst: Fam::words(key.dst),
+        ifindex: frame.ifindex(),
+        output: false,
+        family: Fam::AF,
+        protocol: key.protocol,
+        tos: packet.tos,
+    };
+    match next_hop(frame.context(), &query) {
+        Ok(hop) => maps::interface(hop.ifindex).is_some_and(|i| i.role == abi::ROLE_UPLINK),
+        // SAFETY: only whether there is an entry matters.
+        Err(NoRoute::NotForwarded) => unsafe { Fam::local().get(key.dst) }.is_none(),
+        Err(NoRoute::Refused) => false,
+    }
+}
+
+/// The uplink for a new flow: the one that its slot names, if it may take flows; else another one that may.
+#[inline(always)]
+pub fn select<A: Address>(packet: &Packet<A>, live: &Live, settings: &Settings) -> Result<u8, Verdict> {
+    let policy = maps::policy(abi::DEFAULT_POLICY).ok_or(Verdict::NoUplink)?;
+    let candidates = policy.members & live.healthy;
+    if candidates == 0 {
+        return Err(Verdict::NoUplink);
+    }
+    let table = maps::slots(policy.table).ok_or(Verdict::NoUplink)?;
+    let key = &packet.key;
+    let mode = HashMode::from_u32(policy.hash_mode);
+    let mut value = hash::flow(settings.seed, mode, key.src, key.dst, key.sport, key.dport, key.protocol);
+    for _ in 0..=REHASHES {
+        let index = table[slots::slot(value)];
+        if (index as usize) < abi::MAX_UPLINKS && candidates >> index & 1 != 0 {
+            return Ok(index);
+        }
+        value = hash::again(value);
+    }
+    // VERIFIER: the index is computed and not counted; a loop that breaks with its counter multiplies everything that follows
+    // by the number of uplinks (6.18: more than a million instructions processed).
+    let mut left = candidates;
+    let nth = (value >> 32) as u32 % candidates.count_ones();
+    for n in 0..abi::MAX_UPLINKS as u32 {
+        if n == nth {
+            break;
+        }
+        left &= left - 1;
+    }
+    Ok(left.trailing_zeros() as u8)
+}

@@ -1,0 +1,359 @@
+//! The typed config: what the rest of mh works with once a file has been found valid.
+//!
+//! Invariants of a [`Config`] that came out of [`parse`](super::parse): `lan` and `uplinks` are not empty, there are at most
+//! [`MAX_UPLINKS`] uplinks, uplink names and interfaces are unique, no uplink's interface is matched by `lan`, and every index in
+//! `default_policy` is one of `uplinks`.
+
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+use std::time::Duration;
+
+/// How many uplinks a config may have.
+pub const MAX_UPLINKS: usize = 32;
+
+/// The longest name of a network interface in bytes (the kernel's `IFNAMSIZ` less its NUL).
+pub const MAX_INTERFACE_NAME: usize = 15;
+
+/// The longest name of an uplink in bytes.
+pub const MAX_UPLINK_NAME: usize = 32;
+
+/// The whole config.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// The interfaces whose traffic is steered.
+    pub lan: Vec<InterfacePattern>,
+    /// Settings of the datapath.
+    pub datapath: Datapath,
+    /// The uplinks in file order. An index into this is what the datapath calls an uplink.
+    pub uplinks: Vec<Uplink>,
+    /// The policy of new flows.
+    pub default_policy: Policy,
+    /// How long idle flows and bindings are kept.
+    pub timeouts: Timeouts,
+}
+
+impl Config {
+    /// The index of the uplink that is named `name`.
+    #[must_use]
+    pub fn uplink_index(&self, name: &str) -> Option<usize> {
+        self.uplinks.iter().position(|uplink| uplink.name == name)
+    }
+
+    /// Is traffic from the interface `name` steered?
+    #[must_use]
+    pub fn is_lan(&self, name: &str) -> bool {
+        self.lan.iter().any(|pattern| pattern.matches(name))
+    }
+}
+
+/// The name of a network interface, or its beginning followed by `*`.
+///
+/// Parsed with [`FromStr`], displayed as it was written.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct InterfacePattern {
+    /// The name, or its beginning.
+    stem: String,
+    /// Whether a `*` follows.
+    open: bool,
+}
+
+impl InterfacePattern {
+    /// Does the pattern cover the interface `name`? A pattern with a `*` never covers the loopback interface.
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        if self.open {
+            name.starts_with(&self.stem) && name != LOOPBACK
+        } else {
+            name == self.stem
+        }
+    }
+}
+
+impl fmt::Display for InterfacePattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.stem)?;
+        if self.open {
+            f.write_str("*")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for InterfacePattern {
+    type Err = InterfaceNameError;
+
+    fn from_str(text: &str) -> Result<Self, InterfaceNameError> {
+        let (stem, open) = match text.strip_suffix('*') {
+            Some(stem) => (stem, true),
+            None => (text, false),
+        };
+        if stem.contains('*') {
+            return Err(InterfaceNameError::Star);
+        }
+        // `*` alone is everything; else the stem has to be able to begin a name.
+        if !(open && stem.is_empty()) {
+            check_interface_name(stem)?;
+        }
+        Ok(Self {
+            stem: stem.to_owned(),
+            open,
+        })
+    }
+}
+
+/// Why a text is not the name of an interface that mh can use; the messages continue "NAME is no interface that ...: ".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InterfaceNameError {
+    /// No characters.
+    #[error("it is empty")]
+    Empty,
+    /// More than [`MAX_INTERFACE_NAME`] bytes.
+    #[error("it is longer than {MAX_INTERFACE_NAME} bytes")]
+    Long,
+    /// A character that the kernel refuses, or `.` or `..`.
+    #[error("white space, \"/\", \":\", \".\" and \"..\" are not allowed")]
+    Character,
+    /// The loopback interface.
+    #[error("the loopback interface carries no traffic to steer")]
+    Loopback,
+    /// A `*` where none may be.
+    #[error("a * stands for the rest of a name and is allowed at the end of lan's only")]
+    Star,
+}
+
+const LOOPBACK: &str = "lo";
+
+/// Checks a name as the kernel does (`dev_valid_name`), and that it is not the loopback interface.
+pub(super) fn check_interface_name(name: &str) -> Result<(), InterfaceNameError> {
+    if name.is_empty() {
+        Err(InterfaceNameError::Empty)
+    } else if name.len() > MAX_INTERFACE_NAME {
+        Err(InterfaceNameError::Long)
+    } else if matches!(name, "." | "..")
+        || name.contains(|c: char| {
+            c == '/' || c == ':' || c == '\0' || c.is_whitespace() || c.is_control()
+        })
+    {
+        Err(InterfaceNameError::Character)
+    } else if name.contains('*') {
+        Err(InterfaceNameError::Star)
+    } else if name == LOOPBACK {
+        Err(InterfaceNameError::Loopback)
+    } else {
+        Ok(())
+    }
+}
+
+/// Settings of the datapath: `[datapath]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Datapath {
+    /// Where programs are attached.
+    pub mode: Mode,
+    /// Capacity of the conntrack; each flow takes two entries, one per direction.
+    pub conntrack_entries: u32,
+    /// Capacity of the NAT bindings.
+    pub bindings: u32,
+    /// The bits of `skb->mark` that are mh's: not zero, and one run.
+    pub mark_mask: u32,
+    /// Whether flows that this machine starts itself are steered too.
+    pub host_traffic: bool,
+}
+
+impl Default for Datapath {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Auto,
+            conntrack_entries: 1_048_576,
+            bindings: 262_144,
+            mark_mask: 0x00ff_0000,
+            host_traffic: false,
+        }
+    }
+}
+
+/// Generates an enum whose values are written as fixed words, and both ways between the two.
+macro_rules! words {
+    ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$variant_meta])* $variant,)+
+        }
+
+        impl $name {
+            /// Every value.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// The word for it in configs and reports.
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)+
+                }
+            }
+
+            /// The value that is written `word`.
+            #[must_use]
+            pub fn from_word(word: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|value| value.as_str() == word)
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+
+words! {
+    /// Where the programs are attached.
+    Mode {
+        /// XDP where the driver does it natively and checksums make it safe, else TC.
+        Auto = "auto",
+        /// XDP in front of TC, wherever it can be attached.
+        Xdp = "xdp",
+        /// TC alone.
+        Tc = "tc",
+    }
+}
+
+words! {
+    /// What happens to the flows of an uplink that fails.
+    OnDown {
+        /// They are reset, so that their ends connect anew at once.
+        Reset = "reset",
+        /// They are bound to another uplink.
+        Repin = "repin",
+        /// They wait for the uplink to return.
+        Hold = "hold",
+    }
+}
+
+words! {
+    /// What the choice of an uplink depends on.
+    HashMode {
+        /// Each flow for itself.
+        Flow = "flow",
+        /// All flows of a source address go together.
+        Source = "source",
+        /// All flows between two addresses go together.
+        SourceDestination = "source-destination",
+    }
+}
+
+/// An uplink: `[uplink.NAME]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Uplink {
+    /// Its name: 1 to 32 ASCII letters, digits, `_` and `-`.
+    pub name: String,
+    /// The interface that it is reached by.
+    pub interface: String,
+    /// The next router; `None`: learned from the interface's default route, and followed.
+    pub gateway: Option<Ipv4Addr>,
+    /// The address that flows leave with; `None`: the interface's primary address, and followed.
+    pub address: Option<Ipv4Addr>,
+    /// Its share of new flows where the policy names none; 0: only when named by a rule.
+    pub weight: u16,
+    /// The outside ports (and ICMP identifiers) that NAT may use.
+    pub ports: PortRange,
+    /// What happens to its flows when it fails.
+    pub on_down: OnDown,
+    /// How the maximum segment size of TCP connections is limited.
+    pub mss_clamp: MssClamp,
+    /// Whether source addresses are translated.
+    pub nat: bool,
+}
+
+/// Ports from `first` to `last`, both included; `1 <= first <= last`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortRange {
+    /// The lowest port.
+    pub first: u16,
+    /// The highest port.
+    pub last: u16,
+}
+
+impl PortRange {
+    /// Is `port` one of them?
+    #[must_use]
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+}
+
+impl Default for PortRange {
+    /// All ports that need no privilege.
+    fn default() -> Self {
+        Self {
+            first: 1024,
+            last: u16::MAX,
+        }
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last {
+            write!(f, "{}", self.first)
+        } else {
+            write!(f, "{}-{}", self.first, self.last)
+        }
+    }
+}
+
+/// How the maximum segment size (MSS) that TCP connections announce is limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MssClamp {
+    /// To what the uplink's MTU has room for.
+    Auto,
+    /// Not at all.
+    Off,
+    /// To this many bytes.
+    Bytes(u16),
+}
+
+impl fmt::Display for MssClamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Off => f.write_str("off"),
+            Self::Bytes(bytes) => write!(f, "{bytes}"),
+        }
+    }
+}
+
+/// How new flows are spread over uplinks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// Indices into [`Config::uplinks`] with weights. Those with weight 0 get no new flows.
+    pub members: Vec<(usize, u16)>,
+    /// What the choice depends on.
+    pub hash: HashMode,
+}
+
+/// How long a flow and its binding are kept after the last packet: `[timeouts]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// UDP.
+    pub udp: Duration,
+    /// TCP connections whose handshake is done.
+    pub tcp_established: Duration,
+    /// TCP connections that are being opened or closed.
+    pub tcp_transitory: Duration,
+    /// ICMP queries such as ping.
+    pub icmp: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            udp: Duration::from_secs(300),
+            tcp_established: Duration::from_secs(7440),
+            tcp_transitory: Duration::from_secs(240),
+            icmp: Duration::from_secs(60),
+        }
+    }
+}

@@ -1,0 +1,356 @@
+//! Which keys there are: one table per section of the config.
+//!
+//! A key that this version acts on has a [`Scalar`] (name, what may stand there in words, how it is read) or is a table or list of
+//! its own; all of them, and the keys that belong to the format but are not supported yet, are listed in their [`Section`]. Unknown
+//! keys are found, and the nearest known ones proposed, from these lists alone, so a new key is one line here and one where it is
+//! used. `docs/config.md` describes each; a test holds the two together.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use toml::de::DeValue;
+
+use super::model::{HashMode, Mode, MssClamp, OnDown, PortRange, Timeouts};
+use super::value::{self, AddressForm, Mismatch};
+
+/// A key whose value is read in one piece.
+pub(super) struct Scalar<T> {
+    /// The key.
+    pub(super) name: &'static str,
+    /// What may stand there; continues "NAME must be ".
+    pub(super) wants: &'static str,
+    /// Reads it.
+    pub(super) read: for<'a, 'i> fn(&'a DeValue<'i>) -> Result<T, Mismatch>,
+}
+
+/// A key that may stand in a section.
+pub(super) struct Entry {
+    /// The key.
+    pub(super) name: &'static str,
+    /// Whether this version acts on it.
+    pub(super) support: Support,
+}
+
+/// Whether this version acts on a key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Support {
+    /// Yes.
+    Now,
+    /// No: it is refused.
+    Later,
+    /// No: each table or element under it is refused for itself.
+    LaterEach,
+}
+
+/// The keys of a section.
+pub(super) struct Section {
+    /// Where the section is, for messages; continues "it belongs ".
+    pub(super) place: &'static str,
+    /// Its keys in the order of the documentation.
+    pub(super) entries: &'static [Entry],
+}
+
+const fn now(name: &'static str) -> Entry {
+    Entry {
+        name,
+        support: Support::Now,
+    }
+}
+
+const fn later(name: &'static str) -> Entry {
+    Entry {
+        name,
+        support: Support::Later,
+    }
+}
+
+const fn later_each(name: &'static str) -> Entry {
+    Entry {
+        name,
+        support: Support::LaterEach,
+    }
+}
+
+impl<T> Scalar<T> {
+    const fn entry(&self) -> Entry {
+        now(self.name)
+    }
+}
+
+/// Every section that this version reads.
+pub(super) const SECTIONS: &[&Section] = &[&ROOT, &DATAPATH, &UPLINK, &POLICY, &TIMEOUTS];
+
+// The top level.
+
+pub(super) const LAN: &str = "lan";
+/// What `lan` must be.
+pub(super) const LAN_WANTS: &str = "a list of interface names such as [\"lan0\", \"vlan*\"]";
+pub(super) const DATAPATH_TABLE: &str = "datapath";
+pub(super) const UPLINK_TABLE: &str = "uplink";
+pub(super) const POLICY_TABLE: &str = "policy";
+pub(super) const TIMEOUTS_TABLE: &str = "timeouts";
+
+pub(super) const ROOT: Section = Section {
+    place: "at the top level, above the first [section]",
+    entries: &[
+        now(LAN),
+        now(DATAPATH_TABLE),
+        now(UPLINK_TABLE),
+        now(POLICY_TABLE),
+        now(TIMEOUTS_TABLE),
+        later_each("rule"),
+        later_each("set"),
+        later_each("forward"),
+        later("hooks"),
+        later("metrics"),
+    ],
+};
+
+// [datapath]
+
+pub(super) const MODE: Scalar<Mode> = Scalar {
+    name: "mode",
+    wants: "\"auto\", \"xdp\" or \"tc\"",
+    read: |value| value::word(value, Mode::from_word),
+};
+pub(super) const CONNTRACK_ENTRIES: Scalar<u32> = Scalar {
+    name: "conntrack_entries",
+    wants: "a whole number from 1024 to 16777216",
+    read: |value| value::integer(value, 1024, 16_777_216),
+};
+pub(super) const BINDINGS: Scalar<u32> = Scalar {
+    name: "bindings",
+    wants: "a whole number from 64 to 16777216",
+    read: |value| value::integer(value, 64, 16_777_216),
+};
+pub(super) const MARK_MASK: Scalar<u32> = Scalar {
+    name: "mark_mask",
+    wants: "a hexadecimal number of 32 bits in quotes with one run of bits set, such as \"0x00ff0000\"",
+    read: value::mark_mask,
+};
+pub(super) const HOST_TRAFFIC: Scalar<bool> = Scalar {
+    name: "host_traffic",
+    wants: "true or false",
+    read: value::boolean,
+};
+
+pub(super) const DATAPATH: Section = Section {
+    place: "in [datapath]",
+    entries: &[
+        MODE.entry(),
+        CONNTRACK_ENTRIES.entry(),
+        BINDINGS.entry(),
+        MARK_MASK.entry(),
+        HOST_TRAFFIC.entry(),
+    ],
+};
+
+// [uplink.NAME]
+
+pub(super) const INTERFACE: Scalar<String> = Scalar {
+    name: "interface",
+    wants: "the name of an interface such as \"wan1\"",
+    read: value::interface,
+};
+pub(super) const GATEWAY: Scalar<Ipv4Addr> = Scalar {
+    name: "gateway",
+    wants: "the IPv4 address of the next router, such as \"198.51.100.1\"",
+    read: value::address,
+};
+pub(super) const ADDRESS: Scalar<AddressForm> = Scalar {
+    name: "address",
+    wants: "an IPv4 address such as \"198.51.100.2\"",
+    read: value::address_form,
+};
+pub(super) const WEIGHT: Scalar<u16> = Scalar {
+    name: "weight",
+    wants: "a whole number from 0 to 65535",
+    read: |value| value::integer(value, 0, 65_535),
+};
+pub(super) const PORTS: Scalar<PortRange> = Scalar {
+    name: "ports",
+    wants: "a range of ports such as \"1024-65535\", or one such as \"5000\", from 1 to 65535 and in quotes",
+    read: value::ports,
+};
+pub(super) const ON_DOWN: Scalar<OnDown> = Scalar {
+    name: "on_down",
+    wants: "\"reset\", \"repin\" or \"hold\"",
+    read: |value| value::word(value, OnDown::from_word),
+};
+pub(super) const MSS_CLAMP: Scalar<MssClamp> = Scalar {
+    name: "mss_clamp",
+    wants: "\"auto\", \"off\" or a whole number from 536 to 65495",
+    read: value::mss_clamp,
+};
+pub(super) const NAT: Scalar<bool> = Scalar {
+    name: "nat",
+    wants: "true or false",
+    read: value::boolean,
+};
+
+pub(super) const UPLINK: Section = Section {
+    place: "in [uplink.NAME]",
+    entries: &[
+        INTERFACE.entry(),
+        GATEWAY.entry(),
+        ADDRESS.entry(),
+        WEIGHT.entry(),
+        PORTS.entry(),
+        ON_DOWN.entry(),
+        MSS_CLAMP.entry(),
+        NAT.entry(),
+        later("probe"),
+        later("gateway6"),
+        later("address6"),
+        later("nptv6"),
+        later("nat66"),
+    ],
+};
+
+// [policy.NAME]
+
+/// The one policy of this version.
+pub(super) const DEFAULT_POLICY: &str = "default";
+pub(super) const TIERS: &str = "tiers";
+/// What `tiers` must be.
+pub(super) const TIERS_WANTS: &str =
+    "a list with a table of uplinks and weights, such as [ { isp1 = 2, isp2 = 1 } ]";
+pub(super) const HASH: Scalar<HashMode> = Scalar {
+    name: "hash",
+    wants: "\"flow\", \"source\" or \"source-destination\"",
+    read: |value| value::word(value, HashMode::from_word),
+};
+pub(super) const STICKY: Scalar<Duration> = Scalar {
+    name: "sticky",
+    wants: "a duration in quotes such as \"300s\" or \"1h30m\"",
+    read: value::duration,
+};
+
+pub(super) const POLICY: Section = Section {
+    place: "in [policy.NAME]",
+    entries: &[now(TIERS), HASH.entry(), STICKY.entry()],
+};
+
+// [timeouts]
+
+/// A timeout and the least that an RFC asks for.
+pub(super) struct Timeout {
+    /// Its key.
+    pub(super) key: Scalar<Duration>,
+    /// Less than this is accepted with a warning.
+    pub(super) floor: Duration,
+    /// Where the floor is from.
+    pub(super) source: &'static str,
+    /// Its place in the config.
+    pub(super) field: fn(&mut Timeouts) -> &mut Duration,
+}
+
+const fn timeout(name: &'static str) -> Scalar<Duration> {
+    Scalar {
+        name,
+        wants: "a duration in quotes from \"1s\" to \"720h\", such as \"300s\" or \"1h30m\"",
+        read: value::timeout,
+    }
+}
+
+pub(super) const TIMEOUT_KEYS: &[Timeout] = &[
+    Timeout {
+        key: timeout("udp"),
+        floor: Duration::from_secs(120),
+        source: "RFC 4787 REQ-5",
+        field: |timeouts| &mut timeouts.udp,
+    },
+    Timeout {
+        key: timeout("tcp_established"),
+        floor: Duration::from_secs(7440),
+        source: "RFC 5382 REQ-5",
+        field: |timeouts| &mut timeouts.tcp_established,
+    },
+    Timeout {
+        key: timeout("tcp_transitory"),
+        floor: Duration::from_secs(240),
+        source: "RFC 5382 REQ-5",
+        field: |timeouts| &mut timeouts.tcp_transitory,
+    },
+    Timeout {
+        key: timeout("icmp"),
+        floor: Duration::from_secs(60),
+        source: "RFC 5508 REQ-2",
+        field: |timeouts| &mut timeouts.icmp,
+    },
+];
+
+pub(super) const TIMEOUTS: Section = Section {
+    place: "in [timeouts]",
+    entries: &[
+        TIMEOUT_KEYS[0].key.entry(),
+        TIMEOUT_KEYS[1].key.entry(),
+        TIMEOUT_KEYS[2].key.entry(),
+        TIMEOUT_KEYS[3].key.entry(),
+    ],
+};
+
+impl Section {
+    /// The entry for `name`.
+    pub(super) fn entry(&self, name: &str) -> Option<&'static Entry> {
+        self.entries.iter().find(|entry| entry.name == name)
+    }
+
+    /// The names of the keys that `name` may be a misspelling of.
+    pub(super) fn nearest(&self, name: &str) -> Vec<&'static str> {
+        nearest(name, self.entries.iter().map(|entry| entry.name))
+    }
+
+    /// What to do about the key `name`, which the section does not have.
+    pub(super) fn mend(&self, name: &str) -> String {
+        let near = self.nearest(name);
+        if near.iter().any(|near| distance(name, near) <= 1) {
+            return did_you_mean(&near);
+        }
+        if let Some(other) = SECTIONS
+            .iter()
+            .find(|section| section.entry(name).is_some())
+        {
+            return format!("it belongs {}", other.place);
+        }
+        if !near.is_empty() {
+            return did_you_mean(&near);
+        }
+        let supported: Vec<&str> = self
+            .entries
+            .iter()
+            .filter(|entry| entry.support == Support::Now)
+            .map(|entry| entry.name)
+            .collect();
+        format!("the keys here are {}", supported.join(", "))
+    }
+}
+
+/// `did you mean "a"?`, or, where several are equally near, `did you mean "a" or "b"?`.
+pub(super) fn did_you_mean(near: &[&str]) -> String {
+    let quoted: Vec<String> = near.iter().map(|name| format!("{name:?}")).collect();
+    format!("did you mean {}?", quoted.join(" or "))
+}
+
+/// Those of `known` that are nearest to `name`: all at the least distance, if that is at most a third of their length (or 1).
+pub(super) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Vec<&'n str> {
+    let mut near = Vec::new();
+    let mut least = usize::MAX;
+    for candidate in known {
+        let distance = distance(name, candidate);
+        if distance > (candidate.chars().count() / 3).max(1) || distance > least {
+            continue;
+        }
+        if distance < least {
+            near.clear();
+            least = distance;
+        }
+        near.push(candidate);
+    }
+    near
+}
+
+/// Edits between two names, whatever their case: letters added, left out, replaced, or swapped with their neighbour.
+fn distance(left: &str, right: &str) -> usize {
+    strsim::osa_distance(&left.to_lowercase(), &right.to_lowercase())
+}

@@ -1,0 +1,249 @@
+//! A table of the document under the eyes of the schema: keys that do not belong are reported when it is opened, and values that
+//! do not fit when they are read. Everything is reported where it stands, and nothing is reported twice.
+
+use toml::Spanned;
+use toml::de::{DeArray, DeString, DeTable, DeValue};
+
+use super::fault::Report;
+use super::schema::{Scalar, Section, Support};
+use super::value::{Mismatch, describe, describe_value, quoted};
+
+/// A key and the bytes where it stands.
+pub(super) type Key<'i> = Spanned<DeString<'i>>;
+/// A value and the bytes where it stands.
+pub(super) type Value<'i> = Spanned<DeValue<'i>>;
+
+/// Something that was read, and the byte where its key and its value begin.
+pub(super) struct Placed<T> {
+    pub(super) key_at: usize,
+    pub(super) at: usize,
+    pub(super) value: T,
+}
+
+/// A table of the document and the section of the schema that it is.
+pub(super) struct Table<'t, 'i> {
+    section: &'static Section,
+    /// Its dotted path, empty for the document itself.
+    pub(super) path: String,
+    /// Where it is named.
+    pub(super) at: usize,
+    entries: &'t DeTable<'i>,
+}
+
+impl<'t, 'i> Table<'t, 'i> {
+    /// Opens a table and reports its keys that are unknown or not supported.
+    pub(super) fn new(
+        section: &'static Section,
+        path: String,
+        at: usize,
+        entries: &'t DeTable<'i>,
+        report: &mut Report,
+    ) -> Self {
+        let table = Self {
+            section,
+            path,
+            at,
+            entries,
+        };
+        for (key, value) in in_file_order(entries) {
+            match section.entry(key.get_ref()).map(|entry| entry.support) {
+                Some(Support::Now) => {}
+                Some(Support::Later) => refuse(&table.path_of(key), key.span().start, report),
+                Some(Support::LaterEach) => refuse_each(&table.path_of(key), key, value, report),
+                None => report.fault(
+                    key.span().start,
+                    format!(
+                        "unknown key {} {}; {}",
+                        quoted(key.get_ref()),
+                        table.place(),
+                        section.mend(key.get_ref())
+                    ),
+                ),
+            }
+        }
+        table
+    }
+
+    /// The value of a key of this table as a table of its own, read as `section`.
+    pub(super) fn open(
+        section: &'static Section,
+        path: String,
+        (key, value): (&Key<'i>, &'t Value<'i>),
+        report: &mut Report,
+    ) -> Option<Self> {
+        let entries = entries_of(&path, &format!("[{path}]"), value, report)?;
+        Some(Self::new(section, path, key.span().start, entries, report))
+    }
+
+    /// The section at `name` of this table.
+    pub(super) fn child(
+        &self,
+        name: &str,
+        section: &'static Section,
+        report: &mut Report,
+    ) -> Option<Table<'t, 'i>> {
+        let (key, value) = self.get(name)?;
+        Table::open(section, self.path_of(key), (key, value), report)
+    }
+
+    /// A key and its value, whatever they are.
+    pub(super) fn get(&self, name: &str) -> Option<(&'t Key<'i>, &'t Value<'i>)> {
+        self.entries.get_key_value(name)
+    }
+
+    /// Reads the value of a key; `None` if it is left out or wrong.
+    pub(super) fn read<T>(&self, scalar: &Scalar<T>, report: &mut Report) -> Option<Placed<T>> {
+        debug_assert!(
+            self.section.entry(scalar.name).is_some(),
+            "{} is not in the schema",
+            scalar.name
+        );
+        let (key, value) = self.get(scalar.name)?;
+        let value_read = read_as(scalar.name, scalar, value, report)?;
+        Some(Placed {
+            key_at: key.span().start,
+            at: value.span().start,
+            value: value_read,
+        })
+    }
+
+    /// Is a required key left out? A misspelt one, which has been reported, counts as there.
+    pub(super) fn lacks(&self, name: &str) -> bool {
+        self.get(name).is_none()
+            && !self.entries.keys().any(|key| {
+                self.section.entry(key.get_ref()).is_none()
+                    && self.section.nearest(key.get_ref()).contains(&name)
+            })
+    }
+
+    fn path_of(&self, key: &Key<'_>) -> String {
+        dotted(&self.path, key.get_ref())
+    }
+
+    fn place(&self) -> String {
+        if self.path.is_empty() {
+            "at the top level".to_owned()
+        } else {
+            format!("in [{}]", self.path)
+        }
+    }
+}
+
+/// Can the key `name` be written without quotes?
+pub(super) fn is_bare(name: &str) -> bool {
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+}
+
+/// The path of the key `name` of the table at `parent`, as it is written in a header.
+pub(super) fn dotted(parent: &str, name: &str) -> String {
+    let name = if is_bare(name) {
+        name.to_owned()
+    } else {
+        quoted(name)
+    };
+    if parent.is_empty() {
+        name
+    } else {
+        format!("{parent}.{name}")
+    }
+}
+
+/// Reads `value` as `scalar` describes and reports it under `name` if it does not fit.
+pub(super) fn read_as<T>(
+    name: &str,
+    scalar: &Scalar<T>,
+    value: &Value<'_>,
+    report: &mut Report,
+) -> Option<T> {
+    let mismatch = match (scalar.read)(value.get_ref()) {
+        Ok(read) => return Some(read),
+        Err(mismatch) => mismatch,
+    };
+    let wants = scalar.wants;
+    let message = match mismatch {
+        Mismatch::Type => format!("{name} must be {wants}, not {}", describe(value.get_ref())),
+        Mismatch::Value => format!(
+            "{name} must be {wants}, not {}",
+            describe_value(value.get_ref())
+        ),
+        Mismatch::Because(reason) => format!(
+            "{name} must be {wants}, not {}: {reason}",
+            describe_value(value.get_ref())
+        ),
+    };
+    report.fault(value.span().start, message);
+    None
+}
+
+/// The keys and values of a table, or a report that it is none.
+pub(super) fn entries_of<'t, 'i>(
+    name: &str,
+    wants: &str,
+    value: &'t Value<'i>,
+    report: &mut Report,
+) -> Option<&'t DeTable<'i>> {
+    let entries = value.get_ref().as_table();
+    if entries.is_none() {
+        report.fault(
+            value.span().start,
+            format!(
+                "{name} must be a table, {wants}, not {}",
+                describe(value.get_ref())
+            ),
+        );
+    }
+    entries
+}
+
+/// The elements of a list, or a report that it is none.
+pub(super) fn list_of<'t, 'i>(
+    name: &str,
+    wants: &str,
+    value: &'t Value<'i>,
+    report: &mut Report,
+) -> Option<&'t DeArray<'i>> {
+    let list = value.get_ref().as_array().filter(|list| !list.is_empty());
+    if list.is_none() {
+        report.fault(
+            value.span().start,
+            format!("{name} must be {wants}, not {}", describe(value.get_ref())),
+        );
+    }
+    list
+}
+
+/// Keys and values as they follow each other in the text.
+pub(super) fn in_file_order<'t, 'i>(table: &'t DeTable<'i>) -> Vec<(&'t Key<'i>, &'t Value<'i>)> {
+    let mut entries: Vec<_> = table.iter().collect();
+    entries.sort_by_key(|(key, _)| key.span().start);
+    entries
+}
+
+/// Reports a part of the format that this version does not support.
+pub(super) fn refuse(what: &str, at: usize, report: &mut Report) {
+    report.fault(
+        at,
+        format!("{what} is not supported by this version of mh yet; remove it"),
+    );
+}
+
+/// Refuses each table or list element at `key` for itself, so that all have a fault of their own.
+fn refuse_each(path: &str, key: &Key<'_>, value: &Value<'_>, report: &mut Report) {
+    match value.get_ref() {
+        DeValue::Table(tables) if !tables.is_empty() => {
+            for (name, _) in in_file_order(tables) {
+                refuse(&dotted(path, name.get_ref()), name.span().start, report);
+            }
+        }
+        // A list made by [[KEY]] headers begins at its first header, in front of that header's key.
+        DeValue::Array(list) if value.span().start < key.span().start => {
+            for element in list {
+                refuse(&format!("[[{path}]]"), element.span().start, report);
+            }
+        }
+        _ => refuse(path, key.span().start, report),
+    }
+}

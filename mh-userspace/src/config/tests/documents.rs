@@ -1,0 +1,155 @@
+//! Whole documents: the format with everything that belongs to it, the example, and the reference of keys.
+
+use std::path::{Path, PathBuf};
+
+use super::super::schema::{SECTIONS, Support};
+use super::super::{MssClamp, OnDown, load};
+use super::{config, faults, loaded};
+
+/// The whole format, also the parts that this version refuses.
+const WHOLE_FORMAT: &str = r#"lan = ["lan0"]
+
+[datapath]
+mode = "auto"
+conntrack_entries = 1048576
+bindings = 262144
+mark_mask = "0x00ff0000"
+host_traffic = true
+
+[uplink.isp1]
+interface = "wan1"
+gateway   = "198.51.100.1"
+address   = "198.51.100.2"
+weight    = 2
+ports     = "1024-65535"
+on_down   = "reset"
+mss_clamp = "auto"
+nat       = true
+
+[uplink.isp1.probe]
+targets  = ["icmp://192.0.2.1", "tcp://192.0.2.9:443", "http://192.0.2.9/health", "dns://192.0.2.53/example.org"]
+quorum   = 1
+interval = "500ms"
+timeout  = "400ms"
+down     = 3
+up       = 5
+loss     = { window = 40, warn = "5%", down = "20%" }
+latency  = { window = 40, warn = "200ms", down = "500ms" }
+
+[uplink.isp2]
+interface = "wan2"
+gateway   = "203.0.113.1"
+address6  = "2001:db8:2::2"
+nptv6     = { inside = "fd00:1::/48", outside = "2001:db8:2::/48" }
+
+[policy.default]
+tiers = [ { isp1 = 2, isp2 = 1 }, { lte = 1 } ]
+hash  = "flow"
+sticky = "0s"
+
+[[rule]]
+name = "bank"
+from = ["192.168.1.0/24"]
+to   = ["set:banks"]
+protocol = "tcp"
+from_port = ["1024-65535"]
+to_port = ["443", "8000-8999"]
+interface = ["lan0"]
+dscp = 46
+use  = "policy:one-source"
+
+[set.banks]
+prefixes = ["203.0.113.0/24"]
+
+[[forward]]
+uplinks = ["isp1", "isp2"]
+protocol = "tcp"
+port = "8443"
+to = "192.168.1.20:443"
+
+[timeouts]
+udp = "300s"
+tcp_established = "7440s"
+tcp_transitory = "240s"
+icmp = "60s"
+
+[hooks]
+on_change = "/etc/mh/on-change"
+
+[metrics]
+listen = "127.0.0.1:9469"
+"#;
+
+#[test]
+fn the_whole_format_is_refused_part_by_part() {
+    assert_eq!(
+        faults(WHOLE_FORMAT),
+        "20:14: uplink.isp1.probe is not supported by this version of mh yet; remove it\n\
+         33:1: uplink.isp2.address6 is not supported by this version of mh yet; remove it\n\
+         34:1: uplink.isp2.nptv6 is not supported by this version of mh yet; remove it\n\
+         37:35: a second or further tier is not supported by this version of mh yet; remove it\n\
+         41:1: [[rule]] is not supported by this version of mh yet; remove it\n\
+         52:6: set.banks is not supported by this version of mh yet; remove it\n\
+         55:1: [[forward]] is not supported by this version of mh yet; remove it\n\
+         67:2: hooks is not supported by this version of mh yet; remove it\n\
+         70:2: metrics is not supported by this version of mh yet; remove it"
+    );
+}
+
+/// What is left of the whole format when everything that the faults ask to be removed is removed.
+#[test]
+fn the_mends_mend() {
+    let mut kept = String::new();
+    let mut refused = false;
+    for line in WHOLE_FORMAT.lines() {
+        if line.starts_with('[') {
+            refused = ["probe", "rule", "set.", "forward", "hooks", "metrics"]
+                .iter()
+                .any(|part| line.contains(part));
+        }
+        if !refused && !line.starts_with("address6") && !line.starts_with("nptv6") {
+            kept += &line.replace(", { lte = 1 }", "");
+            kept.push('\n');
+        }
+    }
+    let loaded = loaded(&kept);
+    let lines: Vec<usize> = loaded.warnings.iter().map(|warning| warning.line).collect();
+    assert_eq!(lines, [8, 16, 17]);
+    let config = loaded.config;
+    assert_eq!(config.default_policy.members, [(0, 2), (1, 1)]);
+    assert_eq!(config.uplinks[0].on_down, OnDown::Reset);
+    assert_eq!(config.uplinks[0].mss_clamp, MssClamp::Auto);
+    assert_eq!(config.uplinks[1].gateway, Some([203, 0, 113, 1].into()));
+}
+
+fn docs() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")
+}
+
+#[test]
+fn the_example_is_valid() {
+    let loaded = load(&docs().join("examples/two-uplinks.toml")).unwrap();
+    assert_eq!(loaded.warnings, []);
+    assert_eq!(loaded.config.default_policy.members, [(0, 2), (1, 1)]);
+}
+
+#[test]
+fn the_reference_describes_every_key_and_its_example_is_valid() {
+    let reference = std::fs::read_to_string(docs().join("config.md")).unwrap();
+    let (supported, later) = reference.split_once("## Not supported yet").unwrap();
+    for entry in SECTIONS.iter().flat_map(|section| section.entries) {
+        let part = if entry.support == Support::Now {
+            supported
+        } else {
+            later
+        };
+        assert!(
+            part.contains(&format!("`{}`", entry.name)),
+            "docs/config.md does not describe {}",
+            entry.name
+        );
+    }
+    let (_, example) = reference.split_once("```toml\n").unwrap();
+    let (example, _) = example.split_once("```").unwrap();
+    assert_eq!(config(example).uplinks.len(), 2);
+}

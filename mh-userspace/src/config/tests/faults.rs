@@ -1,0 +1,618 @@
+//! Every fault and warning: its line, its column and its words.
+
+use super::{ONE_UPLINK, faults, warnings};
+
+/// Asserts the faults of some lines put after [`ONE_UPLINK`].
+#[track_caller]
+fn after(lines: &str, expected: &[&str]) {
+    assert_eq!(
+        faults(&format!("{ONE_UPLINK}{lines}")),
+        expected.join("\n"),
+        "{lines}"
+    );
+}
+
+/// Asserts the faults of a whole text.
+#[track_caller]
+fn whole(text: &str, expected: &[&str]) {
+    assert_eq!(faults(text), expected.join("\n"), "{text}");
+}
+
+/// Asserts the warnings about some lines put after [`ONE_UPLINK`].
+#[track_caller]
+fn warned(lines: &str, expected: &[&str]) {
+    assert_eq!(
+        warnings(&format!("{ONE_UPLINK}{lines}")),
+        expected.join("\n"),
+        "{lines}"
+    );
+}
+
+const NO_LAN: &str = "1:1: lan is missing; add lan = [\"INTERFACE\"] at the top of the file, above the first [section]";
+const NO_UPLINK: &str = "1:1: there is no uplink; add [uplink.NAME] with interface = \"INTERFACE\"";
+
+#[test]
+fn syntax() {
+    whole("x = ", &["1:5: a value is missing; write one after the ="]);
+    whole(
+        "[datapath]\nmode = \n[a]\n",
+        &["2:8: a value is missing; write one after the ="],
+    );
+    whole(
+        "mode = auto\n",
+        &["1:8: not a TOML value; if it is a string, write it in quotes: \"auto\""],
+    );
+    whole(
+        "lan = [",
+        &["1:8: not valid TOML: unclosed array, expected `]`"],
+    );
+    whole(
+        "a = 1\na = 2\n",
+        &["2:1: \"a\" is defined twice; keep one of them"],
+    );
+    whole(
+        "\"a b\" = 1\n'a b' = 2\n",
+        &["2:1: \"a b\" is defined twice; keep one of them"],
+    );
+    whole(
+        "\"é\" = 012",
+        &["1:7: not valid TOML: unexpected leading zero"],
+    );
+    whole(
+        "a = 'b\nc'",
+        &["1:7: not valid TOML: invalid literal string, expected `'`"],
+    );
+    // The same uplink twice is a fault of TOML already.
+    after(
+        "[uplink.isp1]\n",
+        &["4:9: \"isp1\" is defined twice; keep one of them"],
+    );
+}
+
+#[test]
+fn deep_nesting_is_refused() {
+    for text in [
+        format!("a = {}", "[".repeat(100_000)),
+        format!("a = {}", "{a=".repeat(100_000)),
+        format!("{}a = 1", "a.".repeat(100_000)),
+        format!("[{}a]", "a.".repeat(100_000)),
+    ] {
+        assert!(faults(&text).contains("recurs"));
+    }
+}
+
+#[test]
+fn top_level() {
+    whole("", &[NO_LAN, NO_UPLINK]);
+    whole(
+        "uplink = 3",
+        &[
+            NO_LAN,
+            "1:10: uplink must be a table, [uplink.NAME], not a whole number 3",
+        ],
+    );
+    whole(
+        "[[uplink]]",
+        &[
+            NO_LAN,
+            "1:1: uplink must be a table, [uplink.NAME], not a list",
+        ],
+    );
+    whole(
+        "[uplink]",
+        &[
+            NO_LAN,
+            "1:2: there is no uplink; add [uplink.NAME] with interface = \"INTERFACE\"",
+        ],
+    );
+    whole(
+        "[uplink]\ninterface = \"wan1\"",
+        &[
+            NO_LAN,
+            "2:1: interface stands in [uplink] itself; it belongs in [uplink.NAME], which names the uplink",
+        ],
+    );
+    whole(
+        "lan = [\"lan0\"]\n[uplink]\nisp1 = 1",
+        &["3:8: uplink.isp1 must be a table, [uplink.isp1], not a whole number 1"],
+    );
+    after(
+        "[[datapath]]\n[[timeouts]]",
+        &[
+            "4:1: datapath must be a table, [datapath], not a list",
+            "5:1: timeouts must be a table, [timeouts], not a list",
+        ],
+    );
+}
+
+#[test]
+fn lan() {
+    whole(
+        "lan = \"lan0\"",
+        &[
+            NO_UPLINK,
+            "1:7: lan must be a list of interface names such as [\"lan0\", \"vlan*\"], not a string \"lan0\"",
+        ],
+    );
+    whole(
+        "lan = []",
+        &[
+            NO_UPLINK,
+            "1:7: lan must be a list of interface names such as [\"lan0\", \"vlan*\"], not an empty list",
+        ],
+    );
+    let names = "lan must name interfaces, such as \"lan0\" or \"vlan*\"";
+    whole(
+        "lan = [\n \"a b\", \"a/b\",\n 3,\n \"x*y\",\n \"lo\",\n \"\",\n \"abcdefghijklmnop\",\n \"lan0\", \"..\"]\n[uplink.a]\ninterface = \"w\"",
+        &[
+            &format!(
+                "2:2: {names}, not \"a b\": white space, \"/\", \":\", \".\" and \"..\" are not allowed"
+            ),
+            &format!(
+                "2:9: {names}, not \"a/b\": white space, \"/\", \":\", \".\" and \"..\" are not allowed"
+            ),
+            "3:2: lan must be a list of interface names such as [\"lan0\", \"vlan*\"], without a whole number 3 in it",
+            &format!(
+                "4:2: {names}, not \"x*y\": a * stands for the rest of a name and is allowed at the end of lan's only"
+            ),
+            &format!(
+                "5:2: {names}, not \"lo\": the loopback interface carries no traffic to steer"
+            ),
+            &format!("6:2: {names}, not \"\": it is empty"),
+            &format!("7:2: {names}, not \"abcdefghijklmnop\": it is longer than 15 bytes"),
+            &format!(
+                "8:10: {names}, not \"..\": white space, \"/\", \":\", \".\" and \"..\" are not allowed"
+            ),
+        ],
+    );
+    assert_eq!(
+        warnings("lan = [\"lan0\", \"lan0\"]\n[uplink.isp1]\ninterface = \"wan1\"\n"),
+        "1:16: lan0 is in lan twice; keep one of them"
+    );
+}
+
+#[test]
+fn unknown_keys() {
+    after(
+        "wieght = 2",
+        &["4:1: unknown key \"wieght\" in [uplink.isp1]; did you mean \"weight\"?"],
+    );
+    after(
+        "foo = 2",
+        &[
+            "4:1: unknown key \"foo\" in [uplink.isp1]; the keys here are interface, gateway, address, weight, ports, on_down, \
+         mss_clamp, nat",
+        ],
+    );
+    // Keys that are known, but not supported, are proposed too; whatever the case; and all that are equally near.
+    after(
+        "porbe = 1\nWEIGHT = 1\non-down = \"hold\"\naddress5 = 1\ngatway6 = 1",
+        &[
+            "4:1: unknown key \"porbe\" in [uplink.isp1]; did you mean \"probe\"?",
+            "5:1: unknown key \"WEIGHT\" in [uplink.isp1]; did you mean \"weight\"?",
+            "6:1: unknown key \"on-down\" in [uplink.isp1]; did you mean \"on_down\"?",
+            "7:1: unknown key \"address5\" in [uplink.isp1]; did you mean \"address\" or \"address6\"?",
+            "8:1: unknown key \"gatway6\" in [uplink.isp1]; did you mean \"gateway6\"?",
+        ],
+    );
+    // A key that is right elsewhere: TOML's sections end where the next one begins.
+    after(
+        "mode = \"tc\"\n[datapath]\nhash = \"flow\"\nrule = []",
+        &[
+            "4:1: unknown key \"mode\" in [uplink.isp1]; it belongs in [datapath]",
+            "6:1: unknown key \"hash\" in [datapath]; it belongs in [policy.NAME]",
+            "7:1: unknown key \"rule\" in [datapath]; it belongs at the top level, above the first [section]",
+        ],
+    );
+    whole(
+        "[uplink.isp2]\ninterface = \"wan2\"\nlan = [\"lan0\"]",
+        &[
+            NO_LAN,
+            "3:1: unknown key \"lan\" in [uplink.isp2]; it belongs at the top level, above the first [section]",
+        ],
+    );
+    after(
+        "[datapth]\nmode = 1\n[rules]\n[policy.default]\nteirs = []\n[timeouts]\nicpm = 3",
+        &[
+            "4:2: unknown key \"datapth\" at the top level; did you mean \"datapath\"?",
+            "6:2: unknown key \"rules\" at the top level; did you mean \"rule\"?",
+            "8:1: unknown key \"teirs\" in [policy.default]; did you mean \"tiers\"?",
+            "10:1: unknown key \"icpm\" in [timeouts]; did you mean \"icmp\"?",
+        ],
+    );
+    // A misspelt key is not missing as well.
+    whole(
+        "lna = [\"lan0\"]\n[uplnik.isp1]\ninterface = \"wan1\"",
+        &[
+            "1:1: unknown key \"lna\" at the top level; did you mean \"lan\"?",
+            "2:2: unknown key \"uplnik\" at the top level; did you mean \"uplink\"?",
+        ],
+    );
+    whole(
+        "lan = [\"lan0\"]\n[uplink.isp1]\nintreface = \"wan1\"",
+        &["3:1: unknown key \"intreface\" in [uplink.isp1]; did you mean \"interface\"?"],
+    );
+    // Whatever the key is, the message stays one line.
+    after(
+        "\"a\\nb\" = 1",
+        &[
+            "4:1: unknown key \"a\\nb\" in [uplink.isp1]; the keys here are interface, gateway, address, weight, ports, on_down, \
+         mss_clamp, nat",
+        ],
+    );
+}
+
+#[test]
+fn columns_count_characters() {
+    whole(
+        "# ü\r\n\"ü\" = 1\r\nlan = [\"ü\", \"ü ü\"]\r\n[uplink.\"ü\"]\r\ninterface = \"wan1\"",
+        &[
+            "2:1: unknown key \"ü\" at the top level; the keys here are lan, datapath, uplink, policy, timeouts",
+            "3:13: lan must name interfaces, such as \"lan0\" or \"vlan*\", not \"ü ü\": white space, \"/\", \":\", \".\" and \"..\" are \
+         not allowed",
+            "4:9: \"ü\" is no name for an uplink; use 1 to 32 of the characters a-z, A-Z, 0-9, _ and -",
+        ],
+    );
+    whole(
+        "\u{feff}lan = 3",
+        &[
+            NO_UPLINK,
+            "1:7: lan must be a list of interface names such as [\"lan0\", \"vlan*\"], not a whole number 3",
+        ],
+    );
+}
+
+#[test]
+fn datapath() {
+    after(
+        "[datapath]\nmode = \"native\"\nconntrack_entries = 1023\nbindings = 63\nmark_mask = \"0x0f0f0000\"\nhost_traffic = 1",
+        &[
+            "5:8: mode must be \"auto\", \"xdp\" or \"tc\", not \"native\"",
+            "6:21: conntrack_entries must be a whole number from 1024 to 16777216, not 1023",
+            "7:12: bindings must be a whole number from 64 to 16777216, not 63",
+            "8:13: mark_mask must be a hexadecimal number of 32 bits in quotes with one run of bits set, such as \"0x00ff0000\", \
+             not \"0x0f0f0000\"",
+            "9:16: host_traffic must be true or false, not a whole number 1",
+        ],
+    );
+    after(
+        "[datapath]\nmode = 3\nconntrack_entries = 16777217\nbindings = 16777217\nmark_mask = 0x00ff0000",
+        &[
+            "5:8: mode must be \"auto\", \"xdp\" or \"tc\", not a whole number 3",
+            "6:21: conntrack_entries must be a whole number from 1024 to 16777216, not 16777217",
+            "7:12: bindings must be a whole number from 64 to 16777216, not 16777217",
+            "8:13: mark_mask must be a hexadecimal number of 32 bits in quotes with one run of bits set, such as \"0x00ff0000\", \
+             not a whole number 0x00ff0000",
+        ],
+    );
+    for mask in ["", "0x", "0x0", "ff", "0x1ffffffff", "0x+ff", "0x80000001"] {
+        after(
+            &format!("[datapath]\nmark_mask = \"{mask}\""),
+            &[&format!(
+                "5:13: mark_mask must be a hexadecimal number of 32 bits in quotes with one run of bits set, such as \"0x00ff0000\", \
+             not \"{mask}\""
+            )],
+        );
+    }
+    warned(
+        "[datapath]\nbindings = 524289\nhost_traffic = true",
+        &[
+            "5:12: bindings = 524289 is more than the 524288 flows that conntrack_entries = 1048576 has room for, at two entries a \
+         flow; lower it, or raise conntrack_entries",
+            "6:16: host_traffic = true has no effect in this version of mh yet: flows that this machine starts itself are left to \
+         the kernel",
+        ],
+    );
+}
+
+#[test]
+fn weights() {
+    for (value, what) in [
+        ("\"2\"", "a string \"2\""),
+        ("65536", "65536"),
+        ("-1", "-1"),
+        ("0x10000", "0x10000"),
+        ("2.5", "a float 2.5"),
+        ("99999999999999999999", "99999999999999999999"),
+        ("true", "true"),
+        ("[1]", "a list"),
+        ("2024-01-01", "a date or time"),
+        ("{}", "a table"),
+    ] {
+        after(
+            &format!("weight = {value}"),
+            &[&format!(
+                "4:10: weight must be a whole number from 0 to 65535, not {what}"
+            )],
+        );
+    }
+    warned(
+        "weight = 0",
+        &[
+            "2:9: no uplink has a weight above 0: no new flow will get an uplink; give at least one uplink a weight",
+        ],
+    );
+}
+
+#[test]
+fn addresses() {
+    let gateway =
+        "gateway must be the IPv4 address of the next router, such as \"198.51.100.1\", not";
+    let address = "address must be an IPv4 address such as \"198.51.100.2\", not";
+    for (text, reason) in [
+        (
+            "0.0.0.0",
+            ": it is the unspecified address, not one machine's",
+        ),
+        (
+            "0.1.2.3",
+            ": it is an address of \"this network\", 0.0.0.0/8, not one machine's",
+        ),
+        ("127.0.0.1", ": it is a loopback address, not one machine's"),
+        (
+            "224.0.0.1",
+            ": it is a multicast address, not one machine's",
+        ),
+        (
+            "239.255.255.255",
+            ": it is a multicast address, not one machine's",
+        ),
+        (
+            "255.255.255.255",
+            ": it is the broadcast address, not one machine's",
+        ),
+        ("2001:db8::1", ""),
+        ("198.51.100", ""),
+        ("router", ""),
+    ] {
+        after(
+            &format!("gateway = \"{text}\"\naddress = \"{text}\""),
+            &[
+                &format!("4:11: {gateway} \"{text}\"{reason}"),
+                &format!("5:11: {address} \"{text}\"{reason}"),
+            ],
+        );
+    }
+    after(
+        "gateway = [\"10.0.0.1\"]",
+        &[&format!("4:11: {gateway} a list")],
+    );
+    after(
+        "address = [3, \"x\", [\"10.0.0.1\"]]",
+        &[
+            &format!("4:12: {address} a whole number 3"),
+            &format!("4:15: {address} \"x\""),
+            &format!("4:20: {address} a list"),
+        ],
+    );
+    after("address = []", &[&format!("4:11: {address} an empty list")]);
+    after(
+        "gateway = \"10.0.0.1\"\naddress = [\"10.0.0.1\"]",
+        &[
+            "4:11: gateway 10.0.0.1 is the uplink's own address; write the address of the next router",
+        ],
+    );
+    let pool = "4:1: a pool of addresses in uplink.isp1.address is not supported by this version of mh yet; remove it, or write one \
+                address";
+    for form in [
+        "\"10.0.0.0/30\"",
+        "[\"10.0.0.1/32\"]",
+        "[\"10.0.0.1\", \"10.0.0.2\"]",
+        "[\"198.51.100.2\", \"198.51.100.8/30\"]",
+    ] {
+        after(&format!("address = {form}"), &[pool]);
+    }
+}
+
+#[test]
+fn ports() {
+    for (value, what) in [
+        ("5000", "a whole number 5000"),
+        ("\"0-5\"", "\"0-5\""),
+        ("\"0\"", "\"0\""),
+        ("\"7-5\"", "\"7-5\""),
+        ("\"1-65536\"", "\"1-65536\""),
+        ("\"+1-5\"", "\"+1-5\""),
+        ("\"-5\"", "\"-5\""),
+        ("\"1-2-3\"", "\"1-2-3\""),
+        ("\"\"", "\"\""),
+    ] {
+        after(
+            &format!("ports = {value}"),
+            &[&format!(
+                "4:9: ports must be a range of ports such as \"1024-65535\", or one such as \"5000\", from 1 to 65535 and in quotes, \
+             not {what}"
+            )],
+        );
+    }
+}
+
+#[test]
+fn other_uplink_keys() {
+    after(
+        "on_down = \"x\"\nmss_clamp = 535\nnat = \"false\"",
+        &[
+            "4:11: on_down must be \"reset\", \"repin\" or \"hold\", not \"x\"",
+            "5:13: mss_clamp must be \"auto\", \"off\" or a whole number from 536 to 65495, not 535",
+            "6:7: nat must be true or false, not a string \"false\"",
+        ],
+    );
+    after(
+        "mss_clamp = \"on\"",
+        &[
+            "4:13: mss_clamp must be \"auto\", \"off\" or a whole number from 536 to 65495, not \"on\"",
+        ],
+    );
+    warned(
+        "on_down = \"reset\"\nmss_clamp = 1400",
+        &[
+            "4:11: on_down = \"reset\" has no effect in this version of mh yet: flows are held as with \"hold\"",
+            "5:13: mss_clamp = 1400 has no effect in this version of mh yet: segment sizes are left alone as with \"off\"",
+        ],
+    );
+    warned(
+        "on_down = \"repin\"\nmss_clamp = \"auto\"",
+        &[
+            "4:11: on_down = \"repin\" has no effect in this version of mh yet: flows are held as with \"hold\"",
+            "5:13: mss_clamp = \"auto\" has no effect in this version of mh yet: segment sizes are left alone as with \"off\"",
+        ],
+    );
+    warned("on_down = \"hold\"\nmss_clamp = \"off\"", &[]);
+}
+
+#[test]
+fn uplinks_against_each_other() {
+    after(
+        "[uplink.isp2]\ninterface = \"wan1\"\n[uplink.in]\ninterface = \"lan0\"\n[uplink.\"a b\"]\ninterface = \"w*\"\n[uplink.x]\n\
+         [uplink.y]\ninterface = 3\n[uplink.z]\ninterface = \"lo\"",
+        &[
+            "5:13: interface \"wan1\" is already that of uplink \"isp1\"; give each uplink an interface of its own",
+            "7:13: interface \"lan0\" is also one of lan, by \"lan0\"; an interface is a lan's or an uplink's, so change one of them",
+            "8:9: \"a b\" is no name for an uplink; use 1 to 32 of the characters a-z, A-Z, 0-9, _ and -",
+            "9:13: interface must be the name of an interface such as \"wan1\", not \"w*\": a * stands for the rest of a name and is \
+             allowed at the end of lan's only",
+            "10:9: [uplink.x] names no interface; add interface = \"INTERFACE\"",
+            "12:13: interface must be the name of an interface such as \"wan1\", not a whole number 3",
+            "14:13: interface must be the name of an interface such as \"wan1\", not \"lo\": the loopback interface carries no \
+             traffic to steer",
+        ],
+    );
+    whole(
+        "lan = [\"*\"]\n[uplink.isp1]\ninterface = \"wan1\"",
+        &[
+            "3:13: interface \"wan1\" is also one of lan, by \"*\"; an interface is a lan's or an uplink's, so change one of them",
+        ],
+    );
+    let long = "a".repeat(33);
+    after(
+        &format!("[uplink.{long}]\ninterface = \"wan2\""),
+        &[&format!(
+            "4:9: \"{long}\" is no name for an uplink; use 1 to 32 of the characters a-z, A-Z, 0-9, _ and -"
+        )],
+    );
+}
+
+#[test]
+fn too_many_uplinks() {
+    let mut text = ONE_UPLINK.to_owned();
+    for number in 2..=32 {
+        text += &format!("[uplink.isp{number}]\ninterface = \"wan{number}\"\n");
+    }
+    assert_eq!(super::config(&text).uplinks.len(), 32);
+    text += "[uplink.more]\ninterface = \"more\"\n[uplink.yet-more]\ninterface = \"yet-more\"\n";
+    whole(
+        &text,
+        &["66:9: uplink \"more\" is one too many; keep at most 32 uplinks"],
+    );
+}
+
+#[test]
+fn default_policy() {
+    let tiers = "tiers must be a list with a table of uplinks and weights, such as [ { isp1 = 2, isp2 = 1 } ], not";
+    for (value, expected) in [
+        ("[]", format!("5:9: {tiers} an empty list")),
+        ("{ isp1 = 1 }", format!("5:9: {tiers} a table")),
+        ("[1]", "5:10: a tier must be a table, such as { isp1 = 2, isp2 = 1 }, not a whole number 1".to_owned()),
+        ("[{}]", "5:10: the tier is empty; name an uplink, such as { isp1 = 1 }, or leave out tiers".to_owned()),
+        ("[{ ips1 = 1 }]", "5:12: no uplink is named \"ips1\"; did you mean \"isp1\"?".to_owned()),
+        ("[{ wan = 1 }]", "5:12: no uplink is named \"wan\"; the uplinks are \"isp1\"".to_owned()),
+        (
+            "[{ isp1 = \"1\" }]",
+            "5:19: the weight of \"isp1\" must be a whole number from 0 to 65535, not a string \"1\"".to_owned(),
+        ),
+        (
+            "[{ isp1 = 1 }, { lte = 1 }]",
+            "5:24: a second or further tier is not supported by this version of mh yet; remove it".to_owned(),
+        ),
+    ] {
+        after(&format!("[policy.default]\ntiers = {value}"), &[&expected]);
+    }
+    after(
+        "[policy.default]\nhash = \"x\"\nsticky = 3\n[policy.other]\n[policy.\"a b\"]",
+        &[
+            "5:8: hash must be \"flow\", \"source\" or \"source-destination\", not \"x\"",
+            "6:10: sticky must be a duration in quotes such as \"300s\" or \"1h30m\", not a whole number 3",
+            "7:9: policy.other is not supported by this version of mh yet; remove it",
+            "8:9: policy.\"a b\" is not supported by this version of mh yet; remove it",
+        ],
+    );
+    after(
+        "[policy.default]\nsticky = \"5m\"",
+        &[
+            "5:1: policy.default.sticky other than \"0s\" is not supported by this version of mh yet; remove it",
+        ],
+    );
+    after(
+        "[policy]\ndefault = 1",
+        &["5:11: policy.default must be a table, [policy.default], not a whole number 1"],
+    );
+    whole(
+        &format!("policy = 1\n{ONE_UPLINK}"),
+        &["1:10: policy must be a table, [policy.default], not a whole number 1"],
+    );
+    warned(
+        "[policy.default]\ntiers = [{ isp1 = 0 }]\nsticky = \"0s\"",
+        &[
+            "5:10: no uplink has a weight above 0: no new flow will get an uplink; give at least one uplink a weight",
+        ],
+    );
+}
+
+#[test]
+fn timeouts() {
+    let wants =
+        "must be a duration in quotes from \"1s\" to \"720h\", such as \"300s\" or \"1h30m\", not";
+    after(
+        "[timeouts]\nudp = 300\ntcp_established = \"0s\"\ntcp_transitory = \"1m1h\"\nicmp = \"721h\"",
+        &[
+            &format!("5:7: udp {wants} a whole number 300"),
+            &format!("6:19: tcp_established {wants} \"0s\""),
+            &format!("7:18: tcp_transitory {wants} \"1m1h\""),
+            &format!("8:8: icmp {wants} \"721h\""),
+        ],
+    );
+    let idle = "asks for: flows that are idle, but in use, may be cut";
+    warned(
+        "[timeouts]\nudp = \"119s\"\ntcp_established = \"2h3m59s\"\ntcp_transitory = \"239999ms\"\nicmp = \"59s\"",
+        &[
+            &format!("5:7: udp is less than the 120s that RFC 4787 REQ-5 {idle}"),
+            &format!("6:19: tcp_established is less than the 7440s that RFC 5382 REQ-5 {idle}"),
+            &format!("7:18: tcp_transitory is less than the 240s that RFC 5382 REQ-5 {idle}"),
+            &format!("8:8: icmp is less than the 60s that RFC 5508 REQ-2 {idle}"),
+        ],
+    );
+    warned(
+        "[timeouts]\nudp = \"2m\"\ntcp_established = \"2h4m\"\ntcp_transitory = \"4m\"\nicmp = \"1m\"",
+        &[],
+    );
+}
+
+#[test]
+fn parts_of_the_format_that_are_not_supported_yet() {
+    after(
+        "probe = {}\naddress6 = 1\ngateway6 = 1\nnptv6 = 1\nnat66 = true\n[set.a]\n[set.b]\n[[rule]]\n[[rule]]\n[[forward]]\n[hooks]\n\
+         [metrics]",
+        &[
+            "4:1: uplink.isp1.probe is not supported by this version of mh yet; remove it",
+            "5:1: uplink.isp1.address6 is not supported by this version of mh yet; remove it",
+            "6:1: uplink.isp1.gateway6 is not supported by this version of mh yet; remove it",
+            "7:1: uplink.isp1.nptv6 is not supported by this version of mh yet; remove it",
+            "8:1: uplink.isp1.nat66 is not supported by this version of mh yet; remove it",
+            "9:6: set.a is not supported by this version of mh yet; remove it",
+            "10:6: set.b is not supported by this version of mh yet; remove it",
+            "11:1: [[rule]] is not supported by this version of mh yet; remove it",
+            "12:1: [[rule]] is not supported by this version of mh yet; remove it",
+            "13:1: [[forward]] is not supported by this version of mh yet; remove it",
+            "14:2: hooks is not supported by this version of mh yet; remove it",
+            "15:2: metrics is not supported by this version of mh yet; remove it",
+        ],
+    );
+    whole(
+        &format!("rule = [{{}}, {{}}]\nset = 3\nforward = []\n{ONE_UPLINK}"),
+        &[
+            "1:1: rule is not supported by this version of mh yet; remove it",
+            "2:1: set is not supported by this version of mh yet; remove it",
+            "3:1: forward is not supported by this version of mh yet; remove it",
+        ],
+    );
+}

@@ -1,0 +1,364 @@
+//! Properties: no text makes the parser panic, what is written is what is read, and no misspelling goes unnoticed.
+
+use std::fmt::Write as _;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use proptest::collection::{btree_set, vec};
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+
+use super::super::schema::{SECTIONS, Section};
+use super::super::{
+    Config, Datapath, HashMode, InterfacePattern, Mode, MssClamp, OnDown, Policy, PortRange,
+    Timeouts, Uplink, parse,
+};
+use super::{ONE_UPLINK, faults, loaded};
+
+/// A config as a person would write it.
+fn render(config: &Config) -> String {
+    let mut text = String::new();
+    let lan: Vec<String> = config.lan.iter().map(|p| format!("\"{p}\"")).collect();
+    let datapath = &config.datapath;
+    let timeouts = &config.timeouts;
+    let members: Vec<String> = config
+        .default_policy
+        .members
+        .iter()
+        .map(|(index, weight)| format!("{} = {weight}", config.uplinks[*index].name))
+        .collect();
+    writeln!(text, "lan = [{}]", lan.join(", ")).unwrap();
+    writeln!(
+        text,
+        "[datapath]\nmode = \"{}\"\nconntrack_entries = {}\nbindings = {}\nmark_mask = \"{:#010x}\"\nhost_traffic = {}",
+        datapath.mode, datapath.conntrack_entries, datapath.bindings, datapath.mark_mask, datapath.host_traffic
+    )
+    .unwrap();
+    writeln!(
+        text,
+        "[policy.default]\ntiers = [{{ {} }}]\nhash = \"{}\"",
+        members.join(", "),
+        config.default_policy.hash
+    )
+    .unwrap();
+    for uplink in &config.uplinks {
+        writeln!(
+            text,
+            "[uplink.{}]\ninterface = \"{}\"\nweight = {}\nports = \"{}\"\non_down = \"{}\"\nnat = {}",
+            uplink.name, uplink.interface, uplink.weight, uplink.ports, uplink.on_down, uplink.nat
+        )
+        .unwrap();
+        match uplink.mss_clamp {
+            MssClamp::Bytes(bytes) => writeln!(text, "mss_clamp = {bytes}").unwrap(),
+            word => writeln!(text, "mss_clamp = \"{word}\"").unwrap(),
+        }
+        if let Some(gateway) = uplink.gateway {
+            writeln!(text, "gateway = \"{gateway}\"").unwrap();
+        }
+        if let Some(address) = uplink.address {
+            writeln!(text, "address = \"{address}\"").unwrap();
+        }
+    }
+    writeln!(
+        text,
+        "[timeouts]\nudp = \"{}ms\"\ntcp_established = \"{}s\"\ntcp_transitory = \"{}ms\"\nicmp = \"{}s\"",
+        timeouts.udp.as_millis(),
+        timeouts.tcp_established.as_secs(),
+        timeouts.tcp_transitory.as_millis(),
+        timeouts.icmp.as_secs()
+    )
+    .unwrap();
+    text
+}
+
+fn unicast() -> impl Strategy<Value = Ipv4Addr> {
+    (1_u8..=223, any::<[u8; 3]>())
+        .prop_filter("loopback", |(first, _)| *first != 127)
+        .prop_map(|(a, [b, c, d])| Ipv4Addr::new(a, b, c, d))
+}
+
+fn port_range() -> impl Strategy<Value = PortRange> {
+    (1..=u16::MAX, 1..=u16::MAX).prop_map(|(one, other)| PortRange {
+        first: one.min(other),
+        last: one.max(other),
+    })
+}
+
+fn mss_clamp() -> impl Strategy<Value = MssClamp> {
+    prop_oneof![
+        Just(MssClamp::Auto),
+        Just(MssClamp::Off),
+        (536_u16..=65_495).prop_map(MssClamp::Bytes),
+    ]
+}
+
+fn uplink(name: String, interface: String) -> impl Strategy<Value = Uplink> {
+    (
+        (option::of(unicast()), option::of(unicast()), any::<u16>()),
+        (
+            port_range(),
+            select(OnDown::ALL),
+            mss_clamp(),
+            any::<bool>(),
+        ),
+    )
+        .prop_map(
+            move |((gateway, address, weight), (ports, on_down, mss_clamp, nat))| Uplink {
+                name: name.clone(),
+                interface: interface.clone(),
+                gateway: gateway.filter(|gateway| Some(*gateway) != address),
+                address,
+                weight,
+                ports,
+                on_down,
+                mss_clamp,
+                nat,
+            },
+        )
+}
+
+fn uplinks() -> impl Strategy<Value = Vec<Uplink>> {
+    (1_usize..=8)
+        .prop_flat_map(|count| {
+            (
+                btree_set("[a-zA-Z0-9_-]{1,32}", count),
+                btree_set("w[a-z0-9._-]{1,14}", count),
+            )
+        })
+        .prop_flat_map(|(names, interfaces)| {
+            names
+                .into_iter()
+                .zip(interfaces)
+                .map(|(name, interface)| uplink(name, interface))
+                .collect::<Vec<_>>()
+        })
+        .prop_shuffle()
+}
+
+fn datapath() -> impl Strategy<Value = Datapath> {
+    (
+        select(Mode::ALL),
+        1024_u32..=16_777_216,
+        64_u32..=16_777_216,
+        (0_u32..32, 1_u32..=32),
+        any::<bool>(),
+    )
+        .prop_map(
+            |(mode, conntrack_entries, bindings, (shift, width), host_traffic)| Datapath {
+                mode,
+                conntrack_entries,
+                bindings,
+                mark_mask: (u32::MAX >> (32 - width)) << shift,
+                host_traffic,
+            },
+        )
+}
+
+fn timeouts() -> impl Strategy<Value = Timeouts> {
+    (
+        1000_u64..=2_592_000_000,
+        1_u64..=2_592_000,
+        1000_u64..=2_592_000_000,
+        1_u64..=2_592_000,
+    )
+        .prop_map(|(udp_ms, established_s, transitory_ms, icmp_s)| Timeouts {
+            udp: Duration::from_millis(udp_ms),
+            tcp_established: Duration::from_secs(established_s),
+            tcp_transitory: Duration::from_millis(transitory_ms),
+            icmp: Duration::from_secs(icmp_s),
+        })
+}
+
+fn configs() -> impl Strategy<Value = Config> {
+    let lan = btree_set("(l[a-km-z0-9._-]{1,13}|vlan\\*|x[a-z]{0,10}\\*)", 1..4);
+    (
+        lan,
+        datapath(),
+        uplinks(),
+        vec((any::<Index>(), any::<u16>()), 1..8),
+        select(HashMode::ALL),
+        timeouts(),
+    )
+        .prop_map(|(lan, datapath, uplinks, named, hash, timeouts)| {
+            let mut members: Vec<(usize, u16)> = Vec::new();
+            for (index, weight) in named {
+                let index = index.index(uplinks.len());
+                if !members.iter().any(|(member, _)| *member == index) {
+                    members.push((index, weight));
+                }
+            }
+            let lan: Vec<InterfacePattern> = lan
+                .iter()
+                .filter(|name| name.as_str() != "lo")
+                .map(|name| name.parse().unwrap())
+                .collect();
+            Config {
+                lan: if lan.is_empty() {
+                    vec!["lan0".parse().unwrap()]
+                } else {
+                    lan
+                },
+                datapath,
+                uplinks,
+                default_policy: Policy { members, hash },
+                timeouts,
+            }
+        })
+}
+
+/// Parses, and if there are faults, they are in order and on one line each.
+fn parse_any(text: &str) -> Result<(), TestCaseError> {
+    let found = match parse(text) {
+        Ok(loaded) => loaded.warnings,
+        Err(faults) => {
+            prop_assert!(!faults.0.is_empty());
+            faults.0
+        }
+    };
+    let lines = text.matches('\n').count() + 1;
+    for fault in &found {
+        prop_assert!((1..=lines).contains(&fault.line) && fault.column >= 1);
+        prop_assert!(!fault.message.contains(['\n', '\r']), "{}", fault);
+    }
+    prop_assert!(found.is_sorted_by_key(|fault| (fault.line, fault.column)));
+    Ok(())
+}
+
+/// Names with one character left out, added, replaced, or swapped with its neighbour.
+fn misspellings(name: &str) -> Vec<String> {
+    let letters: Vec<char> = name.chars().collect();
+    let mut names = Vec::new();
+    for at in 0..=letters.len() {
+        let (head, tail) = letters.split_at(at);
+        let mut put = |middle: &[char], skip: usize| {
+            names.push(
+                head.iter()
+                    .chain(middle)
+                    .chain(&tail[skip..])
+                    .collect::<String>(),
+            );
+        };
+        for letter in ['a'..='z', '0'..='9', 'A'..='Z']
+            .into_iter()
+            .flatten()
+            .chain(['_', '-'])
+        {
+            put(&[letter], 0);
+            if !tail.is_empty() {
+                put(&[letter], 1);
+            }
+        }
+        if !tail.is_empty() {
+            put(&[], 1);
+        }
+        if tail.len() > 1 {
+            put(&[tail[1], tail[0]], 2);
+        }
+    }
+    names.retain(|misspelt| !misspelt.is_empty() && misspelt != name);
+    names
+}
+
+/// Where the keys of a section are written, as lines in front of a key, and what faults call the place.
+fn place_of(section: &Section) -> (&'static str, &'static str) {
+    match section.place {
+        "at the top level, above the first [section]" => ("", "at the top level"),
+        "in [datapath]" => ("[datapath]\n", "in [datapath]"),
+        "in [uplink.NAME]" => ("[uplink.isp1]\ninterface = \"wan1\"\n", "in [uplink.isp1]"),
+        "in [policy.NAME]" => ("[policy.default]\n", "in [policy.default]"),
+        "in [timeouts]" => ("[timeouts]\n", "in [timeouts]"),
+        other => panic!("where is {other}?"),
+    }
+}
+
+#[test]
+fn every_misspelling_of_one_character_is_mended() {
+    let mut count = 0;
+    for section in SECTIONS {
+        let (header, place) = place_of(section);
+        for entry in section.entries {
+            for misspelt in misspellings(entry.name) {
+                if section.entry(&misspelt).is_some() {
+                    continue;
+                }
+                let text = format!("{header}{misspelt} = 1\n");
+                let line = header.lines().count() + 1;
+                let start = format!("{line}:1: unknown key \"{misspelt}\" {place}; did you mean ");
+                let faults = faults(&text);
+                let fault = faults
+                    .lines()
+                    .find(|fault| fault.starts_with(&start))
+                    .unwrap_or_else(|| panic!("{text}\n{faults}"));
+                assert!(fault.contains(&format!("\"{}\"", entry.name)), "{fault}");
+                count += 1;
+            }
+        }
+    }
+    assert!(count > 20_000, "{count}");
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics(text in any::<String>()) {
+        parse_any(&text)?;
+    }
+
+    #[test]
+    fn no_text_of_toml_tokens_panics(
+        tokens in vec(
+            select(&[
+                "[", "]", "[[", "]]", "{", "}", "=", ".", ",", "\n", " ", "\"", "'", "#", "\"\"\"", "é", "1", "-1", "0x", "1.5",
+                "true", "\"0s\"", "\"1.2.3.4\"", "1979-05-27", "lan", "uplink", "isp1", "interface", "policy", "default", "tiers",
+                "rule", "set", "datapath", "mode", "timeouts", "udp", "address", "\r\n", "\u{feff}", "\0",
+            ][..]),
+            0..60,
+        )
+    ) {
+        parse_any(&tokens.concat())?;
+    }
+
+    #[test]
+    fn no_change_to_a_config_panics(
+        config in configs(),
+        changes in vec((any::<Index>(), any::<char>(), 0_u8..3), 1..6),
+    ) {
+        let mut letters: Vec<char> = render(&config).chars().collect();
+        for (index, letter, kind) in changes {
+            let at = index.index(letters.len());
+            match kind {
+                0 => letters.insert(at, letter),
+                1 => letters[at] = letter,
+                _ => {
+                    letters.remove(at);
+                }
+            }
+        }
+        parse_any(&letters.into_iter().collect::<String>())?;
+    }
+
+    #[test]
+    fn no_exchange_of_values_panics(config in configs(), from in any::<Index>(), to in any::<Index>()) {
+        let text = render(&config);
+        let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+        let from = from.index(lines.len());
+        let to = to.index(lines.len());
+        if let (Some((_, value)), Some((key, _))) = (lines[from].split_once('='), lines[to].split_once('=')) {
+            lines[to] = format!("{key}={value}");
+        }
+        parse_any(&lines.join("\n"))?;
+    }
+
+    #[test]
+    fn what_is_written_is_what_is_read(config in configs()) {
+        let text = render(&config);
+        prop_assert_eq!(loaded(&text).config, config);
+    }
+
+    #[test]
+    fn faults_are_found_at_any_depth_of_a_file(blank in 0_usize..200, indent in 0_usize..80) {
+        let text = format!("{ONE_UPLINK}{}{}wieght = 2", "\n".repeat(blank), " ".repeat(indent));
+        let expected = format!("{}:{}: unknown key \"wieght\" in [uplink.isp1]; did you mean \"weight\"?", 4 + blank, 1 + indent);
+        prop_assert_eq!(faults(&text), expected);
+    }
+}

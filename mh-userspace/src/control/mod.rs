@@ -1,0 +1,4 @@
+//! x
+pub mod api;
+pub mod client;
+pub mod server;

@@ -1,0 +1,269 @@
+//! The state of the loop: configuration, orders by hand, observations, and what is in force.
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use aya::Ebpf;
+use mh_common::abi::Timeouts;
+use tokio::sync::oneshot;
+
+use super::{
+    Options,
+    backend::{Command, Views},
+    saved,
+};
+use crate::{
+    config::{self, Config},
+    control::api::{ControlError, HealthOverride, Reloaded, UplinkState, WeightsRequest},
+    core::{Desired, Event, Indices, Observed, Overrides},
+    datapath::{DatapathError, apply::Datapath},
+    reconcile,
+};
+
+/// The highest weight.
+const MAX_WEIGHT: u32 = 65_535;
+
+/// The controller.
+pub struct Controller {
+    config_path: PathBuf,
+    state_dir: PathBuf,
+    config: Config,
+    overrides: Overrides,
+    observed: Observed,
+    indices: Indices,
+    datapath: Datapath,
+    in_force: Option<Desired>,
+    /// An action failed: what is in force is not what is recorded.
+    dirty: bool,
+}
+
+impl Controller {
+    /// Loads the datapath; puts nothing in force yet.
+    pub fn new(options: &Options, config: Config) -> Result<Self, DatapathError> {
+        let (mut datapath, notes) = Datapath::open(&options.bpffs, &config.datapath, options.debug)?;
+        notes.iter().for_each(|note| tracing::warn!("{note}"));
+        let mut indices = datapath.indices()?;
+        for gone in indices.assign(&config) {
+            datapath.apply(&reconcile::Action::RemoveUplink(gone))?;
+        }
+        let mut observed = Observed::default();
+        observed.continue_epoch(datapath.neighbour_epoch()?);
+        let mut overrides = Overrides::default();
+        match saved::load(&options.state, &options.config) {
+            Ok(weights) => overrides.weights = weights,
+            Err(error) => tracing::warn!("saved weights in {} can't be read and are not used: {error}", options.state.display()),
+        }
+        Ok(Self {
+            config_path: options.config.clone(),
+            state_dir: options.state.clone(),
+            config,
+            overrides,
+            observed,
+            indices,
+            datapath,
+            in_force: None,
+            dirty: false,
+        })
+    }
+
+    /// Takes in events; returns whether anything changed.
+    pub fn observe(&mut self, events: Vec<Event>) -> bool {
+        events.into_iter().fold(false, |changed, event| self.observed.apply(event) || changed)
+    }
+
+    /// The first reconciliation: also removes what a former controller left and nobody wants. Fails if anything can't be put in force.
+    pub fn start(&mut self) -> Result<(), DatapathError> {
+        let desired = self.desired();
+        for action in reconcile::plan(None, &desired) {
+            self.datapath.apply(&action)?;
+        }
+        self.datapath.remove_leftovers(&desired)?;
+        for view in &desired.views {
+            tracing::info!("uplink {} is {}: {}", view.name, view.state, view.reason);
+        }
+        self.in_force = Some(desired);
+        Ok(())
+    }
+
+    fn desired(&self) -> Desired {
+        Desired::new(&self.config, &self.indices, &self.overrides, &self.observed)
+    }
+
+    /// Puts in force what should be.
+    pub fn reconcile(&mut self) {
+        let desired = self.desired();
+        let before = if self.dirty { None } else { self.in_force.as_ref() };
+        let actions = reconcile::plan(before, &desired);
+        self.dirty = false;
+        for action in &actions {
+            if let Err(error) = self.datapath.apply(action) {
+                tracing::error!("{error}");
+                self.dirty = true;
+            }
+        }
+        self.log_changes(&desired);
+        self.in_force = Some(desired);
+    }
+
+    fn log_changes(&self, desired: &Desired) {
+        for view in &desired.views {
+            let before = self.in_force.as_ref().and_then(|d| d.views.iter().find(|v| v.name == view.name));
+            if before.is_none_or(|b| (b.state, &b.reason) != (view.state, &view.reason)) {
+                tracing::info!("uplink {} is {}: {}", view.name, view.state, view.reason);
+            }
+        }
+    }
+
+    /// Reads the configuration again and puts the difference in force. An error changes nothing.
+    pub fn reload(&mut self) -> Result<Reloaded, ControlError> {
+        let loaded = config::load(&self.config_path).map_err(|error| ControlError::Invalid(one_line(&error.to_string())))?;
+        let changed = differences(&self.config, &loaded.config);
+        let warnings = loaded.warnings.iter().map(|w| format!("line {}: {}", w.line, w.message)).collect();
+        self.config = loaded.config;
+        let gone = self.indices.assign(&self.config);
+        // The records of uplinks that are gone are freed, and their flows removed, before an index serves a new one.
+        if let Some(in_force) = &mut self.in_force {
+            for index in gone {
+                in_force.uplinks.remove(&index);
+                if let Err(error) = self.datapath.apply(&reconcile::Action::RemoveUplink(index)) {
+                    tracing::error!("{error}");
+                }
+            }
+        }
+        self.reconcile();
+        Ok(Reloaded { changed, warnings })
+    }
+
+    /// Executes a command and answers it.
+    pub fn execute(&mut self, command: Command) {
+        /// Who asked may have gone meanwhile.
+        fn answer<T>(reply: oneshot::Sender<T>, value: T) {
+            let _ = reply.send(value);
+        }
+        match command {
+            Command::SetWeights(request, reply) => {
+                let result = self.set_weights(&request);
+                answer(reply, result.map(|()| self.views()));
+            }
+            Command::SetDrain(name, drain, reply) => {
+                let result = self.known(&name).map(|()| {
+                    if drain { self.overrides.drained.insert(name) } else { self.overrides.drained.remove(&name) };
+                    self.reconcile();
+                });
+                answer(reply, result);
+            }
+            Command::SetHealth(name, health, reply) => {
+                let result = self.known(&name).map(|()| {
+                    match health {
+                        HealthOverride::Auto => self.overrides.health.remove(&name),
+                        by_hand => self.overrides.health.insert(name, by_hand),
+                    };
+                    self.reconcile();
+                });
+                answer(reply, result);
+            }
+            Command::Reload(reply) => {
+                let result = self.reload();
+                answer(reply, result);
+            }
+            Command::Detach(reply) => {
+                answer(reply, Err(ControlError::Internal("the daemon's loop does not detach".to_owned())));
+            }
+        }
+    }
+
+    fn set_weights(&mut self, request: &WeightsRequest) -> Result<(), ControlError> {
+        let mut weights = self.overrides.weights.clone();
+        for (name, &weight) in &request.weights {
+            self.known(name)?;
+            let weight = u16::try_from(weight).map_err(|_| {
+                ControlError::Invalid(format!("weight {weight} of {name} is too large; give 0 to {MAX_WEIGHT}"))
+            })?;
+            weights.insert(name.clone(), weight);
+        }
+        if request.save {
+            saved::store(&self.state_dir, &self.config_path, &weights).map_err(|error| {
+                ControlError::Internal(format!("cannot save weights in {}: {error}; nothing changed", self.state_dir.display()))
+            })?;
+        }
+        self.overrides.weights = weights;
+        self.reconcile();
+        Ok(())
+    }
+
+    fn known(&self, name: &str) -> Result<(), ControlError> {
+        if self.config.uplink_index(name).is_some() {
+            return Ok(());
+        }
+        let names: Vec<&str> = self.config.uplinks.iter().map(|u| u.name.as_str()).collect();
+        Err(ControlError::NotFound(format!("there is no uplink {name:?}; the uplinks are {}", names.join(", "))))
+    }
+
+    /// What commands that only read are answered from.
+    pub fn views(&self) -> Views {
+        let hook = |ifindex| match self.datapath.hook(ifindex) {
+            Some(true) => "xdp",
+            Some(false) => "tc",
+            None => "none",
+        };
+        let uplinks = self.in_force.as_ref().map(|d| d.views.clone()).unwrap_or_default();
+        let hooks: BTreeMap<String, &'static str> = uplinks
+            .iter()
+            .map(|view| {
+                let ifindex = self.observed.link_named(&view.interface).map_or(0, |link| link.ifindex);
+                (view.name.clone(), hook(ifindex))
+            })
+            .collect();
+        Views { mode: self.config.datapath.mode.as_str(), uplinks, hooks }
+    }
+
+    /// One line about what is in force.
+    pub fn summary(&self) -> String {
+        let views = self.in_force.as_ref().map(|d| d.views.as_slice()).unwrap_or_default();
+        let up = views.iter().filter(|v| v.state == UplinkState::Up).count();
+        format!("{up} of {} uplinks up, pinned in {}", views.len(), self.datapath.dir().display())
+    }
+
+    /// The idle timeouts in force.
+    pub fn timeouts(&self) -> Timeouts {
+        self.in_force.as_ref().map(|d| d.timeouts).unwrap_or_default()
+    }
+
+    /// The BPF object, for its log.
+    pub const fn ebpf(&mut self) -> &mut Ebpf {
+        self.datapath.ebpf()
+    }
+}
+
+fn one_line(text: &str) -> String {
+    text.lines().collect::<Vec<_>>().join("; ")
+}
+
+/// What differs between two configurations, a line each.
+fn differences(old: &Config, new: &Config) -> Vec<String> {
+    let mut lines = Vec::new();
+    for uplink in &new.uplinks {
+        match old.uplinks.iter().find(|u| u.name == uplink.name) {
+            None => lines.push(format!("uplink {} added", uplink.name)),
+            Some(before) if before != uplink => lines.push(format!("uplink {} changed", uplink.name)),
+            Some(_) => {}
+        }
+    }
+    for uplink in old.uplinks.iter().filter(|u| new.uplink_index(&u.name).is_none()) {
+        lines.push(format!("uplink {} removed", uplink.name));
+    }
+    let mut changed = |what: &str, differs: bool| {
+        if differs {
+            lines.push(format!("{what} changed"));
+        }
+    };
+    changed("lan", old.lan != new.lan);
+    changed("datapath", old.datapath != new.datapath);
+    let named = |config: &Config| {
+        let names = config.default_policy.members.iter();
+        let names = names.filter_map(|(i, weight)| Some((config.uplinks.get(*i)?.name.clone(), *weight)));
+        (names.collect::<BTreeMap<_, _>>(), config.default_policy.hash)
+    };
+    changed("policy default", named(old) != named(new));
+    changed("timeouts", old.timeouts != new.timeouts);
+    lines
+}

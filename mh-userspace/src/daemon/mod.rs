@@ -1,0 +1,229 @@
+//! mhd: one loop that owns the datapath.
+//!
+//! Netlink events, commands from the socket, signals and the sweep's timer come in; each ends in one reconciliation. Long reads (flow
+//! lists, the sweep) run on threads of their own with their own map descriptors.
+//!
+//! Failure behaviour: an action that fails is logged and tried again with the next reconciliation; the datapath goes on with what is in
+//! force. The end of the loop, however it comes, leaves programs and maps pinned, unless detaching was asked for.
+
+mod backend;
+mod controller;
+mod saved;
+
+use std::{
+    future::Future,
+    path::{Path, PathBuf},
+    pin::pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use aya_log::EbpfLogger;
+use tokio::{
+    io::unix::AsyncFd,
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval},
+};
+
+use self::{
+    backend::{Command, Handle},
+    controller::Controller,
+};
+use crate::{
+    config,
+    control::server,
+    datapath::{DatapathError, flows, load, sweep, tables::Tables},
+    netlink,
+};
+
+/// How often idle flows and unused bindings are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+/// Commands that wait for the loop at the most; further ones wait at the socket.
+const COMMAND_QUEUE: usize = 64;
+
+/// How mhd is started.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// The control socket.
+    pub socket: PathBuf,
+    /// The pin directory.
+    pub bpffs: PathBuf,
+    /// The directory for what is kept across restarts.
+    pub state: PathBuf,
+    /// The programs log new flows.
+    pub debug: bool,
+}
+
+/// Why mhd could not start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The configuration has faults.
+    #[error("{0}")]
+    Config(#[from] config::LoadError),
+    /// The datapath could not be set up.
+    #[error("{0}")]
+    Datapath(#[from] DatapathError),
+    /// Netlink does not answer.
+    #[error("{0}")]
+    Netlink(#[from] netlink::NetlinkError),
+    /// The control socket could not be opened.
+    #[error("{0}")]
+    Socket(#[from] server::BindError),
+    /// Something of the runtime failed.
+    #[error("cannot {what}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// Netlink events ended.
+    #[error("the kernel closed the netlink socket; programs and maps stay, restart mhd")]
+    NetlinkClosed,
+}
+
+fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> DaemonError {
+    move |source| DaemonError::Io { what, source }
+}
+
+/// Runs mhd until it is told to end. Returns whether it was told to detach, and did.
+pub async fn run(options: Options) -> Result<bool, DaemonError> {
+    let loaded = config::load(&options.config)?;
+    warn_of(&options.config, &loaded);
+    // First of all the socket: a second mhd must not touch what the first one runs.
+    let listener = server::bind(&options.socket)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(io("handle SIGHUP"))?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(io("handle SIGTERM"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(io("handle SIGINT"))?;
+
+    let (facts, mut changes) = netlink::open().await?;
+    let mut controller = Controller::new(&options, loaded.config)?;
+    controller.observe(facts);
+    controller.start()?;
+    warn_of_forwarding();
+    let logger = options.debug.then(|| spawn_logger(&mut controller)).flatten();
+
+    let (commands, mut inbox) = mpsc::channel(COMMAND_QUEUE);
+    let (views, latest) = watch::channel(controller.views());
+    let backend = Arc::new(Handle::new(commands, latest, options.bpffs.clone()));
+    let (stop, stopped) = watch::channel(false);
+    let mut served = tokio::spawn(server::serve(listener, backend, ended(stopped)));
+
+    tracing::info!("ready: {}", controller.summary());
+    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+        tracing::debug!("no readiness notification: {error}");
+    }
+
+    let mut timer = interval(SWEEP_INTERVAL);
+    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut sweeping = None;
+    let mut detached = None;
+    let outcome = loop {
+        tokio::select! {
+            batch = netlink::next_batch(&mut changes) => match batch {
+                Some(events) => {
+                    if controller.observe(events) {
+                        controller.reconcile();
+                    }
+                }
+                None => break Err(DaemonError::NetlinkClosed),
+            },
+            Some(command) = inbox.recv() => match command {
+                Command::Detach(reply) => {
+                    detached = Some(reply);
+                    break Ok(());
+                }
+                command => controller.execute(command),
+            },
+            _ = hangup.recv() => match controller.reload() {
+                Ok(reloaded) => tracing::info!("reloaded: {} changes", reloaded.changed.len()),
+                Err(error) => tracing::error!("reload refused, nothing changed: {error}"),
+            },
+            _ = terminate.recv() => break Ok(()),
+            _ = interrupt.recv() => break Ok(()),
+            _ = timer.tick() => {
+                if sweeping.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+                    sweeping = Some(spawn_sweep(options.bpffs.clone(), controller.timeouts()));
+                }
+            }
+            end = &mut served => break match end {
+                Ok(Err(error)) => Err(DaemonError::Io { what: "serve the control socket", source: error }),
+                _ => Ok(()),
+            },
+        }
+        views.send_replace(controller.views());
+    };
+    drop(logger);
+    let detach = detached.is_some();
+    if let Some(reply) = detached {
+        drop(controller);
+        let result = load::detach(&options.bpffs).map(drop);
+        let failed = result.is_err();
+        // Who asked may have gone meanwhile.
+        let _ = reply.send(result.map_err(backend::internal));
+        if failed {
+            tracing::error!("detaching failed");
+        }
+    }
+    let _ = stop.send(true);
+    if !served.is_finished() {
+        let _ = served.await;
+    }
+    outcome.map(|()| detach)
+}
+
+fn ended(mut stopped: watch::Receiver<bool>) -> impl Future<Output = ()> + Send + 'static {
+    async move {
+        let _ = stopped.wait_for(|stop| *stop).await;
+    }
+}
+
+fn warn_of(path: &Path, loaded: &config::Loaded) {
+    for line in config::warning_lines(path, &loaded.warnings).lines() {
+        tracing::warn!("{line}");
+    }
+}
+
+/// The kernel's routing tells what is for an uplink, and refuses to tell while forwarding is off.
+fn warn_of_forwarding() {
+    let enabled = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|text| text.trim() == "1");
+    if !enabled {
+        tracing::warn!("IPv4 forwarding is off, so nothing is steered; switch it on: sysctl -w net.ipv4.ip_forward=1");
+    }
+}
+
+fn spawn_sweep(dir: PathBuf, timeouts: mh_common::abi::Timeouts) -> tokio::task::JoinHandle<()> {
+    spawn_blocking(move || {
+        let swept = Tables::open(&dir).and_then(|mut tables| sweep::sweep(&mut tables, &timeouts, flows::now()));
+        match swept {
+            Ok(swept) if swept == sweep::Swept::default() => {}
+            Ok(swept) => tracing::debug!("expired {} flows and {} bindings", swept.flows, swept.bindings),
+            Err(error) => tracing::error!("cannot expire idle flows: {error}"),
+        }
+    })
+}
+
+/// Prints what the programs log, for as long as the returned task is held.
+fn spawn_logger(controller: &mut Controller) -> Option<tokio::task::JoinHandle<()>> {
+    let logger = EbpfLogger::init(controller.ebpf())
+        .map_err(|error| error.to_string())
+        // SAFETY: the logger owns its ring buffer's descriptor, which stays the same and open as long as the logger lives.
+        .and_then(|logger| unsafe { AsyncFd::register(logger) }.map_err(|error| error.to_string()));
+    let mut logger = match logger {
+        Ok(logger) => logger,
+        Err(error) => {
+            tracing::warn!("no log from the programs: {error}");
+            return None;
+        }
+    };
+    Some(tokio::spawn(async move {
+        while let Ok(mut guard) = pin!(logger.readable_mut()).await {
+            guard.get_inner_mut().flush();
+            guard.clear_ready();
+        }
+    }))
+}

@@ -1,0 +1,175 @@
+//! Actions of [`crate::reconcile`] on the real datapath.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use aya::Ebpf;
+use mh_common::{
+    abi::{self, Live, Policy},
+    slots,
+};
+
+use super::{
+    DatapathError, attach,
+    load::{self, Loaded},
+    tables::Tables,
+};
+use crate::{
+    config,
+    core::{Indices, ManagedInterface},
+    reconcile::Action,
+};
+
+/// The datapath in the controller's hands.
+pub struct Datapath {
+    ebpf: Ebpf,
+    dir: PathBuf,
+    tables: Tables,
+    /// Interfaces that the programs run on, and whether XDP does.
+    attached: BTreeMap<u32, bool>,
+}
+
+impl Datapath {
+    /// Loads it, adopting what is pinned. The second part is what the user should know.
+    pub fn open(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<(Self, Vec<String>), DatapathError> {
+        let Loaded { ebpf, dir, notes, adopted } = load::load(dir, sizes, debug)?;
+        let tables = Tables::open(&dir)?;
+        if adopted {
+            tracing::info!("adopted the maps pinned in {}", dir.display());
+        }
+        Ok((Self { ebpf, dir, tables, attached: BTreeMap::new() }, notes))
+    }
+
+    /// The indices that the adopted uplinks have.
+    pub fn indices(&self) -> Result<Indices, DatapathError> {
+        Ok(Indices::adopt(self.tables.uplinks()?))
+    }
+
+    /// The neighbour epoch in force.
+    pub fn neighbour_epoch(&self) -> Result<u32, DatapathError> {
+        self.tables.live.get(&0, 0).map(|live| live.neighbour_epoch).map_err(DatapathError::map("read the live state"))
+    }
+
+    /// The BPF object, for its log.
+    pub const fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Where everything is pinned.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether XDP runs on the interface; `None` if no program does.
+    pub fn hook(&self, ifindex: u32) -> Option<bool> {
+        self.attached.get(&ifindex).copied()
+    }
+
+    /// Does one action.
+    pub fn apply(&mut self, action: &Action) -> Result<(), DatapathError> {
+        let tables = &mut self.tables;
+        match action {
+            Action::SetLive { healthy, neighbour_epoch } => {
+                let live = Live { healthy: *healthy, neighbour_epoch: *neighbour_epoch, reserved: 0 };
+                tables.live.set(0, live, 0).map_err(DatapathError::map("write the live state"))
+            }
+            Action::SetSettings { uplinks, timeouts } => {
+                let mut settings = tables.settings.get(&0, 0).map_err(DatapathError::map("read the settings"))?;
+                settings.uplinks = *uplinks;
+                settings.timeouts = *timeouts;
+                tables.settings.set(0, settings, 0).map_err(DatapathError::map("write the settings"))
+            }
+            Action::SetUplink(index, uplink) => tables
+                .uplinks
+                .set(u32::from(*index), *uplink, 0)
+                .map_err(DatapathError::map("write an uplink")),
+            Action::RemoveUplink(index) => {
+                tables
+                    .uplinks
+                    .set(u32::from(*index), abi::Uplink::default(), 0)
+                    .map_err(DatapathError::map("write an uplink"))?;
+                tables.forget_uplink(*index)
+            }
+            Action::SetPolicy { weights, members, hash_mode } => self.set_policy(weights, *members, *hash_mode),
+            Action::AddLocal(address) => {
+                tables.local4.insert(mh_common::address::Ipv4::from(*address), 1, 0).map_err(DatapathError::map(
+                    "note an own address",
+                ))
+            }
+            Action::RemoveLocal(address) => {
+                tables.local4.forget(&(*address).into())
+            }
+            Action::Attach(ifindex, interface) => self.attach(*ifindex, interface),
+            Action::Detach(ifindex) => {
+                attach::detach(&self.dir, *ifindex)?;
+                self.attached.remove(ifindex);
+                self.tables.interfaces.forget(ifindex)
+            }
+        }
+    }
+
+    /// Removes what a former controller left that is not wanted any more: interfaces and own addresses.
+    pub fn remove_leftovers(&mut self, desired: &crate::core::Desired) -> Result<(), DatapathError> {
+        let recorded: Vec<u32> = self.tables.interfaces.keys().filter_map(Result::ok).collect();
+        for ifindex in attach::pinned(&self.dir)?.into_iter().chain(recorded) {
+            if !desired.interfaces.contains_key(&ifindex) {
+                self.apply(&Action::Detach(ifindex))?;
+            }
+        }
+        let local: Vec<_> = self.tables.local4.keys().filter_map(Result::ok).collect();
+        for address in local.into_iter().map(std::net::Ipv4Addr::from).filter(|a| !desired.local.contains(a)) {
+            self.apply(&Action::RemoveLocal(address))?;
+        }
+        Ok(())
+    }
+
+    /// Fills the slot table that is not in force and then puts it in force with one write.
+    fn set_policy(
+        &mut self,
+        weights: &[u32; abi::MAX_UPLINKS],
+        members: u64,
+        hash_mode: u32,
+    ) -> Result<(), DatapathError> {
+        let index = abi::DEFAULT_POLICY;
+        let tables = &mut self.tables;
+        let policy: Policy = tables.policies.get(&index, 0).map_err(DatapathError::map("read the policy"))?;
+        // A policy that was never written has no members and an all-zero table, which names uplink 0 throughout.
+        let mut table = if policy == Policy::default() {
+            slots::EMPTY
+        } else {
+            tables.slots.get(&policy.table, 0).map_err(DatapathError::map("read the slots"))?
+        };
+        let moved = slots::fill(&mut table, weights);
+        let next = 2 * index + u32::from(policy.table == 2 * index);
+        tables.slots.set(next, table, 0).map_err(DatapathError::map("write the slots"))?;
+        let policy = Policy { members, table: next, hash_mode };
+        tables.policies.set(index, policy, 0).map_err(DatapathError::map("write the policy"))?;
+        tracing::debug!("{moved} of {} slots moved", slots::SLOTS);
+        Ok(())
+    }
+
+    fn attach(&mut self, ifindex: u32, interface: &ManagedInterface) -> Result<(), DatapathError> {
+        let mut record = interface.interface;
+        // Known before the programs run; that XDP runs is added when it does.
+        if let Ok(former) = self.tables.interfaces.get(&ifindex, 0) {
+            record.flags |= former.flags & abi::INTERFACE_XDP;
+        }
+        let write = |tables: &mut Tables, record: abi::Interface| {
+            tables.interfaces.insert(ifindex, record, 0).map_err(DatapathError::map("write an interface"))
+        };
+        write(&mut self.tables, record)?;
+        let xdp = attach::attach(&mut self.ebpf, &self.dir, ifindex, &interface.name, interface.hook)?;
+        let flags = if xdp { abi::INTERFACE_XDP } else { 0 };
+        if record.flags != flags {
+            record.flags = flags;
+            write(&mut self.tables, record)?;
+        }
+        if self.attached.insert(ifindex, xdp).is_none() {
+            let name = &interface.name;
+            tracing::info!("{} runs on {name}", if xdp { "XDP and TC" } else { "TC" });
+        }
+        Ok(())
+    }
+}

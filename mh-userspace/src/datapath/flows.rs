@@ -1,0 +1,259 @@
+//! The conntrack and the bindings as people see them.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use ipnet::IpNet;
+use mh_common::{
+    abi,
+    address::Ipv4,
+    binding::{End, Outside},
+    flow::{self, Entry, Key, Seen, State},
+    time::{self, TICK_NS, Tick},
+    verdict::{Group, Verdict},
+};
+
+use super::{
+    DatapathError,
+    tables::{Hash, Tables},
+};
+use crate::control::api;
+
+/// Which flows are meant, in the datapath's terms; what is `None` does not matter.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// The uplink's index.
+    pub uplink: Option<u8>,
+    /// The inside address.
+    pub src: Option<IpNet>,
+    /// The remote address.
+    pub dst: Option<IpNet>,
+    /// The IP protocol.
+    pub protocol: Option<u8>,
+}
+
+/// A flow: its forward half, and its reply half if that is there.
+#[derive(Debug, Clone, Copy)]
+pub struct Flow {
+    /// The key of the forward half.
+    pub key: Key<Ipv4>,
+    /// The forward half.
+    pub forward: Entry<Ipv4>,
+    /// The reply half.
+    pub reply: Option<Entry<Ipv4>>,
+}
+
+impl Filter {
+    fn matches(&self, key: &Key<Ipv4>, forward: &Entry<Ipv4>) -> bool {
+        let within = |net: Option<IpNet>, address: Ipv4| net.is_none_or(|net| net.contains(&to_ip(address)));
+        self.uplink.is_none_or(|uplink| uplink == forward.uplink)
+            && self.protocol.is_none_or(|protocol| protocol == key.protocol)
+            && within(self.src, key.src)
+            && within(self.dst, key.dst)
+    }
+}
+
+impl Flow {
+    /// What the flow as a whole is doing.
+    pub fn state(&self) -> State {
+        let reply = self.reply.as_ref().map(Seen::from).unwrap_or_default();
+        flow::state(self.key.protocol, Seen::from(&self.forward), reply)
+    }
+
+    /// Ticks since the last packet in either direction.
+    pub fn idle(&self, now: Tick) -> u32 {
+        let forward = time::since(now, self.forward.last_seen);
+        self.reply.map_or(forward, |reply| forward.min(time::since(now, reply.last_seen)))
+    }
+
+    /// The inside end of its binding.
+    pub const fn inside_end(&self) -> End<Ipv4> {
+        End {
+            address: self.key.src,
+            port: self.key.sport,
+            protocol: self.key.protocol,
+            uplink: self.forward.uplink,
+        }
+    }
+
+    /// The document that users get.
+    pub fn document(&self, uplink: &str, now: Tick) -> api::Flow {
+        let reply = self.reply.as_ref();
+        api::Flow {
+            protocol: api::protocol_name(self.key.protocol),
+            src: to_ip(self.key.src),
+            sport: u16::from_be(self.key.sport),
+            dst: to_ip(self.key.dst),
+            dport: u16::from_be(self.key.dport),
+            nat_src: to_ip(self.forward.src),
+            nat_sport: u16::from_be(self.forward.sport),
+            uplink: uplink.to_owned(),
+            state: self.state().name().to_owned(),
+            age_s: seconds(time::since(now, self.forward.created)),
+            idle_s: seconds(self.idle(now)),
+            packets_out: self.forward.packets,
+            bytes_out: self.forward.bytes,
+            packets_in: reply.map_or(0, |r| r.packets),
+            bytes_in: reply.map_or(0, |r| r.bytes),
+        }
+    }
+}
+
+/// Now, in the datapath's ticks.
+pub fn now() -> Tick {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(std::time::Duration::ZERO, Into::into);
+    time::tick(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// An address for people.
+pub fn to_ip(address: Ipv4) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::from(address))
+}
+
+/// Ticks in whole seconds.
+pub const fn seconds(ticks: u32) -> u64 {
+    ticks as u64 * TICK_NS / 1_000_000_000
+}
+
+impl Tables {
+    /// Calls `each` with every flow that matches, until it returns false.
+    pub fn each_flow(&self, filter: &Filter, mut each: impl FnMut(Flow) -> bool) -> Result<(), DatapathError> {
+        let mut go_on = true;
+        for table in [&self.flows4, &self.new_flows4] {
+            table.walk(|key, forward| {
+                if go_on && !forward.is_reply() && filter.matches(&key, &forward) {
+                    let reply = self.half(&forward.other_key(key.protocol)).filter(Entry::is_reply);
+                    go_on = each(Flow { key, forward, reply });
+                }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// A half of a flow, from either table.
+    pub fn half(&self, key: &Key<Ipv4>) -> Option<Entry<Ipv4>> {
+        self.flows4.get(key, 0).or_else(|_| self.new_flows4.get(key, 0)).ok()
+    }
+
+    /// Removes a half, wherever it is; one that is gone already is no error.
+    pub fn remove_half(&mut self, key: &Key<Ipv4>) -> Result<(), DatapathError> {
+        self.flows4.forget(key)?;
+        self.new_flows4.forget(key)
+    }
+
+    /// Removes both ends of a binding.
+    pub fn remove_binding(&mut self, inside: &End<Ipv4>, outside: &Outside<Ipv4>) -> Result<(), DatapathError> {
+        self.by_inside4.forget(inside)?;
+        let end = End { address: outside.address, port: outside.port, ..*inside };
+        self.by_outside4.forget(&end)
+    }
+
+    /// Removes the flows that match, both halves, and returns how many there were.
+    pub fn flush(&mut self, filter: &Filter) -> Result<u64, DatapathError> {
+        let mut found = Vec::new();
+        self.each_flow(filter, |flow| {
+            found.push(flow);
+            true
+        })?;
+        for flow in &found {
+            self.remove_half(&flow.forward.other_key(flow.key.protocol))?;
+            self.remove_half(&flow.key)?;
+        }
+        Ok(found.len() as u64)
+    }
+
+    /// Removes all flows and bindings of an uplink that is no more, so that its index can serve another one.
+    pub fn forget_uplink(&mut self, index: u8) -> Result<(), DatapathError> {
+        self.flush(&Filter { uplink: Some(index), ..Filter::default() })?;
+        for (inside, outside) in self.bindings()? {
+            if inside.uplink == index {
+                self.remove_binding(&inside, &outside)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// All bindings.
+    pub fn bindings(&self) -> Result<Vec<(End<Ipv4>, Outside<Ipv4>)>, DatapathError> {
+        let mut bindings = Vec::new();
+        self.by_inside4.walk(|inside, outside| bindings.push((inside, outside)))?;
+        Ok(bindings)
+    }
+
+    /// How many flows there are: with a reply, without, and by uplink index.
+    pub fn totals(&self) -> Result<(u64, u64, HashMap<u8, u64>), DatapathError> {
+        let mut by_uplink = HashMap::new();
+        let mut counts = [0u64; 2];
+        for (table, count) in [&self.flows4, &self.new_flows4].into_iter().zip(&mut counts) {
+            table.walk(|_, entry| {
+                if !entry.is_reply() {
+                    *count += 1;
+                    *by_uplink.entry(entry.uplink).or_default() += 1;
+                }
+            })?;
+        }
+        let [established, new] = counts;
+        Ok((established, new, by_uplink))
+    }
+
+    /// How full the tables are, by map name. Arrays have a fixed size and are left out.
+    pub fn usage(&self) -> Result<Vec<(&'static str, api::Usage)>, DatapathError> {
+        use abi::map;
+        Ok(vec![
+            (map::FLOWS4, usage(&self.flows4)?),
+            (map::NEW_FLOWS4, usage(&self.new_flows4)?),
+            (map::BY_INSIDE4, usage(&self.by_inside4)?),
+            (map::BY_OUTSIDE4, usage(&self.by_outside4)?),
+        ])
+    }
+
+    /// A verdict's counter, over all CPUs.
+    pub fn verdict(&self, verdict: Verdict) -> Result<u64, DatapathError> {
+        let values = self.verdicts.get(&(verdict as u32), 0).map_err(DatapathError::map("read the verdict counters"))?;
+        Ok(values.iter().sum())
+    }
+
+    /// All counters by name: verdicts that send or pass, and drops.
+    pub fn verdicts_by_name(&self) -> Result<Counters, DatapathError> {
+        let mut counters = Counters::default();
+        for &verdict in Verdict::ALL {
+            let into = if verdict.group() == Group::Drop { &mut counters.drops } else { &mut counters.verdicts };
+            into.push((verdict.name(), self.verdict(verdict)?));
+        }
+        Ok(counters)
+    }
+
+    /// An uplink's counters, over all CPUs.
+    pub fn uplink_stats(&self, index: u8) -> Result<api::UplinkStats, DatapathError> {
+        let values = self
+            .uplink_counters
+            .get(&u32::from(index), 0)
+            .map_err(DatapathError::map("read the uplink counters"))?;
+        Ok(values.iter().fold(api::UplinkStats::default(), |sum, c| api::UplinkStats {
+            tx_packets: sum.tx_packets + c.tx_packets,
+            tx_bytes: sum.tx_bytes + c.tx_bytes,
+            rx_packets: sum.rx_packets + c.rx_packets,
+            rx_bytes: sum.rx_bytes + c.rx_bytes,
+            new_flows: sum.new_flows + c.new_flows,
+        }))
+    }
+}
+
+/// Counters by name.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Packets that were sent on or left to the kernel.
+    pub verdicts: Vec<(&'static str, u64)>,
+    /// Packets that were dropped.
+    pub drops: Vec<(&'static str, u64)>,
+}
+
+fn usage<K: aya::Pod + bytemuck::Pod, V: aya::Pod + bytemuck::Pod>(
+    table: &Hash<K, V>,
+) -> Result<api::Usage, DatapathError> {
+    let mut used = 0;
+    table.walk(|_, _| used += 1)?;
+    Ok(api::Usage { used, capacity: u64::from(table.capacity()) })
+}

@@ -1,0 +1,178 @@
+//! Loading and pinning.
+//!
+//! Layout below the pin directory: one pin per map under its own name, and `links/` with one pin per attachment (see
+//! [`super::attach`]). Maps that are there already are adopted, if their layout's version fits; nothing is changed otherwise.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, Map, MapData},
+    programs::{SchedClassifier, Xdp},
+};
+use mh_common::abi::{self, NEW_FLOWS_DIVISOR, Settings, map, program};
+use nix::sys::{
+    resource::{Resource, setrlimit},
+    statfs::{BPF_FS_MAGIC, statfs},
+};
+
+use super::{DatapathError, attach, tables::Tables};
+use crate::config;
+
+/// The BPF object, as the build script made it.
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mh.o"));
+
+/// Programs that are loaded, and the directory that holds the pins.
+pub struct Loaded {
+    /// The object: its programs are loaded, its maps are pinned.
+    pub ebpf: Ebpf,
+    /// Where everything is pinned.
+    pub dir: PathBuf,
+    /// What the user should know, in sentences.
+    pub notes: Vec<String>,
+    /// Whether maps were found and adopted.
+    pub adopted: bool,
+}
+
+/// Loads the programs and makes or adopts the maps. `debug`: the programs log new flows.
+pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded, DatapathError> {
+    check_bpffs(dir)?;
+    let adopted = dir.join(map::SETTINGS).exists();
+    if adopted {
+        check_version(dir)?;
+    }
+    // Up to 5.10 maps are accounted against the limit for locked memory; later it does not matter.
+    let _ = setrlimit(Resource::RLIMIT_MEMLOCK, libc::RLIM_INFINITY, libc::RLIM_INFINITY);
+    make_dir(dir)?;
+    make_dir(&dir.join(attach::LINKS))?;
+
+    let level: u8 = if debug { 0xff } else { 0 };
+    let new_flows = (sizes.conntrack_entries / NEW_FLOWS_DIVISOR).max(1);
+    let mut ebpf = EbpfLoader::new()
+        .default_map_pin_directory(dir)
+        .map_max_entries(map::FLOWS4, sizes.conntrack_entries)
+        .map_max_entries(map::NEW_FLOWS4, new_flows)
+        .map_max_entries(map::BY_INSIDE4, sizes.bindings)
+        .map_max_entries(map::BY_OUTSIDE4, sizes.bindings)
+        .override_global("AYA_LOG_LEVEL", &level, true)
+        .load(OBJECT)?;
+    let refused = |interface: &str| {
+        let interface = interface.to_owned();
+        move |source: aya::programs::ProgramError| DatapathError::Attach {
+            what: "load the program into the kernel for use",
+            interface,
+            source: Box::new(source),
+        }
+    };
+    let tc: &mut SchedClassifier = program_of(&mut ebpf, program::TC)?;
+    tc.load().map_err(refused("TC"))?;
+    let xdp: &mut Xdp = program_of(&mut ebpf, program::XDP)?;
+    xdp.load().map_err(refused("XDP"))?;
+
+    let mut tables = Tables::open(dir)?;
+    let mut notes = Vec::new();
+    if adopted {
+        let found = tables.flows4.capacity();
+        if found != sizes.conntrack_entries {
+            notes.push(format!(
+                "the conntrack keeps the {found} entries that it was made with (conntrack_entries = {}); \
+                 `mhd --detach` and a new start change its size and lose the flows",
+                sizes.conntrack_entries
+            ));
+        }
+        let found = tables.by_inside4.capacity();
+        if found != sizes.bindings {
+            notes.push(format!(
+                "the binding table keeps the {found} entries that it was made with (bindings = {}); \
+                 `mhd --detach` and a new start change its size and lose the flows",
+                sizes.bindings
+            ));
+        }
+    } else {
+        let settings = Settings { abi_version: abi::VERSION, seed: random_seed()?, ..Settings::default() };
+        tables.settings.set(0, settings, 0).map_err(DatapathError::map("write the settings"))?;
+    }
+    Ok(Loaded { ebpf, dir: dir.to_owned(), notes, adopted })
+}
+
+/// A program of the object by name.
+pub fn program_of<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, DatapathError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program>,
+{
+    ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or(DatapathError::Missing(name))
+}
+
+/// Removes every trace: programs from interfaces, and all pins. Returns whether there was anything.
+pub fn detach(dir: &Path) -> Result<bool, DatapathError> {
+    if !dir.exists() {
+        return Ok(false);
+    }
+    check_bpffs(dir)?;
+    let interfaces: Vec<u32> = Tables::open(dir)
+        .map(|tables| tables.interfaces.keys().filter_map(Result::ok).collect())
+        .unwrap_or_default();
+    attach::detach_all(dir, &interfaces)?;
+    let links = dir.join(attach::LINKS);
+    if links.exists() {
+        fs::remove_dir(&links).map_err(DatapathError::io(format!("remove {}", links.display())))?;
+    }
+    for name in map::ALL {
+        let path = dir.join(name);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(DatapathError::Io { what: format!("remove {}", path.display()), source: error });
+            }
+            _ => {}
+        }
+    }
+    fs::remove_dir(dir).map_err(DatapathError::io(format!(
+        "remove {}, in which mhd left nothing behind, but somebody else did",
+        dir.display()
+    )))?;
+    Ok(true)
+}
+
+fn check_bpffs(dir: &Path) -> Result<(), DatapathError> {
+    let parent = dir.parent().unwrap_or(dir);
+    match statfs(parent) {
+        Ok(stat) if stat.filesystem_type() == BPF_FS_MAGIC => Ok(()),
+        _ => Err(DatapathError::NoBpffs(parent.to_owned())),
+    }
+}
+
+fn check_version(dir: &Path) -> Result<(), DatapathError> {
+    let path = dir.join(map::SETTINGS);
+    let version = MapData::from_pin(&path)
+        .and_then(Map::from_map_data)
+        .and_then(Array::<_, Settings>::try_from)
+        .and_then(|settings: Array<MapData, Settings>| settings.get(&0, 0))
+        .map(|settings| settings.abi_version);
+    match version {
+        Ok(found) if found == abi::VERSION => Ok(()),
+        // Settings of another size can't be read as ours: another version too.
+        Ok(found) => Err(DatapathError::AbiVersion { dir: dir.to_owned(), found, expected: abi::VERSION }),
+        Err(source) => Err(DatapathError::Pin { path, source }),
+    }
+}
+
+fn make_dir(dir: &Path) -> Result<(), DatapathError> {
+    match fs::create_dir(dir) {
+        Ok(()) => fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
+            .map_err(DatapathError::io(format!("set the mode of {}", dir.display()))),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) => Err(DatapathError::Io { what: format!("make {}", dir.display()), source: error }),
+    }
+}
+
+fn random_seed() -> Result<[u64; 2], DatapathError> {
+    use std::io::Read as _;
+    let mut seed = [[0u8; 8]; 2];
+    let mut source = fs::File::open("/dev/urandom").map_err(DatapathError::io("open /dev/urandom"))?;
+    source.read_exact(seed.as_flattened_mut()).map_err(DatapathError::io("read /dev/urandom"))?;
+    Ok(seed.map(u64::from_ne_bytes))
+}

@@ -1,0 +1,90 @@
+//! The datapath as the controller handles it: loading, pinning, attaching, and the tables.
+//!
+//! - [`load`]: programs and maps, pinned below one directory of a bpffs, adopted if they are there.
+//! - [`attach`]: programs on interfaces, as pinned links (tcx, XDP) or clsact filters.
+//! - [`apply`]: the actions of [`crate::reconcile`].
+//! - [`tables`]: the maps by name and type, opened from their pins; [`batch`] reads large ones.
+//! - [`flows`]: the conntrack and the bindings as people see them; [`sweep`] expires what is idle.
+//!
+//! Fail static: nothing in here takes anything out of force because the controller ends. Only [`load::detach`] does.
+
+pub mod apply;
+pub mod attach;
+pub mod batch;
+pub mod flows;
+pub mod load;
+pub mod sweep;
+pub mod tables;
+
+use std::{io, path::PathBuf};
+
+/// Why the datapath could not be set up or asked.
+#[derive(Debug, thiserror::Error)]
+pub enum DatapathError {
+    /// The pin directory does not lie on a bpffs.
+    #[error("{0} is not on a bpffs; mount one with: mount -t bpf bpf /sys/fs/bpf")]
+    NoBpffs(PathBuf),
+    /// The maps that are pinned there have another layout.
+    #[error(
+        "the maps pinned in {dir} have layout version {found}, this mhd has version {expected}; run the mhd that made them, \
+         or remove them with `mhd --detach` (flows are then lost)"
+    )]
+    AbiVersion {
+        /// The pin directory.
+        dir: PathBuf,
+        /// The version found.
+        found: u32,
+        /// The version that this mhd has.
+        expected: u32,
+    },
+    /// The pins are there in part only.
+    #[error("cannot open the pinned map {path}: {source}; is mhd running with this --bpffs directory?")]
+    Pin {
+        /// The pin.
+        path: PathBuf,
+        /// The cause.
+        source: aya::maps::MapError,
+    },
+    /// The object could not be loaded.
+    #[error("cannot load the BPF programs: {0}")]
+    Load(#[from] aya::EbpfError),
+    /// A program was refused or could not be attached.
+    #[error("cannot {what} on {interface}: {source}")]
+    Attach {
+        /// What was tried.
+        what: &'static str,
+        /// Where.
+        interface: String,
+        /// The cause.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A map operation failed.
+    #[error("cannot {what}: {source}")]
+    Map {
+        /// What was tried.
+        what: &'static str,
+        /// The cause.
+        source: aya::maps::MapError,
+    },
+    /// An operation on files or descriptors failed.
+    #[error("cannot {what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// The cause.
+        source: io::Error,
+    },
+    /// The object lacks a program or a map: it was built from other sources.
+    #[error("the BPF object has no {0}; rebuild mhd")]
+    Missing(&'static str),
+}
+
+impl DatapathError {
+    fn map(what: &'static str) -> impl FnOnce(aya::maps::MapError) -> Self {
+        move |source| Self::Map { what, source }
+    }
+
+    fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { what: what.into(), source }
+    }
+}

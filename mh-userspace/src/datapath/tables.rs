@@ -1,0 +1,141 @@
+//! The maps by name and type, opened from their pins.
+//!
+//! Every [`Tables`] has descriptors of its own, so readers (flow lists, the sweep) work beside the controller without locks.
+
+use std::{
+    ops::{Deref, DerefMut},
+    os::fd::{AsFd as _, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use mh_common::{
+    abi::{self, Interface, Live, Policy, Settings, Uplink, UplinkCounters, map},
+    address::Ipv4,
+    binding::{End, Inside, Outside},
+    flow::{Entry, Key},
+    slots::SlotTable,
+};
+
+use super::{DatapathError, batch};
+
+/// A hash map of the datapath.
+pub struct Hash<K, V> {
+    map: HashMap<MapData, K, V>,
+    descriptor: OwnedFd,
+    capacity: u32,
+}
+
+impl<K: aya::Pod + bytemuck::Pod, V: aya::Pod + bytemuck::Pod> Hash<K, V> {
+    fn open(path: &Path) -> Result<Self, MapError> {
+        let data = MapData::from_pin(path)?;
+        let capacity = data.info()?.max_entries();
+        let descriptor = data.fd().as_fd().try_clone_to_owned()?;
+        let map = Map::from_map_data(data)?.try_into()?;
+        Ok(Self { map, descriptor, capacity })
+    }
+
+    /// Calls `each` with every entry.
+    pub fn walk(&self, each: impl FnMut(K, V)) -> Result<(), DatapathError> {
+        batch::for_each(self.descriptor.as_fd(), each).map_err(DatapathError::io("read a table"))
+    }
+
+    /// How many entries it can hold.
+    pub const fn capacity(&self) -> u32 {
+        self.capacity
+    }
+
+    /// Removes an entry; one that is gone already is no error.
+    pub fn forget(&mut self, key: &K) -> Result<(), DatapathError> {
+        match self.map.remove(key) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            Err(source) => Err(DatapathError::Map { what: "remove an entry", source }),
+        }
+    }
+}
+
+impl<K, V> Deref for Hash<K, V> {
+    type Target = HashMap<MapData, K, V>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.map
+    }
+}
+
+impl<K, V> DerefMut for Hash<K, V> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.map
+    }
+}
+
+/// All maps.
+pub struct Tables {
+    /// IPv4 flows that have seen a reply.
+    pub flows4: Hash<Key<Ipv4>, Entry<Ipv4>>,
+    /// IPv4 flows that have seen none.
+    pub new_flows4: Hash<Key<Ipv4>, Entry<Ipv4>>,
+    /// Bindings by inside end.
+    pub by_inside4: Hash<End<Ipv4>, Outside<Ipv4>>,
+    /// Bindings by outside end.
+    pub by_outside4: Hash<End<Ipv4>, Inside<Ipv4>>,
+    /// Own and broadcast addresses.
+    pub local4: Hash<Ipv4, u8>,
+    /// Uplinks.
+    pub uplinks: Array<MapData, Uplink>,
+    /// Managed interfaces by index.
+    pub interfaces: Hash<u32, Interface>,
+    /// Policies.
+    pub policies: Array<MapData, Policy>,
+    /// Slot tables.
+    pub slots: Array<MapData, SlotTable>,
+    /// Settings.
+    pub settings: Array<MapData, Settings>,
+    /// Health and neighbour epoch.
+    pub live: Array<MapData, Live>,
+    /// Counters by verdict.
+    pub verdicts: PerCpuArray<MapData, u64>,
+    /// Counters by uplink.
+    pub uplink_counters: PerCpuArray<MapData, UplinkCounters>,
+}
+
+impl Tables {
+    /// Opens all maps that are pinned in the directory.
+    pub fn open(dir: &Path) -> Result<Self, DatapathError> {
+        fn pinned<T>(
+            dir: &Path,
+            name: &str,
+            open: impl FnOnce(&Path) -> Result<T, MapError>,
+        ) -> Result<T, DatapathError> {
+            let path: PathBuf = dir.join(name);
+            open(&path).map_err(|source| DatapathError::Pin { path, source })
+        }
+        fn typed<M: TryFrom<Map, Error = MapError>>(dir: &Path, name: &str) -> Result<M, DatapathError> {
+            pinned(dir, name, |path| MapData::from_pin(path).and_then(Map::from_map_data)?.try_into())
+        }
+        Ok(Self {
+            flows4: pinned(dir, map::FLOWS4, Hash::open)?,
+            new_flows4: pinned(dir, map::NEW_FLOWS4, Hash::open)?,
+            by_inside4: pinned(dir, map::BY_INSIDE4, Hash::open)?,
+            by_outside4: pinned(dir, map::BY_OUTSIDE4, Hash::open)?,
+            local4: pinned(dir, map::LOCAL4, Hash::open)?,
+            uplinks: typed(dir, map::UPLINKS)?,
+            interfaces: pinned(dir, map::INTERFACES, Hash::open)?,
+            policies: typed(dir, map::POLICIES)?,
+            slots: typed(dir, map::SLOTS)?,
+            settings: typed(dir, map::SETTINGS)?,
+            live: typed(dir, map::LIVE)?,
+            verdicts: typed(dir, map::VERDICTS)?,
+            uplink_counters: typed(dir, map::UPLINK_COUNTERS)?,
+        })
+    }
+
+    /// The uplinks that the datapath knows, by index; indices that are free have no name.
+    pub fn uplinks(&self) -> Result<Vec<(u8, Uplink)>, DatapathError> {
+        let highest = u8::try_from(abi::MAX_UPLINKS).unwrap_or(u8::MAX);
+        (0..highest)
+            .map(|index| Ok((index, self.uplinks.get(&u32::from(index), 0)?)))
+            .collect::<Result<_, _>>()
+            .map_err(DatapathError::map("read the uplinks"))
+    }
+}

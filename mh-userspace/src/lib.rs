@@ -1,0 +1,13 @@
+//! mh's controller and command line, as a library.
+//!
+//! Dependencies point one way: [`config`] <- [`core`] and [`reconcile`] (sans-IO) <- [`netlink`], [`datapath`], [`control`] <-
+//! [`daemon`] <- the binaries `mhd` and `mhctl`. [`cli`] renders what [`control`] brings.
+
+pub mod cli;
+pub mod config;
+pub mod control;
+pub mod core;
+pub mod daemon;
+pub mod datapath;
+pub mod netlink;
+pub mod reconcile;

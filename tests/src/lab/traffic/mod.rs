@@ -1,0 +1,16 @@
+//! Real traffic: servers that tell what they saw, clients, streams with a hash, and counting what came of them.
+//!
+//! Sockets are made inside a host's namespace and used from wherever; every read has a deadline, so that a path that loses
+//! packets fails a test with a message and doesn't hang it.
+
+mod sniffer;
+mod split;
+mod stream;
+mod tcp;
+mod udp;
+
+pub use self::sniffer::{Segment, Sniffer};
+pub use self::split::Split;
+pub use self::stream::{Amount, BLOCK_BYTES, Direction, OpenTransfer, Transferred, transfer};
+pub use self::tcp::{TcpFlow, TcpServer, tcp_flows};
+pub use self::udp::{UdpFlow, UdpServer, udp_flows};
