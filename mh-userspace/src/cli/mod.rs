@@ -1,1 +1,214 @@
-//! x
+//! mhctl: its arguments ([`arguments`]), its tables ([`table`]) and what each command does ([`run`]).
+//!
+//! Failure behaviour: a command that is refused or fails prints one line on stderr, what is wrong and the mend, and exits with 1; wrong
+//! usage exits with 2 (clap). A reader that goes away (`mhctl flows | head`) is no failure.
+
+pub mod arguments;
+mod render;
+pub mod table;
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write as _},
+};
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use self::arguments::{Arguments, Command, FlowsAction, FlowsArguments};
+use crate::{
+    config,
+    control::{
+        api::{FlowFilter, WeightsRequest},
+        client::{Client, ClientError},
+    },
+};
+
+/// Why a command was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// mhd refused, or is not there.
+    #[error("{0}")]
+    Client(#[from] ClientError),
+    /// An argument is wrong.
+    #[error("{0}")]
+    Argument(String),
+    /// The output can't be written.
+    #[error("cannot write the output: {0}")]
+    Output(#[from] io::Error),
+    /// The document can't be printed.
+    #[error("cannot print the answer as JSON: {0}")]
+    Json(#[from] serde_json::Error),
+    /// The configuration has faults; they are printed as they are.
+    #[error("{0}")]
+    Config(#[from] config::LoadError),
+}
+
+impl CliError {
+    /// Whether the reader of the output went away, which is no failure.
+    pub fn is_broken_pipe(&self) -> bool {
+        match self {
+            Self::Output(error) => error.kind() == io::ErrorKind::BrokenPipe,
+            Self::Json(error) => error.io_error_kind() == Some(io::ErrorKind::BrokenPipe),
+            _ => false,
+        }
+    }
+}
+
+/// Runs a command.
+pub async fn run(arguments: Arguments) -> Result<(), CliError> {
+    let client = Client::new(&arguments.socket);
+    let output = Output { json: arguments.json, colour: table::colour() };
+    match arguments.command {
+        Command::Status => output.show(&client.status().await?, render::status),
+        Command::Weights { weights, save } => {
+            let request = WeightsRequest { weights: parse_weights(&weights)?, save };
+            let unchanged = request.weights.is_empty() && !save;
+            let list = if unchanged { client.weights().await? } else { client.set_weights(&request).await? };
+            output.show(&list, render::weights)
+        }
+        Command::Drain { name } => {
+            client.set_drain(&name, true).await?;
+            output.done(&format!("{name} takes no new flows"))
+        }
+        Command::Undrain { name } => {
+            client.set_drain(&name, false).await?;
+            output.done(&format!("{name} takes new flows again"))
+        }
+        Command::Health { name, health } => {
+            client.set_health(&name, health.into()).await?;
+            output.done(&format!("health of {name}: {health}"))
+        }
+        Command::Flows(flows) => {
+            let filter = filter(&flows)?;
+            match flows.action.unwrap_or(FlowsAction::List) {
+                FlowsAction::List => output.show(&client.flows(&filter).await?, render::flows),
+                FlowsAction::Count => {
+                    output.show(&client.count_flows(&filter).await?, |count, _| format!("{}\n", count.count))
+                }
+                FlowsAction::Flush => {
+                    output.show(&client.flush_flows(&filter).await?, |count, _| format!("{} flows removed\n", count.count))
+                }
+            }
+        }
+        Command::Bindings => output.show(&client.bindings().await?, render::bindings),
+        Command::Stats => output.show(&client.stats().await?, render::stats),
+        Command::Reload => output.show(&client.reload().await?, render::reloaded),
+        Command::Check { file } => {
+            let warnings = config::check(&file)?;
+            eprint!("{}", config::warning_lines(&file, &warnings));
+            output.done(&format!("{}: ok", file.display()))
+        }
+        Command::Detach => {
+            client.detach().await?;
+            output.done("programs and maps are removed; mhd has ended")
+        }
+        Command::Version => {
+            let mhctl = env!("CARGO_PKG_VERSION");
+            output.show(&client.version().await?, |version, _| {
+                format!("mhctl {mhctl}, mhd {}, map layout {}, Linux {}\n", version.version, version.abi, version.kernel)
+            })
+        }
+        Command::Completions { shell } => {
+            let mut command = <Arguments as clap::CommandFactory>::command();
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut command, "mhctl", &mut script);
+            Ok(io::stdout().write_all(&script)?)
+        }
+    }
+}
+
+/// How answers are printed.
+struct Output {
+    json: bool,
+    colour: bool,
+}
+
+impl Output {
+    fn show<T: Serialize>(&self, document: &T, render: impl FnOnce(&T, bool) -> String) -> Result<(), CliError> {
+        let mut out = io::BufWriter::new(io::stdout().lock());
+        if self.json {
+            serde_json::to_writer_pretty(&mut out, document)?;
+            writeln!(out)?;
+        } else {
+            out.write_all(render(document, self.colour).as_bytes())?;
+        }
+        Ok(out.flush()?)
+    }
+
+    fn done(&self, sentence: &str) -> Result<(), CliError> {
+        #[derive(Serialize)]
+        struct Done<'a> {
+            done: &'a str,
+        }
+        self.show(&Done { done: sentence }, |done, _| format!("{}\n", done.done))
+    }
+}
+
+fn parse_weights(words: &[String]) -> Result<BTreeMap<String, u32>, CliError> {
+    let mut weights = BTreeMap::new();
+    for word in words {
+        let Some((name, number)) = word.split_once('=').filter(|(name, _)| !name.is_empty()) else {
+            return Err(CliError::Argument(format!("{word:?} is no weight; give NAME=N, as in isp1=2")));
+        };
+        let Ok(weight) = number.parse::<u16>() else {
+            return Err(CliError::Argument(format!("{number:?} is no weight for {name}; give a number from 0 to 65535")));
+        };
+        if weights.insert(name.to_owned(), u32::from(weight)).is_some() {
+            return Err(CliError::Argument(format!("{name} is named twice; give each uplink one weight")));
+        }
+    }
+    Ok(weights)
+}
+
+fn filter(flows: &FlowsArguments) -> Result<FlowFilter, CliError> {
+    let net = |name: &str, text: &Option<String>| match text {
+        None => Ok(None),
+        Some(text) => {
+            let parsed = text.parse::<IpNet>().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from));
+            parsed.map(Some).ok_or_else(|| {
+                CliError::Argument(format!("{text:?} is no address or prefix for --{name}; give one like 192.0.2.0/24"))
+            })
+        }
+    };
+    Ok(FlowFilter {
+        uplink: flows.uplink.clone(),
+        src: net("src", &flows.src)?,
+        dst: net("dst", &flows.dst)?,
+        proto: flows.proto.clone(),
+        limit: flows.limit,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weights(words: &[&str]) -> Result<BTreeMap<String, u32>, String> {
+        parse_weights(&words.iter().map(|&w| w.to_owned()).collect::<Vec<_>>()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn weights_are_parsed_whole_or_not_at_all() {
+        assert_eq!(weights(&["isp1=2", "isp2=0"]).unwrap(), [("isp1".into(), 2), ("isp2".into(), 0)].into());
+        for (words, named) in [
+            (&["isp1"][..], "isp1"),
+            (&["=3"], "=3"),
+            (&["isp1=x"], "isp1"),
+            (&["isp1=65536"], "65535"),
+            (&["isp1=-1"], "-1"),
+            (&["isp1=1", "isp1=2"], "twice"),
+        ] {
+            let error = weights(words).unwrap_err();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
+    fn filters_take_addresses_and_prefixes() {
+        let arguments = |src: &str| FlowsArguments { src: Some(src.to_owned()), ..FlowsArguments::default() };
+        assert_eq!(filter(&arguments("192.0.2.1")).unwrap().src.unwrap().to_string(), "192.0.2.1/32");
+        assert_eq!(filter(&arguments("192.0.2.0/24")).unwrap().src.unwrap().to_string(), "192.0.2.0/24");
+        assert!(filter(&arguments("192.0.2")).unwrap_err().to_string().contains("--src"));
+    }
+}

@@ -1,9 +1,219 @@
-//! x
-/// x
-pub struct Client;
+//! mhctl's side of the socket.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http_body_util::{BodyExt as _, Full};
+use hyper::{Method, Request, body::Bytes, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::UnixStream;
+
+use super::api::{
+    Binding, Count, ErrorBody, Flow, FlowFilter, HealthOverride, Reloaded, Stats, Status, Version, Weight, WeightsRequest,
+};
+
+/// How long an answer may take, a list of a million flows included.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Why there is no answer, or not the one that was wanted.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens.
+    #[error("cannot reach mhd at {path}: {reason}; {mend}")]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// What the kernel says.
+        reason: String,
+        /// What to do.
+        mend: &'static str,
+    },
+    /// mhd refused, with its reason.
+    #[error("{0}")]
+    Refused(String),
+    /// The connection broke or the answer was not understood.
+    #[error("mhd at {path} gave no usable answer: {reason}; is it the same version as mhctl?")]
+    Broken {
+        /// The socket.
+        path: PathBuf,
+        /// What happened.
+        reason: String,
+    },
+}
+
+/// A client of one socket. Each request is a connection.
+#[derive(Debug, Clone)]
+pub struct Client {
+    path: PathBuf,
+}
+
 impl Client {
-    /// x
-    pub fn new(_p: &std::path::Path) -> Self { Self }
-    /// x
-    pub async fn detach(&self) -> Result<(), super::server::BindError> { Ok(()) }
+    /// A client of the socket at this path; nothing is connected yet.
+    pub fn new(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
+    /// State of uplinks and tables.
+    pub async fn status(&self) -> Result<Status, ClientError> {
+        self.get("/v1/status").await
+    }
+
+    /// Weights as they are.
+    pub async fn weights(&self) -> Result<Vec<Weight>, ClientError> {
+        self.get("/v1/weights").await
+    }
+
+    /// Sets weights.
+    pub async fn set_weights(&self, request: &WeightsRequest) -> Result<Vec<Weight>, ClientError> {
+        self.send(Method::PUT, "/v1/weights", Some(request)).await
+    }
+
+    /// Drains an uplink, or stops draining it.
+    pub async fn set_drain(&self, uplink: &str, drain: bool) -> Result<(), ClientError> {
+        let method = if drain { Method::PUT } else { Method::DELETE };
+        self.send(method, &format!("/v1/uplinks/{}/drain", encode(uplink)), None::<&()>).await
+    }
+
+    /// Sets an uplink's health.
+    pub async fn set_health(&self, uplink: &str, health: HealthOverride) -> Result<(), ClientError> {
+        self.send(Method::PUT, &format!("/v1/uplinks/{}/health", encode(uplink)), Some(&health)).await
+    }
+
+    /// Flows.
+    pub async fn flows(&self, filter: &FlowFilter) -> Result<Vec<Flow>, ClientError> {
+        self.get(&format!("/v1/flows{}", query(filter))).await
+    }
+
+    /// How many flows there are.
+    pub async fn count_flows(&self, filter: &FlowFilter) -> Result<Count, ClientError> {
+        self.get(&format!("/v1/flows/count{}", query(filter))).await
+    }
+
+    /// Removes flows.
+    pub async fn flush_flows(&self, filter: &FlowFilter) -> Result<Count, ClientError> {
+        self.send(Method::DELETE, &format!("/v1/flows{}", query(filter)), None::<&()>).await
+    }
+
+    /// Bindings.
+    pub async fn bindings(&self) -> Result<Vec<Binding>, ClientError> {
+        self.get("/v1/bindings").await
+    }
+
+    /// Counters.
+    pub async fn stats(&self) -> Result<Stats, ClientError> {
+        self.get("/v1/stats").await
+    }
+
+    /// Makes mhd read its configuration again.
+    pub async fn reload(&self) -> Result<Reloaded, ClientError> {
+        self.send(Method::POST, "/v1/reload", None::<&()>).await
+    }
+
+    /// Makes mhd remove every trace, and end.
+    pub async fn detach(&self) -> Result<(), ClientError> {
+        self.send(Method::POST, "/v1/detach", None::<&()>).await
+    }
+
+    /// mhd's version.
+    pub async fn version(&self) -> Result<Version, ClientError> {
+        self.get("/v1/version").await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.send(Method::GET, path, None::<&()>).await
+    }
+
+    async fn send<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, ClientError> {
+        let stream = UnixStream::connect(&self.path).await.map_err(|error| self.unreachable(&error))?;
+        let exchange = self.exchange(stream, method, path, body);
+        match tokio::time::timeout(TIMEOUT, exchange).await {
+            Ok(result) => result,
+            Err(_) => Err(self.broken(format!("none within {} s", TIMEOUT.as_secs()))),
+        }
+    }
+
+    async fn exchange<T: DeserializeOwned>(
+        &self,
+        stream: UnixStream,
+        method: Method,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, ClientError> {
+        let broken = |error: hyper::Error| self.broken(error.to_string());
+        let content = match body {
+            Some(body) => serde_json::to_vec(body).map_err(|error| self.broken(error.to_string()))?,
+            None => Vec::new(),
+        };
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "mh")
+            .header("content-type", "application/json")
+            .body(Full::new(Bytes::from(content)))
+            .map_err(|error| self.broken(error.to_string()))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let connection = tokio::spawn(connection);
+        let response = sender.send_request(request).await.map_err(broken)?;
+        let status = response.status();
+        let bytes = response.into_body().collect().await.map_err(broken)?.to_bytes();
+        drop(sender);
+        // The answer is whole; how the connection ends does not matter.
+        let _ = connection.await;
+        if !status.is_success() {
+            let reason = serde_json::from_slice::<ErrorBody>(&bytes)
+                .map_or_else(|_| format!("HTTP status {status}"), |body| body.error);
+            return Err(ClientError::Refused(reason));
+        }
+        serde_json::from_slice(&bytes).map_err(|error| self.broken(error.to_string()))
+    }
+
+    fn unreachable(&self, error: &io::Error) -> ClientError {
+        let (reason, mend) = match error.kind() {
+            io::ErrorKind::NotFound => ("no such file".to_owned(), "is mhd running? (or give --socket PATH)"),
+            io::ErrorKind::ConnectionRefused => {
+                ("nobody listens".to_owned(), "is mhd running? (or give --socket PATH)")
+            }
+            io::ErrorKind::PermissionDenied => {
+                ("permission denied".to_owned(), "run as root, or as a member of the group mh")
+            }
+            _ => (error.to_string(), "give the daemon's socket with --socket PATH"),
+        };
+        ClientError::Unreachable { path: self.path.clone(), reason, mend }
+    }
+
+    fn broken(&self, reason: String) -> ClientError {
+        ClientError::Broken { path: self.path.clone(), reason }
+    }
+}
+
+/// A path segment or query value with everything but unreserved characters escaped (RFC 3986 section 2.3).
+fn encode(text: &str) -> String {
+    text.bytes()
+        .map(|byte| match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => char::from(byte).to_string(),
+            _ => format!("%{byte:02X}"),
+        })
+        .collect()
+}
+
+fn query(filter: &FlowFilter) -> String {
+    let mut pairs = Vec::new();
+    let mut add = |name: &str, value: Option<String>| {
+        pairs.extend(value.map(|value| format!("{name}={}", encode(&value))));
+    };
+    add("uplink", filter.uplink.clone());
+    add("src", filter.src.map(|net| net.to_string()));
+    add("dst", filter.dst.map(|net| net.to_string()));
+    add("proto", filter.proto.clone());
+    add("limit", filter.limit.map(|limit| limit.to_string()));
+    if pairs.is_empty() { String::new() } else { format!("?{}", pairs.join("&")) }
 }

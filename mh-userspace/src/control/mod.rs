@@ -1,4 +1,7 @@
-//! x
+//! The control interface: HTTP/1.1 with JSON bodies over a Unix socket.
+//!
+//! [`api`] has the documents and the [`api::Backend`] that answers; [`server`] speaks HTTP for a backend; [`client`] is mhctl's side.
+
 pub mod api;
 pub mod client;
 pub mod server;

@@ -1,10 +1,256 @@
-//! x
-use std::{future::Future, path::Path, sync::Arc};
+//! The socket's server side.
+//!
+//! Invariants: access is the socket file's mode (0660, group `mh` where it exists); a client that stalls holds up nobody else; every answer
+//! that is not a success has a body that says what is wrong and what mends it.
+
+use std::{
+    fs, io,
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use axum::{
+    Json, Router,
+    extract::{
+        DefaultBodyLimit, FromRequest, FromRequestParts, Path as Segment, Query, Request, State,
+        rejection::{JsonRejection, QueryRejection},
+    },
+    http::{StatusCode, request::Parts},
+    response::{IntoResponse, Response},
+    routing::{get, post, put},
+};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::Semaphore,
+    task::JoinSet,
+};
+
+use super::api::{Backend, ControlError, ErrorBody, FlowFilter, HealthOverride, WeightsRequest};
+
+/// The group that may use the socket, where it exists.
+const GROUP: &str = "mh";
+/// Connections served at a time; further ones wait.
+const MAX_CONNECTIONS: usize = 64;
+/// The largest request body in bytes.
+const MAX_BODY: usize = 64 * 1024;
+/// How long a client may take to send a request's head.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a connection may take in all.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Why the socket can't be opened.
 #[derive(Debug, thiserror::Error)]
-#[error("x")]
-/// x
-pub struct BindError;
-/// x
-pub fn bind(_p: &Path) -> Result<tokio::net::UnixListener, BindError> { Err(BindError) }
-/// x
-pub async fn serve<B: super::api::Backend>(_l: tokio::net::UnixListener, _b: Arc<B>, s: impl Future<Output = ()> + Send + 'static) -> std::io::Result<()> { s.await; Ok(()) }
+pub enum BindError {
+    /// Another daemon answers there.
+    #[error("another mhd serves {0}; stop it first, or give --socket another path")]
+    InUse(PathBuf),
+    /// There is something that is not a socket.
+    #[error("{0} is there and is no socket; remove it, or give --socket another path")]
+    NotSocket(PathBuf),
+    /// An operation on files failed.
+    #[error("cannot {what} {path}: {source}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// The cause.
+        source: io::Error,
+    },
+}
+
+/// A socket that is listened on; its file goes with it.
+#[derive(Debug)]
+pub struct Listener {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // The file may be gone already, and nothing can be done about it here.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Opens the socket. A file that a dead daemon left is replaced; one that a living daemon serves is refused.
+pub fn bind(path: &Path) -> Result<Listener, BindError> {
+    use std::os::unix::fs::FileTypeExt as _;
+    let failed = |what| move |source| BindError::Io { what, path: path.to_owned(), source };
+    if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
+        fs::create_dir_all(dir).map_err(failed("make the directory of"))?;
+    }
+    if let Ok(metadata) = fs::symlink_metadata(path) {
+        if !metadata.file_type().is_socket() {
+            return Err(BindError::NotSocket(path.to_owned()));
+        }
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(BindError::InUse(path.to_owned()));
+        }
+        fs::remove_file(path).map_err(failed("remove the stale socket"))?;
+    }
+    let listener = UnixListener::bind(path).map_err(failed("listen on"))?;
+    let listener = Listener { listener, path: path.to_owned() };
+    fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(failed("set the mode of"))?;
+    if let Ok(Some(group)) = nix::unistd::Group::from_name(GROUP) {
+        chown(path, None, Some(group.gid.as_raw())).map_err(failed("set the group of"))?;
+    }
+    Ok(listener)
+}
+
+/// Serves the backend until `shutdown` completes; requests that are under way are then finished.
+pub async fn serve<B: Backend>(
+    listener: Listener,
+    backend: Arc<B>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> io::Result<()> {
+    let service = TowerToHyperService::new(router(backend));
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    let mut shutdown = std::pin::pin!(shutdown);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut shutdown => break,
+            accepted = accept(&listener.listener, &places) => accepted?,
+            Some(_) = connections.join_next() => continue,
+        };
+        let Some((stream, place)) = accepted else { continue };
+        let service = service.clone();
+        connections.spawn(async move {
+            let connection = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIMEOUT)
+                .keep_alive(false)
+                .serve_connection(TokioIo::new(stream), service);
+            // A client that breaks off or stalls is its own affair.
+            if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
+                tracing::debug!("control connection: {error}");
+            }
+            drop(place);
+        });
+    }
+    drop(listener);
+    while connections.join_next().await.is_some() {}
+    Ok(())
+}
+
+type Place = tokio::sync::OwnedSemaphorePermit;
+
+async fn accept(listener: &UnixListener, places: &Arc<Semaphore>) -> io::Result<Option<(UnixStream, Place)>> {
+    let Ok(place) = Arc::clone(places).acquire_owned().await else { return Ok(None) };
+    match listener.accept().await {
+        Ok((stream, _)) => Ok(Some((stream, place))),
+        // The client went away before it was accepted, or descriptors are short for the moment.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn router<B: Backend>(backend: Arc<B>) -> Router {
+    Router::new()
+        .route("/v1/status", get(async |State(b): State<Arc<B>>| answer(b.status().await)))
+        .route(
+            "/v1/weights",
+            get(async |State(b): State<Arc<B>>| answer(b.weights().await)).put(
+                async |State(b): State<Arc<B>>, Body(request): Body<WeightsRequest>| answer(b.set_weights(request).await),
+            ),
+        )
+        .route(
+            "/v1/uplinks/{name}/drain",
+            put(async |State(b): State<Arc<B>>, Segment(name): Segment<String>| answer(b.set_drain(name, true).await))
+                .delete(async |State(b): State<Arc<B>>, Segment(name): Segment<String>| {
+                    answer(b.set_drain(name, false).await)
+                }),
+        )
+        .route(
+            "/v1/uplinks/{name}/health",
+            put(async |State(b): State<Arc<B>>, Segment(name): Segment<String>, Body(health): Body<HealthOverride>| {
+                answer(b.set_health(name, health).await)
+            }),
+        )
+        .route(
+            "/v1/flows",
+            get(async |State(b): State<Arc<B>>, Filter(filter): Filter| answer(b.flows(filter).await))
+                .delete(async |State(b): State<Arc<B>>, Filter(filter): Filter| answer(b.flush_flows(filter).await)),
+        )
+        .route(
+            "/v1/flows/count",
+            get(async |State(b): State<Arc<B>>, Filter(filter): Filter| answer(b.count_flows(filter).await)),
+        )
+        .route("/v1/bindings", get(async |State(b): State<Arc<B>>| answer(b.bindings().await)))
+        .route("/v1/stats", get(async |State(b): State<Arc<B>>| answer(b.stats().await)))
+        .route("/v1/reload", post(async |State(b): State<Arc<B>>| answer(b.reload().await)))
+        .route("/v1/detach", post(async |State(b): State<Arc<B>>| answer(b.detach().await)))
+        .route("/v1/version", get(async |State(b): State<Arc<B>>| answer(b.version().await)))
+        .fallback(async |request: Request| {
+            refuse(StatusCode::NOT_FOUND, format!("there is no {}; docs/http-api.md lists what there is", request.uri().path()))
+        })
+        .method_not_allowed_fallback(async |request: Request| {
+            let (method, path) = (request.method(), request.uri().path());
+            refuse(StatusCode::METHOD_NOT_ALLOWED, format!("{path} does not take {method}; see docs/http-api.md"))
+        })
+        .layer(DefaultBodyLimit::max(MAX_BODY))
+        .with_state(backend)
+}
+
+fn refuse(status: StatusCode, error: String) -> Response {
+    (status, Json(ErrorBody { error })).into_response()
+}
+
+fn answer<T: Serialize>(result: Result<T, ControlError>) -> Response {
+    match result {
+        Ok(document) => Json(document).into_response(),
+        Err(error) => {
+            let status = match error {
+                ControlError::NotFound(_) => StatusCode::NOT_FOUND,
+                ControlError::Invalid(_) => StatusCode::BAD_REQUEST,
+                ControlError::Conflict(_) => StatusCode::CONFLICT,
+                ControlError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            refuse(status, error.to_string())
+        }
+    }
+}
+
+/// A JSON body; a bad one is refused with a JSON body too. The content type does not matter (curl sends forms by default).
+struct Body<T>(T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Response;
+
+    async fn from_request(mut request: Request, state: &S) -> Result<Self, Response> {
+        request.headers_mut().insert(
+            axum::http::header::CONTENT_TYPE,
+            axum::http::HeaderValue::from_static("application/json"),
+        );
+        match Json::from_request(request, state).await {
+            Ok(Json(body)) => Ok(Self(body)),
+            Err(rejection @ (JsonRejection::JsonDataError(_) | JsonRejection::JsonSyntaxError(_))) => {
+                Err(refuse(StatusCode::BAD_REQUEST, rejection.body_text()))
+            }
+            Err(rejection) => Err(refuse(rejection.status(), rejection.body_text())),
+        }
+    }
+}
+
+/// A flow filter from the query.
+struct Filter(FlowFilter);
+
+impl<S: Send + Sync> FromRequestParts<S> for Filter {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
+        let result: Result<_, QueryRejection> = Query::from_request_parts(parts, state).await;
+        match result {
+            Ok(Query(filter)) => Ok(Self(filter)),
+            Err(rejection) => Err(refuse(StatusCode::BAD_REQUEST, rejection.body_text())),
+        }
+    }
+}
