@@ -15,7 +15,7 @@ use crate::{
     access::Frame,
     maps::{self, Tables},
     parse::{Header, Packet, Transport},
-    steer,
+    steer::{self, Answer},
 };
 
 /// Resolves the half's way out anew: egress interface and, if the neighbour is known, Ethernet addresses.
@@ -45,12 +45,10 @@ pub fn resolve<Fam: Tables + Header, F: Frame>(
     }
     let hop = steer::next_hop(frame.context(), &query);
     entry.flags &= !(flow::RESOLVED | flow::XDP);
-    let hop = match hop {
-        Ok(hop) => hop,
+    if hop.answer != Answer::RESOLVED && hop.answer != Answer::UNRESOLVED {
         // The kernel may still find a way to the gateway by ARP; `send` asks it to.
-        Err(_) if !entry.is_reply() => return Ok(()),
-        Err(_) => return Err(Verdict::NoRouteBack),
-    };
+        return if entry.is_reply() { Err(Verdict::NoRouteBack) } else { Ok(()) };
+    }
     let egress = maps::interface(hop.ifindex);
     if entry.is_reply() {
         if egress.is_some_and(|e| e.role == abi::ROLE_UPLINK) {
@@ -60,7 +58,7 @@ pub fn resolve<Fam: Tables + Header, F: Frame>(
     } else if hop.ifindex != entry.ifindex {
         return Ok(());
     }
-    if hop.resolved {
+    if hop.answer == Answer::RESOLVED {
         entry.dst_mac = hop.dst_mac;
         entry.src_mac = hop.src_mac;
         entry.maintained = now;

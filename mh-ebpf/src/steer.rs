@@ -35,24 +35,33 @@ const FRAGMENTATION_NEEDED: i64 = 8;
 /// controller rebuilds the table within milliseconds; until then the shares of the uplinks that are left stay nearly right.
 const REHASHES: u32 = 8;
 
+/// What the kernel's routing answers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Answer(u8);
+
+impl Answer {
+    /// There is a next hop, and its Ethernet address is known.
+    pub const RESOLVED: Self = Self(0);
+    /// There is a next hop, but its Ethernet address is not known.
+    pub const UNRESOLVED: Self = Self(1);
+    /// For the machine itself, or there is no route.
+    pub const NOT_FORWARDED: Self = Self(2);
+    /// A route that refuses, or forwarding is off.
+    pub const REFUSED: Self = Self(3);
+}
+
 /// Where the kernel would send a packet.
+// VERIFIER: an answer and not a Result: the BTF of an enum with data has members at offsets that every kernel refuses, and then
+// the whole object's BTF is lost.
 pub struct NextHop {
-    /// The interface.
-    pub ifindex: u32,
-    /// Whether the neighbour is known; the Ethernet addresses mean something only then.
-    pub resolved: bool,
+    /// What the rest means: nothing but with [`Answer::RESOLVED`] or, all but the Ethernet addresses, [`Answer::UNRESOLVED`].
+    pub answer: Answer,
     /// The next hop's Ethernet address.
     pub dst_mac: Mac,
     /// The interface's Ethernet address.
     pub src_mac: Mac,
-}
-
-/// Why there is no next hop.
-pub enum NoRoute {
-    /// For the machine itself, or there is no route.
-    NotForwarded,
-    /// A route that refuses, or forwarding is off.
-    Refused,
+    /// The interface.
+    pub ifindex: u32,
 }
 
 /// A question to the kernel's routing.
@@ -76,7 +85,7 @@ pub struct Query {
 /// Asks the kernel's routing.
 // VERIFIER: a function of its own, since its 64 bytes of stack, inlined at each call, go past the limit of 512 on every kernel.
 #[inline(never)]
-pub fn next_hop(ctx: *mut c_void, query: &Query) -> Result<NextHop, NoRoute> {
+pub fn next_hop(ctx: *mut c_void, query: &Query) -> NextHop {
     // SAFETY: plain integers, for which zero is a value.
     let mut fib: FibLookup = unsafe { core::mem::zeroed() };
     fib.family = query.family;
@@ -88,16 +97,13 @@ pub fn next_hop(ctx: *mut c_void, query: &Query) -> Result<NextHop, NoRoute> {
     let flags = if query.output { OUTPUT } else { 0 };
     // SAFETY: the parameters have the kernel's layout and live through the call.
     let code = unsafe { bpf_fib_lookup(ctx, &raw mut fib, size_of::<FibLookup>() as i32, flags) } as i64;
-    match code {
-        SUCCESS | NO_NEIGHBOUR | FRAGMENTATION_NEEDED => Ok(NextHop {
-            ifindex: fib.ifindex,
-            resolved: code != NO_NEIGHBOUR,
-            dst_mac: fib.dmac,
-            src_mac: fib.smac,
-        }),
-        NOT_FORWARDED => Err(NoRoute::NotForwarded),
-        _ => Err(NoRoute::Refused),
-    }
+    let answer = match code {
+        SUCCESS | FRAGMENTATION_NEEDED => Answer::RESOLVED,
+        NO_NEIGHBOUR => Answer::UNRESOLVED,
+        NOT_FORWARDED => Answer::NOT_FORWARDED,
+        _ => Answer::REFUSED,
+    };
+    NextHop { answer, dst_mac: fib.dmac, src_mac: fib.smac, ifindex: fib.ifindex }
 }
 
 /// Whether the kernel would send the packet to an uplink, or nowhere at all.
@@ -113,11 +119,14 @@ pub fn is_for_uplink<Fam: Tables + Header, F: Frame>(frame: &F, packet: &Packet<
         protocol: key.protocol,
         tos: packet.tos,
     };
-    match next_hop(frame.context(), &query) {
-        Ok(hop) => maps::interface(hop.ifindex).is_some_and(|i| i.role == abi::ROLE_UPLINK),
+    let hop = next_hop(frame.context(), &query);
+    match hop.answer {
+        Answer::RESOLVED | Answer::UNRESOLVED => {
+            maps::interface(hop.ifindex).is_some_and(|i| i.role == abi::ROLE_UPLINK)
+        }
         // SAFETY: only whether there is an entry matters.
-        Err(NoRoute::NotForwarded) => unsafe { Fam::local().get(key.dst) }.is_none(),
-        Err(NoRoute::Refused) => false,
+        Answer::NOT_FORWARDED => unsafe { Fam::local().get(key.dst) }.is_none(),
+        _ => false,
     }
 }
 

@@ -20,6 +20,7 @@ use mh_tests::lab::traffic::{Split, TcpFlow, UdpFlow, tcp_flows, udp_flows};
 in_both_modes!(
     link_set_down,
     carrier_lost,
+    udp_flows_leave_a_dead_uplink,
     health_by_hand,
     drain,
     no_uplink_left_and_back
@@ -100,6 +101,23 @@ fn carrier_lost(scene: &mut Scene) -> Result<()> {
         |scene| scene.lab.uplink(0)?.isp.ip(&["link set eth0 down"]),
         |scene| scene.lab.uplink(0)?.isp.ip(&["link set eth0 up"]),
     )
+}
+
+/// A UDP flow on the dead uplink is bound anew on the other one with its next packet, and stays there when the dead one is back.
+fn udp_flows_leave_a_dead_uplink(scene: &mut Scene) -> Result<()> {
+    let address2 = scene.lab.uplink(1)?.address;
+    let before = Before::open(scene)?;
+    scene.lab.uplink(0)?.isp.ip(&["link set eth0 down"])?;
+    scene.mhd.wait_for_state("isp1", "down")?;
+    for flow in &before.udp {
+        assert_eq!(*flow.ask()?.ip(), address2, "{flow:?}");
+    }
+    scene.lab.uplink(0)?.isp.ip(&["link set eth0 up"])?;
+    scene.mhd.wait_for_state("isp1", "up")?;
+    for flow in &before.udp {
+        assert_eq!(*flow.ask()?.ip(), address2, "{flow:?}");
+    }
+    Ok(())
 }
 
 fn health_by_hand(scene: &mut Scene) -> Result<()> {

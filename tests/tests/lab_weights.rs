@@ -59,6 +59,8 @@ fn addresses(scene: &Scene) -> Result<(Ipv4Addr, Ipv4Addr)> {
 
 fn check_weights(scene: &Scene, isp1: u32, isp2: u32) -> Result<()> {
     scene.set_weights(isp1, isp2)?;
+    // A client may pick a source port that an earlier batch used; such a flow would rightly stay where it was.
+    scene.mhd.ctl(&["flows", "flush"])?;
     let (address1, address2) = addresses(scene)?;
     let (tcp, udp) = sources(scene)?;
     println!("{isp1}:{isp2}: tcp {tcp}; udp {udp}");

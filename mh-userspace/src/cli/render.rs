@@ -38,7 +38,7 @@ fn size(bytes: u64) -> String {
 pub fn status(status: &Status, colour: bool) -> String {
     let flows = status.flows;
     let head = format!(
-        "mh {}, mode {}: {} flows and {} without reply of {}, {} bindings of {}\n\n",
+        "mh {}, mode {}: {} flows and {} without reply in {} entries, {} bindings of {}\n\n",
         status.version,
         status.mode,
         flows.established,

@@ -198,7 +198,7 @@ fn uplink(name: &str, entry: (&Key<'_>, &Value<'_>), report: &mut Report) -> Pla
         address: None,
         weight: 1,
         ports: PortRange::default(),
-        on_down: OnDown::Hold,
+        on_down: OnDown::Reset,
         mss_clamp: MssClamp::Off,
         nat: true,
     };
@@ -244,13 +244,12 @@ fn uplink(name: &str, entry: (&Key<'_>, &Value<'_>), report: &mut Report) -> Pla
     }
     if let Some(on_down) = table.read(&schema::ON_DOWN, report) {
         uplink.on_down = on_down.value;
-        if on_down.value != OnDown::Hold {
+        if on_down.value == OnDown::Reset {
             report.warning(
                 on_down.at,
-                format!(
-                    "on_down = \"{}\" has no effect in this version of mh yet: flows are held as with \"hold\"",
-                    on_down.value
-                ),
+                "on_down = \"reset\" sends no RST in this version of mh yet: TCP connections are held, all other flows are \
+                     bound anew"
+                        .to_owned(),
             );
         }
     }

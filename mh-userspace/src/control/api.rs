@@ -100,7 +100,7 @@ pub struct FlowTotals {
     pub established: u64,
     /// Flows that have seen none yet.
     pub embryonic: u64,
-    /// How many flows fit in all, both halves counted.
+    /// How many entries fit, of which a flow takes two: one per direction.
     pub capacity: u64,
 }
 

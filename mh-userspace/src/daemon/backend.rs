@@ -138,7 +138,7 @@ impl Backend for Handle {
         let views = self.views();
         self.read(move |tables| {
             let (established, embryonic, by_uplink) = tables.totals()?;
-            let halves = tables.flows4.capacity() + tables.new_flows4.capacity();
+            let capacity = tables.flows4.capacity() + tables.new_flows4.capacity();
             let bindings = tables.usage()?.into_iter().find(|(name, _)| *name == abi::map::BY_INSIDE4);
             let mut uplinks = Vec::with_capacity(views.uplinks.len());
             for view in &views.uplinks {
@@ -168,7 +168,7 @@ impl Backend for Handle {
                 version: env!("CARGO_PKG_VERSION").to_owned(),
                 mode: views.mode.to_owned(),
                 uplinks,
-                flows: FlowTotals { established, embryonic, capacity: u64::from(halves) / 2 },
+                flows: FlowTotals { established, embryonic, capacity: u64::from(capacity) },
                 bindings: bindings.map_or_else(Usage::default, |(_, usage)| usage),
             })
         })

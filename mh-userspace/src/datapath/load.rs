@@ -54,7 +54,7 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
     let new_flows = (sizes.conntrack_entries / NEW_FLOWS_DIVISOR).max(1);
     let mut ebpf = EbpfLoader::new()
         .default_map_pin_directory(dir)
-        .map_max_entries(map::FLOWS4, sizes.conntrack_entries)
+        .map_max_entries(map::FLOWS4, sizes.conntrack_entries.saturating_sub(new_flows).max(1))
         .map_max_entries(map::NEW_FLOWS4, new_flows)
         .map_max_entries(map::BY_INSIDE4, sizes.bindings)
         .map_max_entries(map::BY_OUTSIDE4, sizes.bindings)
@@ -76,7 +76,7 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
     let mut tables = Tables::open(dir)?;
     let mut notes = Vec::new();
     if adopted {
-        let found = tables.flows4.capacity();
+        let found = tables.flows4.capacity() + tables.new_flows4.capacity();
         if found != sizes.conntrack_entries {
             notes.push(format!(
                 "the conntrack keeps the {found} entries that it was made with (conntrack_entries = {}); \

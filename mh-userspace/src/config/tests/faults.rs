@@ -446,14 +446,14 @@ fn other_uplink_keys() {
     warned(
         "on_down = \"reset\"\nmss_clamp = 1400",
         &[
-            "4:11: on_down = \"reset\" has no effect in this version of mh yet: flows are held as with \"hold\"",
+            "4:11: on_down = \"reset\" sends no RST in this version of mh yet: TCP connections are held, all other flows are bound \
+             anew",
             "5:13: mss_clamp = 1400 has no effect in this version of mh yet: segment sizes are left alone as with \"off\"",
         ],
     );
     warned(
         "on_down = \"repin\"\nmss_clamp = \"auto\"",
         &[
-            "4:11: on_down = \"repin\" has no effect in this version of mh yet: flows are held as with \"hold\"",
             "5:13: mss_clamp = \"auto\" has no effect in this version of mh yet: segment sizes are left alone as with \"off\"",
         ],
     );

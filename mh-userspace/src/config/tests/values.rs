@@ -32,7 +32,7 @@ fn everything_that_may_be_left_out_has_its_default() {
                     first: 1024,
                     last: 65535
                 },
-                on_down: OnDown::Hold,
+                on_down: OnDown::Reset,
                 mss_clamp: MssClamp::Off,
                 nat: true,
             }],
@@ -239,7 +239,7 @@ fn warnings_say_that_they_are() {
     .warnings;
     assert_eq!(
         warning_lines(Path::new("mh.toml"), &warnings),
-        "mh.toml:4:11: warning: on_down = \"reset\" has no effect in this version of mh yet: flows are held as with \"hold\"\n\
+        "mh.toml:4:11: warning: on_down = \"reset\" sends no RST in this version of mh yet: TCP connections are held, all other flows are bound anew\n\
          mh.toml:5:13: warning: mss_clamp = 1400 has no effect in this version of mh yet: segment sizes are left alone as with \"off\""
     );
     assert_eq!(warning_lines(Path::new("mh.toml"), &[]), "");
