@@ -6,3 +6,5 @@
 
 pub mod demo;
 pub mod lab;
+pub mod packet;
+pub mod rig;

@@ -1,0 +1,282 @@
+//! The programs on a test bench: loaded and configured as mhd does it, attached nowhere, fed packet by packet through
+//! `BPF_PROG_TEST_RUN`.
+//!
+//! ```text
+//!   host .10 02::10 ── lan0 02::1 ┌─────┐ wan1 02::2  198.51.100.2 ── gateway 198.51.100.1 02::a1
+//!   192.168.1.0/24             .1 │ rig │
+//!                                 └─────┘ wan2 02::3  203.0.113.2 ─── gateway 203.0.113.1 02::a2
+//! ```
+//!
+//! Neighbours are permanent; the far ends of the links are in a namespace that does nothing.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, Result};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use mh_common::{
+    abi::{self, program},
+    verdict::Verdict,
+};
+use mh_userspace::{
+    config,
+    core::{Desired, Event, Indices, Link, Observed, Overrides},
+    datapath::{apply::Datapath, load::program_of, tables::Tables},
+    reconcile::{self, Action},
+};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+use crate::lab::{Host, Lab};
+use crate::packet::Mac;
+
+/// Ethernet address of lan0.
+pub const LAN: Mac = [2, 0, 0, 0, 0, 0x01];
+/// Ethernet address of wan1.
+pub const WAN1: Mac = [2, 0, 0, 0, 0, 0x02];
+/// Ethernet address of wan2.
+pub const WAN2: Mac = [2, 0, 0, 0, 0, 0x03];
+/// Ethernet address of the inside host 192.168.1.10.
+pub const HOST: Mac = [2, 0, 0, 0, 0, 0x10];
+/// Ethernet address of the inside host 192.168.1.11.
+pub const HOST2: Mac = [2, 0, 0, 0, 0, 0x11];
+/// Ethernet address of isp1's gateway.
+pub const GATEWAY1: Mac = [2, 0, 0, 0, 0, 0xa1];
+/// Ethernet address of isp2's gateway.
+pub const GATEWAY2: Mac = [2, 0, 0, 0, 0, 0xa2];
+
+/// `TC_ACT_REDIRECT`.
+pub const TC_REDIRECT: i32 = 7;
+/// `TC_ACT_UNSPEC`.
+pub const TC_NEXT: i32 = -1;
+/// `TC_ACT_SHOT`.
+pub const TC_DROP: i32 = 2;
+/// `XDP_PASS`.
+pub const XDP_PASS: i32 = 2;
+/// `XDP_REDIRECT`.
+pub const XDP_REDIRECT: i32 = 4;
+
+/// What a program did with a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Its return code.
+    pub code: i32,
+    /// The packet afterwards.
+    pub packet: Vec<u8>,
+    /// The counters that changed, and by how much.
+    pub counted: BTreeMap<&'static str, u64>,
+}
+
+/// The programs, with maps of their own.
+pub struct Rig {
+    datapath: Datapath,
+    /// The maps.
+    pub tables: Tables,
+    desired: Desired,
+    ifindex: BTreeMap<&'static str, u32>,
+}
+
+const CONFIG: &str = r#"
+lan = ["lan0"]
+[datapath]
+conntrack_entries = 65536
+bindings = 16384
+[uplink.isp1]
+interface = "wan1"
+gateway = "198.51.100.1"
+address = "198.51.100.2"
+[uplink.isp2]
+interface = "wan2"
+gateway = "203.0.113.1"
+address = "203.0.113.2"
+"#;
+
+impl Rig {
+    /// Runs `work` on a rig, on a thread in its namespace, with the weights of isp1 and isp2.
+    ///
+    /// # Errors
+    /// If the rig can't be made; or what `work` returns.
+    pub fn run<T: Send>(weights: [u16; 2], work: impl FnOnce(&mut Self) -> Result<T> + Send) -> Result<T> {
+        Self::run_with(CONFIG, weights, work)
+    }
+
+    /// The same with lines added to the section of isp2, the last one of the configuration.
+    ///
+    /// # Errors
+    /// If the rig can't be made; or what `work` returns.
+    pub fn run_with_isp2<T: Send>(
+        lines: &str,
+        weights: [u16; 2],
+        work: impl FnOnce(&mut Self) -> Result<T> + Send,
+    ) -> Result<T> {
+        Self::run_with(&format!("{CONFIG}{lines}\n"), weights, work)
+    }
+
+    fn run_with<T: Send>(
+        config: &str,
+        weights: [u16; 2],
+        work: impl FnOnce(&mut Self) -> Result<T> + Send,
+    ) -> Result<T> {
+        let lab = Lab::new()?;
+        let (router, far) = (lab.host("rig")?, lab.host("far")?);
+        links(&router, &far)?;
+        router.enter(|| {
+            // A bpffs of this thread's own, which goes with it.
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)?;
+            let bpffs = lab.directory().join("bpffs");
+            std::fs::create_dir_all(&bpffs)?;
+            mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), None::<&str>)?;
+            let mut rig = Self::load(config, weights, &bpffs.join("mh"))?;
+            work(&mut rig)
+        })?
+    }
+
+    fn load(text: &str, weights: [u16; 2], pins: &std::path::Path) -> Result<Self> {
+        let config = config::parse(text).map_err(|faults| anyhow::anyhow!("{:?}", faults.0))?.config;
+        let (mut datapath, _) = Datapath::open(pins, &config.datapath, false)?;
+        let mut observed = Observed::default();
+        let mut ifindex = BTreeMap::new();
+        for (name, mac) in [("lan0", LAN), ("wan1", WAN1), ("wan2", WAN2)] {
+            let index = nix::net::if_::if_nametoindex(name)?;
+            ifindex.insert(name, index);
+            let link = Link { ifindex: index, name: name.into(), mac: Some(mac), mtu: 1500, up: true, carrier: true };
+            observed.apply(Event::Link(link));
+        }
+        for own in [[192, 168, 1, 1], [192, 168, 1, 255], [198, 51, 100, 2], [203, 0, 113, 2]] {
+            observed.apply(Event::Local(own.into()));
+        }
+        let mut indices = Indices::default();
+        indices.assign(&config);
+        let named = ["isp1", "isp2"].into_iter().map(String::from).zip(weights);
+        let overrides = Overrides { weights: named.collect(), ..Overrides::default() };
+        let desired = Desired::new(&config, &indices, &overrides, &observed);
+        let mut tables = Tables::open(pins)?;
+        for action in reconcile::plan(None, &desired) {
+            if let Action::Attach(index, interface) = &action {
+                let record = abi::Interface { flags: abi::INTERFACE_XDP, ..interface.interface };
+                tables.interfaces.insert(index, record, 0)?;
+            } else {
+                datapath.apply(&action)?;
+            }
+        }
+        Ok(Self { datapath, tables, desired, ifindex })
+    }
+
+    /// Sets which uplinks can be used.
+    ///
+    /// # Errors
+    /// If the map can't be written.
+    pub fn set_healthy(&mut self, healthy: u64) -> Result<()> {
+        let neighbour_epoch = self.desired.neighbour_epoch;
+        Ok(self.datapath.apply(&Action::SetLive { healthy, neighbour_epoch })?)
+    }
+
+    /// Runs the TC program on a packet that came in by the interface.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run.
+    pub fn tc(&mut self, interface: &str, packet: &[u8]) -> Result<Outcome> {
+        let mut context = [0u8; 192];
+        context[40..44].copy_from_slice(&self.index(interface)?.to_ne_bytes());
+        let program: &mut SchedClassifier = program_of(self.datapath.ebpf(), program::TC)?;
+        let before = counters(&self.tables)?;
+        let mut out = vec![0; packet.len() + 64];
+        let result = program.test_run(TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        })?;
+        self.outcome(&before, result.return_value, out, result.data_size_out)
+    }
+
+    /// Runs the XDP program on a packet that came in by the interface.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run.
+    pub fn xdp(&mut self, interface: &str, packet: &[u8]) -> Result<Outcome> {
+        let context = self.xdp_context(interface, packet)?;
+        let program: &mut Xdp = program_of(self.datapath.ebpf(), program::XDP)?;
+        let before = counters(&self.tables)?;
+        let mut out = vec![0; packet.len() + 64];
+        let result = program.test_run(TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        })?;
+        self.outcome(&before, result.return_value, out, result.data_size_out)
+    }
+
+    fn xdp_context(&self, interface: &str, packet: &[u8]) -> Result<[u8; 24]> {
+        let mut context = [0u8; 24];
+        context[4..8].copy_from_slice(&u32::try_from(packet.len())?.to_ne_bytes());
+        context[12..16].copy_from_slice(&self.index(interface)?.to_ne_bytes());
+        Ok(context)
+    }
+
+    /// Nanoseconds per packet of a program on a packet that it leaves as it is or rewrites to the same, over `repeat` runs.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run.
+    pub fn cost_ns(&mut self, xdp: bool, interface: &str, packet: &[u8], repeat: u32) -> Result<u128> {
+        let mut context = [0u8; 192];
+        let xdp_context = self.xdp_context(interface, packet)?;
+        context[40..44].copy_from_slice(&self.index(interface)?.to_ne_bytes());
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            ctx_in: Some(if xdp { &xdp_context } else { &context }),
+            repeat,
+            ..TestRunOptions::new()
+        };
+        let result = if xdp {
+            program_of::<Xdp>(self.datapath.ebpf(), program::XDP)?.test_run(options)?
+        } else {
+            program_of::<SchedClassifier>(self.datapath.ebpf(), program::TC)?.test_run(options)?
+        };
+        Ok(result.duration.as_nanos())
+    }
+
+    fn index(&self, interface: &str) -> Result<u32> {
+        self.ifindex.get(interface).copied().with_context(|| format!("the rig has no {interface}"))
+    }
+
+    fn outcome(
+        &self,
+        before: &BTreeMap<&'static str, u64>,
+        code: u32,
+        mut packet: Vec<u8>,
+        len: u32,
+    ) -> Result<Outcome> {
+        packet.truncate(usize::try_from(len)?);
+        let mut counted = counters(&self.tables)?;
+        counted.retain(|name, count| {
+            *count -= before.get(name).copied().unwrap_or(0);
+            *count > 0
+        });
+        Ok(Outcome { code: code.cast_signed(), packet, counted })
+    }
+}
+
+fn counters(tables: &Tables) -> Result<BTreeMap<&'static str, u64>> {
+    Verdict::ALL.iter().map(|verdict| Ok((verdict.name(), tables.verdict(*verdict)?))).collect()
+}
+
+fn links(router: &Host, far: &Host) -> Result<()> {
+    let text = |mac: Mac| mac.map(|byte| format!("{byte:02x}")).join(":");
+    for (name, mac) in [("lan0", LAN), ("wan1", WAN1), ("wan2", WAN2)] {
+        router.connect(name, far, name)?;
+        router.ip(&[format!("link set {name} address {}", text(mac))])?;
+    }
+    router.sysctl("ipv4/ip_forward", "1")?;
+    router.ip(&[
+        "address add 192.168.1.1/24 dev lan0".to_owned(),
+        "address add 198.51.100.2/24 dev wan1".to_owned(),
+        "address add 203.0.113.2/24 dev wan2".to_owned(),
+        "route replace default via 198.51.100.1 dev wan1".to_owned(),
+        format!("neighbour replace 192.168.1.10 lladdr {} dev lan0 nud permanent", text(HOST)),
+        format!("neighbour replace 192.168.1.11 lladdr {} dev lan0 nud permanent", text(HOST2)),
+        format!("neighbour replace 198.51.100.1 lladdr {} dev wan1 nud permanent", text(GATEWAY1)),
+        format!("neighbour replace 203.0.113.1 lladdr {} dev wan2 nud permanent", text(GATEWAY2)),
+    ])
+}

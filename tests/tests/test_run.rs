@@ -1,0 +1,372 @@
+//! Both programs, packet by packet: return code, every byte, and exactly which counters moved. The rig is drawn in `mh_tests::rig`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may")]
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+use mh_tests::lab::skipped;
+use mh_tests::packet::{Packet, Transport};
+use mh_tests::rig::{
+    GATEWAY1, HOST, HOST2, LAN, Outcome, Rig, TC_DROP, TC_NEXT, TC_REDIRECT, WAN1, XDP_PASS, XDP_REDIRECT,
+};
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
+const INSIDE: &str = "192.168.1.10:40001";
+const OUTSIDE: &str = "198.51.100.2:40001";
+const REMOTE: &str = "192.0.2.10:443";
+
+/// Runs a test on a rig whose flows all go by isp1.
+fn on_rig(work: impl FnOnce(&mut Rig) -> Result<()> + Send) {
+    if !skipped() {
+        Rig::run([1, 0], work).unwrap();
+    }
+}
+
+fn out(transport: Transport) -> Packet {
+    Packet::new(LAN, HOST, INSIDE, REMOTE, transport)
+}
+
+/// The same on the wire of isp1.
+fn out_sent(transport: Transport) -> Vec<u8> {
+    Packet { ttl: 63, ..Packet::new(GATEWAY1, WAN1, OUTSIDE, REMOTE, transport) }.build()
+}
+
+fn back(transport: Transport) -> Packet {
+    Packet::new(WAN1, GATEWAY1, REMOTE, OUTSIDE, transport)
+}
+
+fn back_sent(transport: Transport) -> Vec<u8> {
+    Packet { ttl: 63, ..Packet::new(HOST, LAN, REMOTE, INSIDE, transport) }.build()
+}
+
+fn counted(name: &'static str) -> BTreeMap<&'static str, u64> {
+    [(name, 1)].into()
+}
+
+#[track_caller]
+fn assert_sent(outcome: &Outcome, code: i32, packet: &[u8], counter: &'static str) {
+    assert_eq!(outcome.counted, counted(counter));
+    assert_eq!(outcome.code, code);
+    assert_eq!(outcome.packet, packet);
+}
+
+#[track_caller]
+fn assert_untouched(outcome: &Outcome, code: i32, packet: &[u8], counter: &'static str) {
+    assert_sent(outcome, code, packet, counter);
+}
+
+/// New flow, hit, reply in TC; then hit and reply in XDP.
+fn conversation(first: Transport, more: Transport, answer: Transport, answers: Transport) {
+    on_rig(|rig| {
+        let packet = out(first).build();
+        let early = rig.xdp("lan0", &packet)?;
+        assert_untouched(&early, XDP_PASS, &packet, "xdp_to_tc");
+        assert_sent(&rig.tc("lan0", &packet)?, TC_REDIRECT, &out_sent(first), "new");
+        assert_sent(&rig.tc("lan0", &packet)?, TC_REDIRECT, &out_sent(first), "forward");
+        assert_sent(&rig.tc("wan1", &back(answer).build())?, TC_REDIRECT, &back_sent(answer), "reply");
+        assert_sent(&rig.xdp("lan0", &out(more).build())?, XDP_REDIRECT, &out_sent(more), "forward");
+        assert_sent(&rig.xdp("wan1", &back(answers).build())?, XDP_REDIRECT, &back_sent(answers), "reply");
+
+        let stats = rig.tables.uplink_stats(0)?;
+        assert_eq!((stats.new_flows, stats.tx_packets, stats.rx_packets), (1, 3, 2));
+        let bytes = |t: Transport| (out(t).build().len() - 14) as u64;
+        assert_eq!(stats.tx_bytes, 2 * bytes(first) + bytes(more));
+        assert_eq!(rig.tables.uplink_stats(1)?.tx_packets, 0);
+        Ok(())
+    });
+}
+
+#[test]
+fn tcp() {
+    conversation(Transport::Tcp(SYN), Transport::Tcp(ACK), Transport::Tcp(SYN | ACK), Transport::Tcp(ACK));
+}
+
+#[test]
+fn udp() {
+    conversation(Transport::Udp, Transport::Udp, Transport::Udp, Transport::Udp);
+}
+
+#[test]
+fn udp_without_checksum_stays_without() {
+    conversation(Transport::UdpUnsummed, Transport::UdpUnsummed, Transport::UdpUnsummed, Transport::UdpUnsummed);
+}
+
+#[test]
+fn ping() {
+    // An echo reply's source port and a request's destination port do not exist.
+    if skipped() {
+        return;
+    }
+    Rig::run([1, 0], |rig| {
+        let request = |to, from, src: &str, ttl| Packet {
+            ttl,
+            ..Packet::new(to, from, &format!("{src}:7"), "192.0.2.10:0", Transport::EchoRequest)
+        };
+        let reply = |to, from, dst: &str, ttl| Packet {
+            ttl,
+            ..Packet::new(to, from, "192.0.2.10:0", &format!("{dst}:7"), Transport::EchoReply)
+        };
+        let packet = request(LAN, HOST, "192.168.1.10", 64).build();
+        let sent = request(GATEWAY1, WAN1, "198.51.100.2", 63).build();
+        assert_sent(&rig.tc("lan0", &packet)?, TC_REDIRECT, &sent, "new");
+        let answer = reply(WAN1, GATEWAY1, "198.51.100.2", 64).build();
+        let answer_sent = reply(HOST, LAN, "192.168.1.10", 63).build();
+        assert_sent(&rig.tc("wan1", &answer)?, TC_REDIRECT, &answer_sent, "reply");
+        assert_sent(&rig.xdp("lan0", &packet)?, XDP_REDIRECT, &sent, "forward");
+        assert_sent(&rig.xdp("wan1", &answer)?, XDP_REDIRECT, &answer_sent, "reply");
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn what_is_not_for_an_uplink_is_left_alone() {
+    on_rig(|rig| {
+        let udp = |to: &str| Packet::new(LAN, HOST, INSIDE, to, Transport::Udp).build();
+        let edited = |at: usize, value: u8| {
+            let mut frame = out(Transport::Udp).build();
+            frame[at] = value;
+            frame
+        };
+        let mut arp = edited(12, 0x08);
+        arp[13] = 0x06;
+        let mut ipv6 = edited(12, 0x86);
+        ipv6[13] = 0xdd;
+        let mut vlan = edited(12, 0x81);
+        vlan[13] = 0x00;
+        let mut broadcast = out(Transport::Udp).build();
+        broadcast[..6].fill(0xff);
+        let cases = [
+            (arp, "pass_not_ip"),
+            (ipv6, "pass_ipv6"),
+            (vlan, "pass_vlan"),
+            (broadcast, "pass_not_unicast"),
+            (Packet { to: HOST2, ..out(Transport::Udp) }.build(), "pass_not_unicast"),
+            (udp("192.168.1.11:5000"), "pass_not_for_uplink"),
+            (udp("192.168.1.1:53"), "pass_not_for_uplink"),
+            (udp("192.168.1.255:137"), "pass_not_for_uplink"),
+            (udp("203.0.113.2:53"), "pass_not_for_uplink"),
+            (udp("224.0.0.251:5353"), "pass_scope"),
+            (udp("255.255.255.255:67"), "pass_scope"),
+            (udp("169.254.1.1:80"), "pass_scope"),
+            (Packet::new(LAN, HOST, "0.0.0.0:68", REMOTE, Transport::Udp).build(), "pass_scope"),
+            // More fragments; a later fragment; GRE; a version that is none.
+            (edited(20, 0x20), "pass_fragment"),
+            (edited(21, 0x01), "pass_fragment"),
+            (edited(23, 47), "pass_protocol"),
+            (edited(14, 0x65), "pass_malformed"),
+            (edited(14, 0x44), "pass_malformed"),
+            (Packet { ttl: 1, ..out(Transport::Udp) }.build(), "pass_ttl_expired"),
+            (Packet::new(LAN, HOST, "192.168.1.10:0", "192.0.2.10:9", Transport::EchoReply).build(), "pass_protocol"),
+        ];
+        for (packet, counter) in cases {
+            assert_untouched(&rig.tc("lan0", &packet)?, TC_NEXT, &packet, counter);
+            assert_untouched(&rig.xdp("lan0", &packet)?, XDP_PASS, &packet, "xdp_to_tc");
+        }
+        assert_eq!(rig.tables.bindings()?, []);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_destination_without_a_route_is_for_an_uplink() {
+    on_rig(|rig| {
+        let status = std::process::Command::new("ip").args(["route", "del", "default"]).status()?;
+        assert!(status.success());
+        let packet = out(Transport::Udp).build();
+        assert_sent(&rig.tc("lan0", &packet)?, TC_REDIRECT, &out_sent(Transport::Udp), "new");
+        Ok(())
+    });
+}
+
+#[test]
+fn outsiders_find_no_flow() {
+    on_rig(|rig| {
+        rig.tc("lan0", &out(Transport::Udp).build())?;
+        rig.tc("wan1", &back(Transport::Udp).build())?;
+        // Another port; another remote; inside addresses forged from outside; the reply by the wrong uplink.
+        let other_port = Packet::new(WAN1, GATEWAY1, REMOTE, "198.51.100.2:40002", Transport::Udp).build();
+        let other_remote = Packet::new(WAN1, GATEWAY1, "192.0.2.66:443", OUTSIDE, Transport::Udp).build();
+        let forged = Packet { to: WAN1, ..out(Transport::Udp) }.build();
+        for packet in [other_port, other_remote, forged] {
+            assert_untouched(&rig.tc("wan1", &packet)?, TC_NEXT, &packet, "pass_no_flow");
+            assert_untouched(&rig.xdp("wan1", &packet)?, XDP_PASS, &packet, "xdp_to_tc");
+        }
+        let wrong = Packet { to: mh_tests::rig::WAN2, ..back(Transport::Udp) }.build();
+        assert_untouched(&rig.tc("wan2", &wrong)?, TC_NEXT, &wrong, "pass_no_flow");
+        assert_untouched(&rig.xdp("wan2", &wrong)?, XDP_PASS, &wrong, "xdp_to_tc");
+        Ok(())
+    });
+}
+
+/// Cut at every length, with and without a flow that the whole packet would belong to: never sent, never touched, never dropped.
+#[test]
+fn truncated_at_every_length() {
+    on_rig(|rig| {
+        for transport in [Transport::Tcp(SYN), Transport::Tcp(ACK), Transport::Udp, Transport::EchoRequest] {
+            let dst = if transport == Transport::EchoRequest { "192.0.2.10:0" } else { REMOTE };
+            let whole = Packet { dst: dst.parse()?, ..out(transport) }.build();
+            for flow_exists in [false, true] {
+                for len in 14..whole.len() {
+                    let cut = &whole[..len];
+                    // The kernel makes no socket buffer of an Ethernet header alone.
+                    if len > 14 {
+                        assert_untouched(&rig.tc("lan0", cut)?, TC_NEXT, cut, "pass_malformed");
+                    }
+                    assert_untouched(&rig.xdp("lan0", cut)?, XDP_PASS, cut, "xdp_to_tc");
+                }
+                if !flow_exists {
+                    assert_eq!(rig.tc("lan0", &whole)?.code, TC_REDIRECT);
+                }
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn ip_options_are_kept() {
+    on_rig(|rig| {
+        let options = vec![0x94, 0x04, 0x00, 0x00]; // router alert
+        let packet = Packet { options: options.clone(), ..out(Transport::Udp) }.build();
+        let sent = Packet { options, ttl: 63, ..Packet::new(GATEWAY1, WAN1, OUTSIDE, REMOTE, Transport::Udp) }.build();
+        assert_sent(&rig.tc("lan0", &packet)?, TC_REDIRECT, &sent, "new");
+        assert_untouched(&rig.xdp("lan0", &packet)?, XDP_PASS, &packet, "xdp_to_tc");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_taken_port_gives_another_of_the_same_parity() {
+    on_rig(|rig| {
+        rig.tc("lan0", &out(Transport::Udp).build())?;
+        let second = Packet::new(LAN, HOST2, "192.168.1.11:40001", REMOTE, Transport::Udp).build();
+        let outcome = rig.tc("lan0", &second)?;
+        assert_eq!(outcome.counted, counted("new"));
+        let port = u16::from_be_bytes([outcome.packet[34], outcome.packet[35]]);
+        assert_ne!(port, 40001);
+        assert_eq!((port % 2, port >= 1024), (1, true));
+        let src = format!("198.51.100.2:{port}");
+        let sent = Packet { ttl: 63, ..Packet::new(GATEWAY1, WAN1, &src, REMOTE, Transport::Udp) }.build();
+        assert_eq!(outcome.packet, sent);
+        // Endpoint-independent: the same source to another remote keeps the port (RFC 4787 REQ-1).
+        let third = Packet::new(LAN, HOST2, "192.168.1.11:40001", "192.0.2.99:53", Transport::Udp).build();
+        let outcome = rig.tc("lan0", &third)?;
+        assert_eq!(outcome.packet[34..36], port.to_be_bytes());
+        Ok(())
+    });
+}
+
+#[test]
+fn a_port_of_a_local_socket_is_not_used() {
+    on_rig(|rig| {
+        let _socket = std::net::UdpSocket::bind("0.0.0.0:40001")?;
+        let outcome = rig.tc("lan0", &out(Transport::Udp).build())?;
+        assert_eq!(outcome.counted, counted("new"));
+        assert_ne!(outcome.packet[34..36], 40001u16.to_be_bytes());
+        Ok(())
+    });
+}
+
+#[test]
+fn an_evicted_half_is_restored_with_its_port() {
+    on_rig(|rig| {
+        let syn = out(Transport::Tcp(SYN)).build();
+        rig.tc("lan0", &syn)?;
+        rig.tc("wan1", &back(Transport::Tcp(SYN | ACK)).build())?;
+        let mut flows = Vec::new();
+        rig.tables.each_flow(&mh_userspace::datapath::flows::Filter::default(), |flow| {
+            flows.push(flow);
+            true
+        })?;
+        let [flow] = flows[..] else { panic!("one flow, not {flows:?}") };
+        let (forward, reply) = (flow.key, flow.forward.other_key(flow.key.protocol));
+
+        // The forward half, restored from the reply half.
+        rig.tables.remove_half(&forward)?;
+        let ack = out(Transport::Tcp(ACK)).build();
+        assert_sent(&rig.tc("lan0", &ack)?, TC_REDIRECT, &out_sent(Transport::Tcp(ACK)), "restored");
+        // The reply half, restored from the forward half.
+        rig.tables.remove_half(&reply)?;
+        let answer = back(Transport::Tcp(ACK)).build();
+        assert_sent(&rig.tc("wan1", &answer)?, TC_REDIRECT, &back_sent(Transport::Tcp(ACK)), "restored");
+        // Both, restored from the binding, though new flows would go elsewhere.
+        rig.tables.remove_half(&forward)?;
+        rig.tables.remove_half(&reply)?;
+        assert_sent(&rig.tc("lan0", &ack)?, TC_REDIRECT, &out_sent(Transport::Tcp(ACK)), "restored");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_syn_after_the_end_begins_a_new_flow() {
+    on_rig(|rig| {
+        rig.tc("lan0", &out(Transport::Tcp(SYN)).build())?;
+        rig.tc("wan1", &back(Transport::Tcp(SYN | ACK)).build())?;
+        let again = rig.tc("lan0", &out(Transport::Tcp(SYN)).build())?;
+        assert_eq!(again.counted, counted("forward"), "a retransmitted SYN is no new flow");
+        rig.tc("lan0", &out(Transport::Tcp(FIN | ACK)).build())?;
+        rig.tc("wan1", &back(Transport::Tcp(FIN | ACK)).build())?;
+        let again = rig.tc("lan0", &out(Transport::Tcp(SYN)).build())?;
+        assert_sent(&again, TC_REDIRECT, &out_sent(Transport::Tcp(SYN)), "new");
+        Ok(())
+    });
+}
+
+#[test]
+fn every_drop_has_its_reason() {
+    on_rig(|rig| {
+        for flags in [RST, FIN | ACK] {
+            let stray = out(Transport::Tcp(flags)).build();
+            assert_untouched(&rig.tc("lan0", &stray)?, TC_DROP, &stray, "tcp_stray");
+        }
+        let mut big = out(Transport::Udp);
+        big.payload = vec![0; 1500];
+        assert_untouched(&rig.tc("lan0", &big.build())?, TC_DROP, &big.build(), "too_big");
+        rig.set_healthy(0)?;
+        let packet = Packet::new(LAN, HOST, "192.168.1.10:40003", REMOTE, Transport::Udp).build();
+        assert_untouched(&rig.tc("lan0", &packet)?, TC_DROP, &packet, "no_uplink");
+        Ok(())
+    });
+}
+
+#[test]
+fn ports_run_out_without_hurting_anybody() {
+    if skipped() {
+        return;
+    }
+    Rig::run_with_isp2("ports = \"50000-50000\"", [0, 1], |rig| {
+        let packet = |host: &str| Packet::new(LAN, HOST, &format!("{host}:40001"), REMOTE, Transport::Udp).build();
+        assert_eq!(rig.tc("lan0", &packet("192.168.1.10"))?.counted, counted("new"));
+        let refused = packet("192.168.1.11");
+        assert_untouched(&rig.tc("lan0", &refused)?, TC_DROP, &refused, "ports_exhausted");
+        assert_eq!(rig.tc("lan0", &packet("192.168.1.10"))?.counted, counted("forward"));
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn an_uplink_that_dies_loses_its_udp_flows_and_keeps_its_tcp_flows() {
+    if skipped() {
+        return;
+    }
+    Rig::run([65535, 1], |rig| {
+        rig.tc("lan0", &out(Transport::Udp).build())?;
+        rig.tc("lan0", &out(Transport::Tcp(SYN)).build())?;
+        rig.set_healthy(0b10)?;
+        let moved = rig.tc("lan0", &out(Transport::Udp).build())?;
+        assert_eq!(moved.counted, counted("new"));
+        assert_eq!(moved.packet[26..30], [203, 0, 113, 2]);
+        let held = rig.tc("lan0", &out(Transport::Tcp(ACK)).build())?;
+        assert_eq!(held.counted, counted("forward"));
+        assert_eq!(held.packet[26..30], [198, 51, 100, 2]);
+        Ok(())
+    })
+    .unwrap();
+}
