@@ -19,14 +19,8 @@ use mh_build::{
 };
 
 /// What the object is made from, relative to the workspace.
-const SOURCES: [&str; 6] = [
-    "Cargo.toml",
-    "Cargo.lock",
-    "mh-ebpf/Cargo.toml",
-    "mh-ebpf/src",
-    "mh-common/Cargo.toml",
-    "mh-common/src",
-];
+const SOURCES: [&str; 6] =
+    ["Cargo.toml", "Cargo.lock", "mh-ebpf/Cargo.toml", "mh-ebpf/src", "mh-common/Cargo.toml", "mh-common/src"];
 
 /// Why there is no object.
 #[derive(Debug, thiserror::Error)]
@@ -63,10 +57,7 @@ fn build() -> Result<(), BuildError> {
 
     let toolchain = toolchain::find()?;
     // Tools are looked for beside the workspace too: OUT_DIR may be in a build directory of its own.
-    let linker = linker::find(
-        &[target_dir.clone(), workspace.join("target")],
-        toolchain.compiler.llvm_major,
-    )?;
+    let linker = linker::find(&[target_dir.clone(), workspace.join("target")], toolchain.compiler.llvm_major)?;
 
     let inner = InnerCargo {
         toolchain: &toolchain,
@@ -80,17 +71,11 @@ fn build() -> Result<(), BuildError> {
     let output = command
         .stdin(Stdio::null())
         .output()
-        .map_err(|source| BuildError::Start {
-            program: command.get_program().into(),
-            source,
-        })?;
+        .map_err(|source| BuildError::Start { program: command.get_program().into(), source })?;
     let stderr = String::from_utf8_lossy(&output.stderr);
     if !output.status.success() {
         eprint!("{stderr}");
-        return Err(BuildError::Compile {
-            release: toolchain.compiler.release,
-            origin: toolchain.origin,
-        });
+        return Err(BuildError::Compile { release: toolchain.compiler.release, origin: toolchain.origin });
     }
     for warning in inner::warnings(&stderr) {
         println!("cargo::warning={warning}");
@@ -114,9 +99,7 @@ fn variable(name: &'static str) -> Result<String, BuildError> {
 
 /// The target directory: `TARGET/PROFILE/build/…/out`, with a different number of levels in different cargos.
 fn target_dir(out_dir: &Path) -> Option<PathBuf> {
-    let build = out_dir
-        .ancestors()
-        .skip(1)
-        .find(|directory| directory.file_name().is_some_and(|name| name == "build"))?;
+    let build =
+        out_dir.ancestors().skip(1).find(|directory| directory.file_name().is_some_and(|name| name == "build"))?;
     Some(build.parent()?.parent()?.to_path_buf())
 }

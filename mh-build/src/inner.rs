@@ -54,28 +54,18 @@ impl InnerCargo<'_> {
         let mut command = Command::new(self.toolchain.program("cargo-clippy"));
         command.arg("clippy");
         self.configure(&mut command, false);
-        command
-            .env("CARGO", self.toolchain.program("cargo"))
-            .args(["--", "-D", "warnings"]);
+        command.env("CARGO", self.toolchain.program("cargo")).args(["--", "-D", "warnings"]);
         command
     }
 
     /// Path of the object that [`InnerCargo::build`] leaves.
     #[must_use]
     pub fn object(&self) -> PathBuf {
-        self.target_dir
-            .join(EBPF_DIRECTORY)
-            .join(self.target())
-            .join("release")
-            .join(BINARY)
+        self.target_dir.join(EBPF_DIRECTORY).join(self.target()).join("release").join(BINARY)
     }
 
     fn target(&self) -> &'static str {
-        if self.big_endian {
-            "bpfeb-unknown-none"
-        } else {
-            "bpfel-unknown-none"
-        }
+        if self.big_endian { "bpfeb-unknown-none" } else { "bpfel-unknown-none" }
     }
 
     fn configure(&self, command: &mut Command, warnings_are_errors: bool) {
@@ -99,11 +89,7 @@ impl InnerCargo<'_> {
     }
 
     fn flags(&self, warnings_are_errors: bool) -> OsString {
-        let arch = if self.arch.starts_with("riscv64") {
-            "riscv64"
-        } else {
-            self.arch
-        };
+        let arch = if self.arch.starts_with("riscv64") { "riscv64" } else { self.arch };
         // Which kernel's registers and context structures aya-ebpf describes.
         let mut flags = OsString::from(format!("--cfg=bpf_target_arch=\"{arch}\""));
         // Debug information is what the linker makes BTF of.
@@ -193,18 +179,10 @@ mod tests {
         let toolchain = Toolchain {
             origin: Origin::System,
             sysroot: "/usr".into(),
-            compiler: Compiler {
-                release: Release(1, 96, 0),
-                unstable: false,
-                llvm_major: 22,
-            },
+            compiler: Compiler { release: Release(1, 96, 0), unstable: false, llvm_major: 22 },
             bin: "/usr/bin".into(),
         };
-        let linker = Linker {
-            path: "/opt/a b/bpf-linker".into(),
-            release: Release(0, 13, 0),
-            llvm_major: None,
-        };
+        let linker = Linker { path: "/opt/a b/bpf-linker".into(), release: Release(0, 13, 0), llvm_major: None };
         let inner = InnerCargo {
             toolchain: &toolchain,
             linker: Some(&linker),
@@ -217,9 +195,7 @@ mod tests {
         assert_eq!(command.get_program(), "/usr/bin/cargo");
         let environment = |name: &str| {
             let found = command.get_envs().find(|(key, _)| *key == name);
-            found
-                .and_then(|(_, value)| value)
-                .map(|value| value.to_str().unwrap().to_owned())
+            found.and_then(|(_, value)| value).map(|value| value.to_str().unwrap().to_owned())
         };
         assert_eq!(environment("RUSTC").as_deref(), Some("/usr/bin/rustc"));
         assert_eq!(environment("RUSTC_BOOTSTRAP").as_deref(), Some("1"));
@@ -235,10 +211,7 @@ mod tests {
                 "-Dwarnings"
             ]
         );
-        assert_eq!(
-            inner.object(),
-            Path::new("/w/target/ebpf/bpfel-unknown-none/release/mh")
-        );
+        assert_eq!(inner.object(), Path::new("/w/target/ebpf/bpfel-unknown-none/release/mh"));
         assert_eq!(inner.clippy().get_program(), "/usr/bin/cargo-clippy");
     }
 
@@ -258,14 +231,7 @@ mod tests {
         ] {
             assert!(is_of_the_outer_cargo(name), "{name}");
         }
-        for name in [
-            "CARGO_HOME",
-            "CARGO_NET_OFFLINE",
-            "CARGO_MAKEFLAGS",
-            "RUSTUP_HOME",
-            "PATH",
-            "HOME",
-        ] {
+        for name in ["CARGO_HOME", "CARGO_NET_OFFLINE", "CARGO_MAKEFLAGS", "RUSTUP_HOME", "PATH", "HOME"] {
             assert!(!is_of_the_outer_cargo(name), "{name}");
         }
     }
@@ -275,10 +241,7 @@ mod tests {
         let stderr = "   Compiling mh-ebpf v0.1.0\nwarning: unused variable: `x`\n  --> mh-ebpf/src/main.rs:3:9\n   |\n\
                       3 |     let x = 1;\n\nwarning: linker said so\n\n\
                       warning: `mh-ebpf` (bin \"mh\") generated 2 warnings\n    Finished\n";
-        assert_eq!(
-            warnings(stderr),
-            ["unused variable: `x` (mh-ebpf/src/main.rs:3:9)", "linker said so"]
-        );
+        assert_eq!(warnings(stderr), ["unused variable: `x` (mh-ebpf/src/main.rs:3:9)", "linker said so"]);
         assert!(warnings("   Compiling core\n    Finished `release` profile\n").is_empty());
     }
 }

@@ -54,8 +54,7 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
 #[must_use]
 pub fn is_executable(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
-    path.metadata()
-        .is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
+    path.metadata().is_ok_and(|meta| meta.is_file() && meta.permissions().mode() & 0o111 != 0)
 }
 
 /// The standard output of a program that ended with success; none if it did not start or failed.
@@ -70,8 +69,5 @@ pub(crate) fn output_of<A: AsRef<OsStr>>(program: &Path, arguments: impl IntoIte
         .stderr(Stdio::null())
         .output()
         .ok()?;
-    output
-        .status
-        .success()
-        .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).into_owned())
 }

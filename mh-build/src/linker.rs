@@ -67,10 +67,7 @@ fn list(tried: &[(PathBuf, Unfit)]) -> String {
     if tried.is_empty() {
         return "none in target/tools/bin, PATH and ~/.cargo/bin".to_owned();
     }
-    let each: Vec<String> = tried
-        .iter()
-        .map(|(path, unfit)| format!("{}: {unfit}", path.display()))
-        .collect();
+    let each: Vec<String> = tried.iter().map(|(path, unfit)| format!("{}: {unfit}", path.display())).collect();
     each.join("; ")
 }
 
@@ -87,15 +84,8 @@ pub fn judge(path: &Path, seen: Seen, compiler_llvm_major: u32) -> Result<Linker
         return Err(Unfit::TooOld(release));
     }
     match llvm_major {
-        Some(linker) if linker < compiler_llvm_major => Err(Unfit::OldLlvm {
-            linker,
-            compiler: compiler_llvm_major,
-        }),
-        _ => Ok(Linker {
-            path: path.to_path_buf(),
-            release,
-            llvm_major,
-        }),
+        Some(linker) if linker < compiler_llvm_major => Err(Unfit::OldLlvm { linker, compiler: compiler_llvm_major }),
+        _ => Ok(Linker { path: path.to_path_buf(), release, llvm_major }),
     }
 }
 
@@ -124,20 +114,14 @@ pub fn choose(
 /// # Errors
 /// When no linker does.
 pub fn find(target_dirs: &[PathBuf], compiler_llvm_major: u32) -> Result<Linker, LinkerError> {
-    if let Some(path) = env::var_os(LINKER_VARIABLE)
-        .filter(|value| !value.is_empty())
-        .map(PathBuf::from)
-    {
+    if let Some(path) = env::var_os(LINKER_VARIABLE).filter(|value| !value.is_empty()).map(PathBuf::from) {
         if !path.exists() {
             return Err(LinkerError::Named(path, Unfit::Absent));
         }
         return judge(&path, look(&path), compiler_llvm_major).map_err(|unfit| LinkerError::Named(path, unfit));
     }
     let path_variable = env::var_os("PATH").unwrap_or_default();
-    let mut places: Vec<PathBuf> = target_dirs
-        .iter()
-        .map(|target| target.join(TOOLS_DIRECTORY).join("bin"))
-        .collect();
+    let mut places: Vec<PathBuf> = target_dirs.iter().map(|target| target.join(TOOLS_DIRECTORY).join("bin")).collect();
     places.extend(env::split_paths(&path_variable));
     places.extend(cargo_home().map(|home| home.join("bin")));
     let mut paths: Vec<PathBuf> = Vec::new();
@@ -158,9 +142,7 @@ fn look(path: &Path) -> Seen {
 
 /// The major version of LLVM among the shared libraries that `ldd` prints.
 fn llvm_major_of_libraries(ldd: &str) -> Option<u32> {
-    ldd.lines()
-        .filter_map(|line| line.split_whitespace().next())
-        .find_map(llvm_major_of_file)
+    ldd.lines().filter_map(|line| line.split_whitespace().next()).find_map(llvm_major_of_file)
 }
 
 #[cfg(test)]
@@ -186,17 +168,9 @@ mod tests {
     #[test]
     fn the_error_is_one_sentence_that_names_them_all_and_the_mend() {
         let error = choose([], 22, |_| None).unwrap_err().to_string();
-        assert!(
-            error.contains("none in target/tools/bin") && error.contains("cargo xtask setup"),
-            "{error}"
-        );
-        let error = choose(["/x".into()], 22, |_| Some((Release(0, 13, 0), Some(21))))
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("/x: its LLVM 21 can't read the bitcode of rustc's LLVM 22"),
-            "{error}"
-        );
+        assert!(error.contains("none in target/tools/bin") && error.contains("cargo xtask setup"), "{error}");
+        let error = choose(["/x".into()], 22, |_| Some((Release(0, 13, 0), Some(21)))).unwrap_err().to_string();
+        assert!(error.contains("/x: its LLVM 21 can't read the bitcode of rustc's LLVM 22"), "{error}");
         assert!(!error.contains('\n'));
     }
 

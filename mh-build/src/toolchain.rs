@@ -103,10 +103,7 @@ pub enum ToolchainError {
 }
 
 fn list(tried: &[(Origin, Unfit)]) -> String {
-    let each: Vec<String> = tried
-        .iter()
-        .map(|(origin, unfit)| format!("{origin}: {unfit}"))
-        .collect();
+    let each: Vec<String> = tried.iter().map(|(origin, unfit)| format!("{origin}: {unfit}")).collect();
     each.join("; ")
 }
 
@@ -175,37 +172,23 @@ fn inspect_rustup(origin: Origin, name: &str) -> Result<Toolchain, Unfit> {
 fn inspect(origin: Origin, bin: &Path) -> Result<Toolchain, Unfit> {
     // The compiler finds its sysroot by its own real path; distributions link it from /usr/bin.
     let rustc = bin.join("rustc").canonicalize().map_err(|_| Unfit::Absent)?;
-    let sysroot = rustc
-        .parent()
-        .and_then(Path::parent)
-        .ok_or(Unfit::Absent)?
-        .to_path_buf();
+    let sysroot = rustc.parent().and_then(Path::parent).ok_or(Unfit::Absent)?.to_path_buf();
     if !is_executable(&bin.join("cargo")) {
         return Err(Unfit::NoCargo);
     }
-    let compiler = output_of(&rustc, ["-vV"])
-        .as_deref()
-        .and_then(Compiler::parse)
-        .ok_or(Unfit::Unreadable)?;
+    let compiler = output_of(&rustc, ["-vV"]).as_deref().and_then(Compiler::parse).ok_or(Unfit::Unreadable)?;
     if compiler.release < minimum_release() {
         return Err(Unfit::TooOld(compiler.release));
     }
     if !sysroot.join("lib/rustlib/src/rust/library/core/src/lib.rs").exists() {
         return Err(Unfit::NoSources(compiler.release));
     }
-    Ok(Toolchain {
-        origin,
-        sysroot,
-        compiler,
-        bin: bin.to_path_buf(),
-    })
+    Ok(Toolchain { origin, sysroot, compiler, bin: bin.to_path_buf() })
 }
 
 /// `CARGO_HOME`, or `~/.cargo`.
 pub(crate) fn cargo_home() -> Option<PathBuf> {
-    env::var_os("CARGO_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(env::home_dir()?.join(".cargo")))
+    env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")))
 }
 
 #[cfg(test)]
@@ -214,50 +197,28 @@ mod tests {
     use super::*;
 
     fn toolchain(origin: Origin) -> Toolchain {
-        let compiler = Compiler {
-            release: Release(1, 97, 0),
-            unstable: true,
-            llvm_major: 22,
-        };
-        Toolchain {
-            origin,
-            sysroot: "/x".into(),
-            compiler,
-            bin: "/x/bin".into(),
-        }
+        let compiler = Compiler { release: Release(1, 97, 0), unstable: true, llvm_major: 22 };
+        Toolchain { origin, sysroot: "/x".into(), compiler, bin: "/x/bin".into() }
     }
 
     #[test]
     fn the_first_that_does_is_taken() {
         let rustup = toolchain(Origin::Rustup);
         let system = toolchain(Origin::System);
-        let both = vec![
-            (Origin::Rustup, Ok(rustup.clone())),
-            (Origin::System, Ok(system.clone())),
-        ];
+        let both = vec![(Origin::Rustup, Ok(rustup.clone())), (Origin::System, Ok(system.clone()))];
         assert_eq!(choose(both), Ok(rustup));
-        let without_sources = vec![
-            (Origin::Rustup, Err(Unfit::NoSources(Release(1, 97, 0)))),
-            (Origin::System, Ok(system.clone())),
-        ];
+        let without_sources =
+            vec![(Origin::Rustup, Err(Unfit::NoSources(Release(1, 97, 0)))), (Origin::System, Ok(system.clone()))];
         assert_eq!(choose(without_sources), Ok(system));
     }
 
     #[test]
     fn a_named_one_is_not_passed_over() {
         let named = Origin::Variable("nightly-2026-01-01".into());
-        let error = choose(vec![
-            (named.clone(), Err(Unfit::Absent)),
-            (Origin::System, Ok(toolchain(Origin::System))),
-        ])
-        .unwrap_err();
+        let error = choose(vec![(named.clone(), Err(Unfit::Absent)), (Origin::System, Ok(toolchain(Origin::System)))])
+            .unwrap_err();
         assert_eq!(error, ToolchainError::Named(named, Unfit::Absent));
-        assert!(
-            error
-                .to_string()
-                .starts_with("MH_BPF_TOOLCHAIN=nightly-2026-01-01: not installed; "),
-            "{error}"
-        );
+        assert!(error.to_string().starts_with("MH_BPF_TOOLCHAIN=nightly-2026-01-01: not installed; "), "{error}");
     }
 
     #[test]
@@ -268,10 +229,7 @@ mod tests {
         ])
         .unwrap_err()
         .to_string();
-        assert!(
-            error.contains("rustup's nightly: rustc 1.97.0 has no library sources"),
-            "{error}"
-        );
+        assert!(error.contains("rustup's nightly: rustc 1.97.0 has no library sources"), "{error}");
         assert!(error.contains("/usr: rustc 1.63.0 is older than 1."), "{error}");
         assert!(error.contains("cargo xtask setup"), "{error}");
         assert!(!error.contains('\n'));
@@ -279,9 +237,6 @@ mod tests {
 
     #[test]
     fn a_directory_without_a_compiler_is_absent() {
-        assert_eq!(
-            inspect(Origin::System, Path::new("/nonexistent/bin")),
-            Err(Unfit::Absent)
-        );
+        assert_eq!(inspect(Origin::System, Path::new("/nonexistent/bin")), Err(Unfit::Absent));
     }
 }

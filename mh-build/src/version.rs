@@ -61,9 +61,7 @@ pub fn llvm_major_of_file(name: &str) -> Option<u32> {
     let digits = rest.strip_prefix(".so.").or_else(|| rest.strip_prefix('-'))?;
     let end = digits.find(|c: char| !c.is_ascii_digit()).unwrap_or(digits.len());
     let (number, tail) = digits.split_at(end);
-    (rest.starts_with(".so.") || tail.starts_with(".so"))
-        .then(|| number.parse().ok())
-        .flatten()
+    (rest.starts_with(".so.") || tail.starts_with(".so")).then(|| number.parse().ok()).flatten()
 }
 
 #[cfg(test)]
@@ -87,20 +85,12 @@ mod tests {
                        release: 1.97.0-nightly\nLLVM version: 22.1.4\n";
         assert_eq!(
             Compiler::parse(nightly),
-            Some(Compiler {
-                release: Release(1, 97, 0),
-                unstable: true,
-                llvm_major: 22
-            })
+            Some(Compiler { release: Release(1, 97, 0), unstable: true, llvm_major: 22 })
         );
         let debian = "rustc 1.96.0 (abc) (built from a source tarball)\nrelease: 1.96.0\nLLVM version: 22.1.8\n";
         assert!(!Compiler::parse(debian).unwrap().unstable);
         assert_eq!(Compiler::parse("error: toolchain 'nightly' is not installed"), None);
-        assert_eq!(
-            Compiler::parse("release: 1.96.0\n"),
-            None,
-            "cranelift only: no LLVM, no bitcode"
-        );
+        assert_eq!(Compiler::parse("release: 1.96.0\n"), None, "cranelift only: no LLVM, no bitcode");
     }
 
     #[test]
@@ -109,16 +99,8 @@ mod tests {
         assert_eq!(llvm_major_of_file("libLLVM-15.so.1"), Some(15));
         assert_eq!(llvm_major_of_file("libLLVM-22.so"), Some(22));
         assert_eq!(llvm_major_of_file("libLLVM.so.22.1-rust-1.97.0-nightly"), Some(22));
-        assert_eq!(
-            llvm_major_of_file("libLLVM-22-rust-1.97.0-nightly.so"),
-            None,
-            "a linker script"
-        );
-        assert_eq!(
-            llvm_major_of_file("libLLVM-14.0.6.so.1"),
-            None,
-            "an alias of libLLVM-14.so.1"
-        );
+        assert_eq!(llvm_major_of_file("libLLVM-22-rust-1.97.0-nightly.so"), None, "a linker script");
+        assert_eq!(llvm_major_of_file("libLLVM-14.0.6.so.1"), None, "an alias of libLLVM-14.so.1");
         assert_eq!(llvm_major_of_file("libLLVMCore.a"), None);
         assert_eq!(llvm_major_of_file("libc.so.6"), None);
     }

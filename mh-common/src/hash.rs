@@ -42,7 +42,12 @@ impl<const C: usize, const D: usize> Sip<C, D> {
     #[inline(always)]
     fn new(seed: Seed) -> Self {
         let [k0, k1] = seed;
-        let v = [k0 ^ 0x736f_6d65_7073_6575, k1 ^ 0x646f_7261_6e64_6f6d, k0 ^ 0x6c79_6765_6e65_7261, k1 ^ 0x7465_6462_7974_6573];
+        let v = [
+            k0 ^ 0x736f_6d65_7073_6575,
+            k1 ^ 0x646f_7261_6e64_6f6d,
+            k0 ^ 0x6c79_6765_6e65_7261,
+            k1 ^ 0x7465_6462_7974_6573,
+        ];
         Self { v, bytes: 0 }
     }
 

@@ -158,7 +158,8 @@ mod tests {
     }
 
     fn any_weights() -> impl Strategy<Value = [u32; MAX_UPLINKS]> {
-        prop::collection::vec(prop_oneof![Just(0u32), 1u32..10, 1u32..=65535], 1..=MAX_UPLINKS).prop_map(|w| weights(&w))
+        prop::collection::vec(prop_oneof![Just(0u32), 1u32..10, 1u32..=65535], 1..=MAX_UPLINKS)
+            .prop_map(|w| weights(&w))
     }
 
     proptest! {

@@ -182,7 +182,9 @@ impl Frame for TcFrame {
                 return Ok(());
             }
             // SAFETY: a helper call on the hook's own context; the kernel checks the offset.
-            match unsafe { bpf_l4_csum_replace(self.skb(), checksum.offset as u32, 0, delta.to_sum(), flags | optional) } {
+            match unsafe {
+                bpf_l4_csum_replace(self.skb(), checksum.offset as u32, 0, delta.to_sum(), flags | optional)
+            } {
                 0 => Ok(()),
                 _ => Err(()),
             }

@@ -8,8 +8,8 @@ use aya_ebpf::{
 };
 use mh_common::{
     abi::{
-        Interface, Live, MAX_INTERFACES, MAX_LOCAL_ADDRESSES, MAX_POLICIES, MAX_UPLINKS, NEW_FLOWS_DIVISOR, Policy, SLOT_TABLES,
-        Settings, Uplink, UplinkCounters, UplinkRoute,
+        Interface, Live, MAX_INTERFACES, MAX_LOCAL_ADDRESSES, MAX_POLICIES, MAX_UPLINKS, NEW_FLOWS_DIVISOR, Policy,
+        SLOT_TABLES, Settings, Uplink, UplinkCounters, UplinkRoute,
     },
     address::{Ipv4, V4},
     binding::{End, Inside, Outside},

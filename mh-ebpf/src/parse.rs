@@ -51,12 +51,8 @@ pub trait Header: Family {
     fn parse<F: Frame>(frame: &mut F) -> Result<Packet<Self::Address>, Verdict>;
 
     /// Writes addresses, TTL less one, and the header's checksum, if it has one.
-    fn rewrite<F: Frame>(
-        frame: &mut F,
-        src: Self::Address,
-        dst: Self::Address,
-        address_delta: Delta,
-    ) -> Result<(), ()>;
+    fn rewrite<F: Frame>(frame: &mut F, src: Self::Address, dst: Self::Address, address_delta: Delta)
+    -> Result<(), ()>;
 
     /// An address as words for helpers, the unused ones zero.
     fn words(address: Self::Address) -> [u32; 4];
@@ -208,12 +204,7 @@ impl Transport {
 
     /// Where the checksum is and what a translation does to it.
     #[inline(always)]
-    pub fn checksum_update<Fam: Family>(
-        self,
-        l4: usize,
-        address_delta: Delta,
-        port_delta: Delta,
-    ) -> L4Checksum {
+    pub fn checksum_update<Fam: Family>(self, l4: usize, address_delta: Delta, port_delta: Delta) -> L4Checksum {
         let echo = matches!(self, Self::EchoRequest | Self::EchoReply);
         let covers_addresses = !echo || Fam::ICMP_PSEUDO_HEADER;
         L4Checksum {

@@ -322,7 +322,12 @@ fn from_inside<Fam: Tables + Header>(
 /// Inserts both halves of a flow whose packets arrive under `key` and leave as `sent`: the reply's first, so that no packet goes
 /// out that can't be answered.
 #[inline(always)]
-fn insert<Fam: Tables>(key: &Key<Fam::Address>, sent: &Key<Fam::Address>, uplink: u8, now: Tick) -> Result<(), Verdict> {
+fn insert<Fam: Tables>(
+    key: &Key<Fam::Address>,
+    sent: &Key<Fam::Address>,
+    uplink: u8,
+    now: Tick,
+) -> Result<(), Verdict> {
     let forward = Entry::translating(key, sent, uplink, 0, now);
     let reply_key = forward.other_key(key.protocol);
     if find::<Fam>(&reply_key).is_none() {
@@ -336,7 +341,11 @@ fn insert<Fam: Tables>(key: &Key<Fam::Address>, sent: &Key<Fam::Address>, uplink
 /// The uplink and the translated key of a flow whose forward half was evicted, if what is left tells them: its reply half, or, for a
 /// TCP segment in mid-stream, its binding. Flows of an uplink that is down are not restored.
 #[inline(always)]
-fn evicted<Fam: Tables>(packet: &Packet<Fam::Address>, live: &Live, settings: &Settings) -> Option<(u8, Key<Fam::Address>)> {
+fn evicted<Fam: Tables>(
+    packet: &Packet<Fam::Address>,
+    live: &Live,
+    settings: &Settings,
+) -> Option<(u8, Key<Fam::Address>)> {
     let key = &packet.key;
     // Without translation, the reply half is known by the flow's own addresses.
     if let Some(uplink) = reply_uplink::<Fam>(&Key::new(key.dst, key.src, key.dport, key.sport, key.protocol)) {
@@ -383,7 +392,11 @@ fn reply_uplink<Fam: Tables>(key: &Key<Fam::Address>) -> Option<u8> {
 
 /// A packet from an uplink that finds no reply half: restores it, if its forward half is there.
 #[inline(always)]
-fn restore_reply<Fam: Tables + Header>(packet: &Packet<Fam::Address>, uplink: u8, now: Tick) -> Result<Verdict, Verdict> {
+fn restore_reply<Fam: Tables + Header>(
+    packet: &Packet<Fam::Address>,
+    uplink: u8,
+    now: Tick,
+) -> Result<Verdict, Verdict> {
     let key = &packet.key;
     let end = End { address: key.dst, port: key.dport, protocol: key.protocol, uplink };
     let answer = match Fam::by_outside().get_ptr_mut(end) {

@@ -85,7 +85,6 @@ pub async fn next_batch(changes: &mut (impl Stream<Item = Vec<Event>> + Unpin)) 
     Some(batch)
 }
 
-
 fn events(message: &RouteNetlinkMessage) -> Vec<Event> {
     match message {
         RouteNetlinkMessage::NewLink(message) => link(message).into_iter().collect(),
@@ -176,9 +175,8 @@ fn route(message: &RouteMessage, there: bool) -> Vec<Event> {
             _ => Vec::new(),
         };
     }
-    let is_default = table == RT_TABLE_MAIN
-        && message.header.destination_prefix_length == 0
-        && kind == RouteType::Unicast;
+    let is_default =
+        table == RT_TABLE_MAIN && message.header.destination_prefix_length == 0 && kind == RouteType::Unicast;
     if !is_default {
         return Vec::new();
     }

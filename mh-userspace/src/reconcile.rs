@@ -54,11 +54,8 @@ pub enum Action {
 pub fn plan(in_force: Option<&Desired>, desired: &Desired) -> Vec<Action> {
     let mut actions = Vec::new();
     let live = |d: &Desired| Action::SetLive { healthy: d.healthy, neighbour_epoch: d.neighbour_epoch };
-    let policy = |d: &Desired| Action::SetPolicy {
-        weights: d.weights,
-        members: d.members,
-        hash_mode: d.hash_mode as u32,
-    };
+    let policy =
+        |d: &Desired| Action::SetPolicy { weights: d.weights, members: d.members, hash_mode: d.hash_mode as u32 };
     let settings = |d: &Desired| Action::SetSettings {
         uplinks: d.uplinks.last_key_value().map_or(0, |(index, _)| u32::from(*index) + 1),
         timeouts: d.timeouts,

@@ -44,11 +44,7 @@ fn status_has_every_field(scene: &mut Scene) -> Result<()> {
         assert_eq!(shown["interface"], uplink.interface, "{shown}");
         assert_eq!(shown["state"], "up", "{shown}");
         assert!(shown["reason"].is_string(), "{shown}");
-        assert_eq!(
-            shown["address"],
-            serde_json::json!([uplink.address.to_string()]),
-            "{shown}"
-        );
+        assert_eq!(shown["address"], serde_json::json!([uplink.address.to_string()]), "{shown}");
         assert_eq!(shown["gateway"], uplink.gateway.to_string(), "{shown}");
         assert_eq!(shown["tier"], 0, "{shown}");
         assert_eq!(shown["share"], 0.5, "{shown}");
@@ -67,10 +63,7 @@ fn status_has_every_field(scene: &mut Scene) -> Result<()> {
     for word in ["isp1", "isp2", "wan1", "198.51.100.2", "203.0.113.1"] {
         assert!(table.contains(word), "{word} in\n{table}");
     }
-    assert!(
-        !table.contains('\u{1b}'),
-        "coloured, though this is no terminal:\n{table}"
-    );
+    assert!(!table.contains('\u{1b}'), "coloured, though this is no terminal:\n{table}");
     Ok(())
 }
 
@@ -86,11 +79,7 @@ fn gateway_and_address_are_learned(scene: &mut Scene) -> Result<()> {
     for uplink in &scene.lab.uplinks {
         scene.mhd.wait_for_state(&uplink.name, "up")?;
         let shown = scene.mhd.uplink(&uplink.name)?;
-        assert_eq!(
-            shown["address"],
-            serde_json::json!([uplink.address.to_string()]),
-            "{shown}"
-        );
+        assert_eq!(shown["address"], serde_json::json!([uplink.address.to_string()]), "{shown}");
         assert_eq!(shown["gateway"], uplink.gateway.to_string(), "{shown}");
     }
     let flows = udp_flows(&scene.lab.client1, scene.udp.address(), 40)?;
@@ -120,20 +109,10 @@ fn reload_of_a_bad_config_changes_nothing(scene: &mut Scene) -> Result<()> {
         })?;
         assert!(scene.mhd.is_running());
         let after = scene.mhd.ctl_json(&["status"])?;
-        for (before, after) in [
-            (&before["uplinks"][0], &after["uplinks"][0]),
-            (&before["uplinks"][1], &after["uplinks"][1]),
-        ] {
-            for field in [
-                "name",
-                "interface",
-                "weight",
-                "effective_weight",
-                "state",
-                "address",
-                "gateway",
-                "share",
-            ] {
+        for (before, after) in
+            [(&before["uplinks"][0], &after["uplinks"][0]), (&before["uplinks"][1], &after["uplinks"][1])]
+        {
+            for field in ["name", "interface", "weight", "effective_weight", "state", "address", "gateway", "share"] {
                 assert_eq!(before[field], after[field], "{field}");
             }
         }
@@ -151,9 +130,7 @@ fn reload_changes_weights(scene: &mut Scene) -> Result<()> {
     Split::of(new.iter().map(|flow| flow.seen)).check(&[(scene.lab.uplink(0)?.address, 1)])?;
     scene.mhd.write_config(&scene.lab.config(&[0, 1]))?;
     scene.mhd.signal(Signal::SIGHUP)?;
-    wait_until("the reload by signal", Duration::from_secs(5), || {
-        Ok(scene.mhd.uplink("isp2")?["weight"] == 1)
-    })?;
+    wait_until("the reload by signal", Duration::from_secs(5), || Ok(scene.mhd.uplink("isp2")?["weight"] == 1))?;
     let new = udp_flows(&scene.lab.client1, scene.udp.address(), 30)?;
     Split::of(new.iter().map(|flow| flow.seen)).check(&[(scene.lab.uplink(1)?.address, 1)])?;
     flows.iter_mut().try_for_each(TcpFlow::echo)
@@ -166,11 +143,7 @@ fn attached(host: &Host, interface: &str) -> Result<usize> {
     let mut tc = 0;
     for direction in ["ingress", "egress"] {
         // Without a clsact qdisc, tc complains instead of listing nothing.
-        tc += host
-            .output(&["tc", "filter", "show", "dev", interface, direction])?
-            .stdout
-            .matches("bpf")
-            .count();
+        tc += host.output(&["tc", "filter", "show", "dev", interface, direction])?.stdout.matches("bpf").count();
     }
     let tcx = host.enter(|| -> Result<usize> {
         let (_, ingress) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress)?;
@@ -184,11 +157,7 @@ fn check_no_trace(scene: &Scene) -> Result<()> {
     let pins = scene.lab.router.output(&["ls", "-A", scene.mhd.bpffs()])?;
     assert!(pins.stdout.is_empty(), "pins are left: {}", pins.stdout);
     for interface in INTERFACES {
-        assert_eq!(
-            attached(&scene.lab.router, interface)?,
-            0,
-            "programs are left on {interface}"
-        );
+        assert_eq!(attached(&scene.lab.router, interface)?, 0, "programs are left on {interface}");
         let qdiscs = scene.lab.router.run(&["tc", "qdisc", "show", "dev", interface])?;
         assert!(!qdiscs.contains("clsact"), "{qdiscs}");
     }
@@ -197,10 +166,7 @@ fn check_no_trace(scene: &Scene) -> Result<()> {
     let flows = tcp_flows(&scene.lab.client1, scene.tcp.address(), 30)?;
     Split::of(flows.iter().map(|flow| flow.seen)).check(&[(scene.lab.uplink(0)?.address, 1)])?;
     let rules = scene.lab.router.run(&["nft", "list", "ruleset"])?;
-    assert!(
-        rules.contains("counter packets") && !rules.contains("counter packets 0 "),
-        "{rules}"
-    );
+    assert!(rules.contains("counter packets") && !rules.contains("counter packets 0 "), "{rules}");
     assert_eq!(scene.lab.client1.ping(SERVER, 3)?, 3);
     Ok(())
 }
@@ -209,10 +175,7 @@ fn detach_after_the_end_leaves_no_trace(scene: &mut Scene) -> Result<()> {
     tcp_flows(&scene.lab.client1, scene.tcp.address(), 10)?;
     assert_eq!(scene.mhd.sigterm()?.code(), Some(0));
     for interface in INTERFACES {
-        assert!(
-            attached(&scene.lab.router, interface)? > 0,
-            "nothing is attached to {interface} after SIGTERM"
-        );
+        assert!(attached(&scene.lab.router, interface)? > 0, "nothing is attached to {interface} after SIGTERM");
     }
     scene.mhd.detach()?;
     check_no_trace(scene)?;
@@ -236,10 +199,7 @@ fn socket_is_private_and_speaks_http(scene: &mut Scene) -> Result<()> {
     assert!(data.file_type().is_socket());
     assert_eq!(data.permissions().mode() & 0o777, 0o660);
     let socket = scene.mhd.socket().display().to_string();
-    let body = scene
-        .lab
-        .router
-        .run(&["curl", "-sS", "--fail", "--unix-socket", &socket, "http://mh/v1/status"])?;
+    let body = scene.lab.router.run(&["curl", "-sS", "--fail", "--unix-socket", &socket, "http://mh/v1/status"])?;
     let status: serde_json::Value = serde_json::from_str(&body).context(body)?;
     assert_eq!(status["uplinks"].as_array().map(Vec::len), Some(2), "{status}");
     Ok(())
@@ -277,10 +237,7 @@ fn command_line_exit_codes(scene: &mut Scene) -> Result<()> {
     }
     // Nobody listens.
     let program = binary("mhctl")?;
-    let output = scene
-        .lab
-        .router
-        .output(&[&program, "--socket", "/nonexistent/mhd.sock", "status"])?;
+    let output = scene.lab.router.output(&[&program, "--socket", "/nonexistent/mhd.sock", "status"])?;
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert_eq!(output.stderr.trim().lines().count(), 1, "{output:?}");
     assert!(output.stderr.contains("/nonexistent/mhd.sock"), "{output:?}");
@@ -294,10 +251,7 @@ fn check_names_key_line_column_and_the_nearest_known_key() -> Result<()> {
     let file = directory.path().join("mh.toml");
     let check = |config: &str| -> Result<(Option<i32>, String)> {
         std::fs::write(&file, config)?;
-        let output = std::process::Command::new(binary("mhd")?)
-            .arg("check")
-            .arg(&file)
-            .output()?;
+        let output = std::process::Command::new(binary("mhd")?).arg("check").arg(&file).output()?;
         let printed = [output.stdout, output.stderr].concat();
         Ok((output.status.code(), String::from_utf8(printed)?))
     };
@@ -308,14 +262,9 @@ fn check_names_key_line_column_and_the_nearest_known_key() -> Result<()> {
     let (code, printed) = check(&good.replace("weight", "wieght"))?;
     assert_eq!(code, Some(1), "{printed}");
     let place = format!("{}:5:1: ", file.display());
-    let line = printed
-        .lines()
-        .find(|line| line.starts_with(&place))
-        .with_context(|| format!("{place} in {printed}"))?;
-    assert!(
-        line.contains("wieght") && line.replace("wieght", "").contains("weight"),
-        "{line}"
-    );
+    let line =
+        printed.lines().find(|line| line.starts_with(&place)).with_context(|| format!("{place} in {printed}"))?;
+    assert!(line.contains("wieght") && line.replace("wieght", "").contains("weight"), "{line}");
 
     // Every fault, not only the first.
     let (code, printed) = check(&good.replace("weight = 2", "weight = 70000\ngatewy = \"198.51.100.1\""))?;
@@ -323,9 +272,7 @@ fn check_names_key_line_column_and_the_nearest_known_key() -> Result<()> {
     for (line, word) in [(5, "70000"), (6, "gatewy")] {
         let place = format!("{}:{line}:", file.display());
         assert!(
-            printed
-                .lines()
-                .any(|line| line.starts_with(&place) && line.contains(word)),
+            printed.lines().any(|line| line.starts_with(&place) && line.contains(word)),
             "{place} {word}:\n{printed}"
         );
     }

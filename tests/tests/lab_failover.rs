@@ -43,10 +43,7 @@ impl Before {
 
     /// Flows on the uplink with this address work, unchanged.
     fn check(&mut self, address: Ipv4Addr) -> Result<()> {
-        self.tcp
-            .iter_mut()
-            .filter(|flow| *flow.seen.ip() == address)
-            .try_for_each(TcpFlow::echo)?;
+        self.tcp.iter_mut().filter(|flow| *flow.seen.ip() == address).try_for_each(TcpFlow::echo)?;
         for flow in self.udp.iter().filter(|flow| *flow.seen.ip() == address) {
             assert_eq!(flow.ask()?, flow.seen);
         }
@@ -58,9 +55,7 @@ impl Before {
 fn new_flows(scene: &Scene) -> Result<Split> {
     let tcp = tcp_flows(&scene.lab.client1, scene.tcp.address(), 30)?;
     let udp = udp_flows(&scene.lab.client2, scene.udp.address(), 30)?;
-    Ok(Split::of(
-        tcp.iter().map(|flow| flow.seen).chain(udp.iter().map(|flow| flow.seen)),
-    ))
+    Ok(Split::of(tcp.iter().map(|flow| flow.seen).chain(udp.iter().map(|flow| flow.seen))))
 }
 
 /// isp1 fails by `cut`, and comes back by `mend`.

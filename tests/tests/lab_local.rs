@@ -17,11 +17,7 @@ use mh_tests::in_both_modes;
 use mh_tests::lab::traffic::{Direction, TcpFlow, TcpServer, UdpServer, transfer, udp_flows};
 use mh_tests::lab::{CLIENT1, CLIENT2, CLIENT3, Host, ROUTER_LAN0, ROUTER_LAN1, Scene};
 
-in_both_modes!(
-    lan_to_lan_is_untouched,
-    lan_to_router_is_untouched,
-    local_traffic_survives_all_uplinks_down
-);
+in_both_modes!(lan_to_lan_is_untouched, lan_to_router_is_untouched, local_traffic_survives_all_uplinks_down);
 
 /// TCP, UDP and ping from `client` (at `source`) to `host` at `address`, which must see the client's own address.
 fn check_untouched(client: &Host, source: Ipv4Addr, host: &Host, address: Ipv4Addr) -> Result<()> {
@@ -36,14 +32,8 @@ fn check_untouched(client: &Host, source: Ipv4Addr, host: &Host, address: Ipv4Ad
         assert_eq!(flow.seen, flow.local);
     }
     assert_eq!(client.ping(*address.ip(), 5)?, 5, "{} to {address}", client.name());
-    assert_eq!(
-        *transfer(client, address, Direction::Upload, 2_000_000)?.seen.ip(),
-        source
-    );
-    assert_eq!(
-        *transfer(client, address, Direction::Download, 2_000_000)?.seen.ip(),
-        source
-    );
+    assert_eq!(*transfer(client, address, Direction::Upload, 2_000_000)?.seen.ip(), source);
+    assert_eq!(*transfer(client, address, Direction::Download, 2_000_000)?.seen.ip(), source);
     drop((tcp, udp));
     Ok(())
 }

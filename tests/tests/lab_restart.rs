@@ -56,11 +56,7 @@ fn end_in_the_middle_of_transfers(scene: &mut Scene, end: fn(&mut Scene) -> Resu
         let found = known
             .iter()
             .find(|entry| entry["src"] == flow.local.ip().to_string() && entry["sport"] == flow.local.port());
-        assert!(
-            found.is_some_and(|entry| entry["nat_sport"] == flow.seen.port()),
-            "{} in {known:?}",
-            flow.local
-        );
+        assert!(found.is_some_and(|entry| entry["nat_sport"] == flow.seen.port()), "{} in {known:?}", flow.local);
     }
     for transfer in transfers {
         let transferred = transfer.finish()?;
@@ -95,7 +91,5 @@ fn runtime_changes_and_flows_are_adopted(scene: &mut Scene) -> Result<()> {
     let address2 = scene.lab.uplink(1)?.address;
     let flows = udp_flows(&scene.lab.client1, scene.udp.address(), 30)?;
     Split::of(flows.iter().map(|flow| flow.seen)).check(&[(address2, 1)])?;
-    tcp.iter_mut()
-        .filter(|flow| *flow.seen.ip() == address2)
-        .try_for_each(TcpFlow::echo)
+    tcp.iter_mut().filter(|flow| *flow.seen.ip() == address2).try_for_each(TcpFlow::echo)
 }

@@ -94,20 +94,14 @@ fn local_traffic_needs_no_uplink() -> Result<()> {
 
 #[test]
 fn three_uplinks() -> Result<()> {
-    in_lab(
-        &Options {
-            uplinks: 3,
-            ..Options::new(Mode::Tc)
-        },
-        |lab| {
-            for uplink in &lab.uplinks {
-                assert_eq!(lab.router.ping(uplink.gateway, 2)?, 2, "{}", uplink.name);
-                assert_eq!(lab.uplink_of(uplink.address), Some(uplink.name.as_str()));
-            }
-            lab.config(&[3, 2, 1]).parse::<toml::Table>()?;
-            Ok(())
-        },
-    )
+    in_lab(&Options { uplinks: 3, ..Options::new(Mode::Tc) }, |lab| {
+        for uplink in &lab.uplinks {
+            assert_eq!(lab.router.ping(uplink.gateway, 2)?, 2, "{}", uplink.name);
+            assert_eq!(lab.uplink_of(uplink.address), Some(uplink.name.as_str()));
+        }
+        lab.config(&[3, 2, 1]).parse::<toml::Table>()?;
+        Ok(())
+    })
 }
 
 #[test]
@@ -134,9 +128,7 @@ fn sniffer_sees_what_the_filter_drops() -> Result<()> {
             .nft("table ip t { chain c { type filter hook prerouting priority -300; tcp dport 7777 drop; }; }")?;
         let sniffer = Sniffer::start(&lab.server, "tcp dst port 7777")?;
         TcpFlow::connect(&lab.client1, lab.server_at(7777), Duration::from_millis(200)).unwrap_err();
-        wait_until("a captured SYN", Duration::from_secs(5), || {
-            Ok(!sniffer.segments().is_empty())
-        })?;
+        wait_until("a captured SYN", Duration::from_secs(5), || Ok(!sniffer.segments().is_empty()))?;
         assert_eq!(*sniffer.segments()[0].source.ip(), lab.uplink(0)?.address);
         Ok(())
     })
@@ -161,10 +153,7 @@ fn processes_end_with_their_guard() -> Result<()> {
     let error = host.spawn("nothing", &["no-such-program"]).unwrap_err().to_string();
     assert!(error.contains("cargo xtask setup"), "{error}");
     let mut failing = host.spawn("false", &["sh", "-c", "echo trouble >&2; exit 3"])?;
-    let error = format!(
-        "{:#}",
-        failing.wait_for_line("ready", Duration::from_secs(5)).unwrap_err()
-    );
+    let error = format!("{:#}", failing.wait_for_line("ready", Duration::from_secs(5)).unwrap_err());
     assert!(error.contains("trouble") && error.contains("ended first"), "{error}");
 
     // The host's own bpffs outlives the process that made something in it, and is no one else's.

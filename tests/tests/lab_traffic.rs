@@ -36,17 +36,10 @@ fn tcp_transfers_100_megabytes_both_ways(scene: &mut Scene) -> Result<()> {
     for (isp1, isp2, index) in [(1, 0, 0), (0, 1, 1)] {
         scene.set_weights(isp1, isp2)?;
         let uplink = scene.lab.uplink(index)?;
-        for (client, direction) in [
-            (&scene.lab.client1, Direction::Upload),
-            (&scene.lab.client3, Direction::Download),
-        ] {
+        for (client, direction) in [(&scene.lab.client1, Direction::Upload), (&scene.lab.client3, Direction::Download)]
+        {
             let transferred = transfer(client, scene.tcp.address(), direction, BYTES)?;
-            assert_eq!(
-                *transferred.seen.ip(),
-                uplink.address,
-                "{direction:?} through {}",
-                uplink.name
-            );
+            assert_eq!(*transferred.seen.ip(), uplink.address, "{direction:?} through {}", uplink.name);
             let rate = BYTES as f64 / 1e6 / transferred.elapsed.as_secs_f64();
             println!("{direction:?} through {}: {rate:.0} MB/s", uplink.name);
         }
@@ -57,11 +50,7 @@ fn tcp_transfers_100_megabytes_both_ways(scene: &mut Scene) -> Result<()> {
 fn udp_flows_keep_their_source(scene: &mut Scene) -> Result<()> {
     let flows = udp_flows(&scene.lab.client1, scene.udp.address(), 50)?;
     for flow in &flows {
-        assert!(
-            scene.lab.uplink_of(*flow.seen.ip()).is_some(),
-            "{} is no uplink's address",
-            flow.seen
-        );
+        assert!(scene.lab.uplink_of(*flow.seen.ip()).is_some(), "{} is no uplink's address", flow.seen);
         for _ in 0..3 {
             assert_eq!(flow.ask()?, flow.seen);
         }
@@ -93,19 +82,7 @@ fn equal_source_ports_do_not_collide(scene: &mut Scene) -> Result<()> {
         assert_eq!(flow.ask()?, flow.seen);
     }
     // The same for echo identifiers, at the same time.
-    let arguments = [
-        "ping",
-        "-n",
-        "-e",
-        "4242",
-        "-c",
-        "10",
-        "-i",
-        "0.05",
-        "-W",
-        "1",
-        "192.0.2.10",
-    ];
+    let arguments = ["ping", "-n", "-e", "4242", "-c", "10", "-i", "0.05", "-W", "1", "192.0.2.10"];
     let mut first = scene.lab.client1.spawn("ping", &arguments)?;
     let mut second = scene.lab.client2.spawn("ping", &arguments)?;
     for ping in [&mut first, &mut second] {
@@ -141,35 +118,15 @@ fn flows_show_both_tuples(scene: &mut Scene) -> Result<()> {
         assert_eq!(flow["uplink"].as_str(), scene.lab.uplink_of(*seen.ip()), "{flow}");
         assert!(flow["state"].as_str().is_some_and(|state| !state.is_empty()), "{flow}");
         for counter in ["packets_out", "packets_in", "bytes_out", "bytes_in"] {
-            assert!(
-                flow[counter].as_u64().is_some_and(|count| count >= 1),
-                "{counter}: {flow}"
-            );
+            assert!(flow[counter].as_u64().is_some_and(|count| count >= 1), "{counter}: {flow}");
         }
         for time in ["age_s", "idle_s"] {
-            assert!(
-                flow[time]
-                    .as_f64()
-                    .is_some_and(|seconds| (0.0..60.0).contains(&seconds)),
-                "{time}: {flow}"
-            );
+            assert!(flow[time].as_f64().is_some_and(|seconds| (0.0..60.0).contains(&seconds)), "{time}: {flow}");
         }
     }
 
     // Ping's identifier stands where a port would.
-    scene.lab.client1.run(&[
-        "ping",
-        "-n",
-        "-e",
-        "4660",
-        "-c",
-        "2",
-        "-i",
-        "0.05",
-        "-W",
-        "1",
-        "192.0.2.10",
-    ])?;
+    scene.lab.client1.run(&["ping", "-n", "-e", "4660", "-c", "2", "-i", "0.05", "-W", "1", "192.0.2.10"])?;
     let list = scene.mhd.flows(&["--proto", "icmp"])?;
     let ping = entry(&list, "icmp", SocketAddrV4::new(CLIENT1, 4660))?;
     assert!(ping["nat_sport"].is_u64(), "{ping}");
@@ -180,22 +137,13 @@ fn flows_show_both_tuples(scene: &mut Scene) -> Result<()> {
         let list = scene.mhd.flows(&["--uplink", uplink])?;
         assert!(list.iter().all(|flow| flow["uplink"] == uplink), "{list:?}");
         let expected = tcp.iter().map(|flow| flow.seen).chain(udp.iter().map(|flow| flow.seen));
-        let expected = expected
-            .filter(|seen| scene.lab.uplink_of(*seen.ip()) == Some(uplink))
-            .count();
-        assert!(
-            list.len() >= expected,
-            "{} flows on {uplink}, {expected} are known",
-            list.len()
-        );
+        let expected = expected.filter(|seen| scene.lab.uplink_of(*seen.ip()) == Some(uplink)).count();
+        assert!(list.len() >= expected, "{} flows on {uplink}, {expected} are known", list.len());
     }
     let list = scene.mhd.flows(&["--src", &CLIENT2.to_string(), "--proto", "udp"])?;
     assert_eq!(list.len(), udp.len(), "{list:?}");
     assert_eq!(scene.mhd.flows(&["--dst", "192.0.2.99"])?.len(), 0);
-    assert_eq!(
-        scene.mhd.flows(&["--dst", "192.0.2.0/24"])?.len(),
-        tcp.len() + udp.len() + 1
-    );
+    assert_eq!(scene.mhd.flows(&["--dst", "192.0.2.0/24"])?.len(), tcp.len() + udp.len() + 1);
     let three = scene.mhd.ctl_json(&["flows", "list", "--limit", "3"])?;
     assert_eq!(three.as_array().map(Vec::len), Some(3), "{three}");
 
@@ -203,9 +151,7 @@ fn flows_show_both_tuples(scene: &mut Scene) -> Result<()> {
     let count = |arguments: &[&str]| -> Result<u64> {
         let printed = scene.mhd.ctl(&[&["flows", "count"], arguments].concat())?;
         let digits: String = printed.chars().filter(char::is_ascii_digit).collect();
-        digits
-            .parse()
-            .with_context(|| format!("flows count printed {printed:?}"))
+        digits.parse().with_context(|| format!("flows count printed {printed:?}"))
     };
     assert_eq!(count(&["--src", &CLIENT2.to_string(), "--proto", "udp"])?, 10);
     assert_eq!(count(&[])?, 21);
@@ -227,10 +173,7 @@ fn flows_show_both_tuples(scene: &mut Scene) -> Result<()> {
 fn bindings_show_inside_and_outside(scene: &mut Scene) -> Result<()> {
     let flows = udp_flows(&scene.lab.client1, scene.udp.address(), 5)?;
     let document = scene.mhd.ctl_json(&["bindings"])?;
-    let bindings = document
-        .as_array()
-        .or_else(|| document["bindings"].as_array())
-        .context("no array of bindings")?;
+    let bindings = document.as_array().or_else(|| document["bindings"].as_array()).context("no array of bindings")?;
     for flow in &flows {
         // The addresses and ports, whatever the fields are called.
         let found = bindings.iter().filter_map(Value::as_object).any(|binding| {
@@ -257,15 +200,9 @@ fn assert_grown(path: &str, before: &Value, after: &Value) {
             }
         }
         (Value::Number(before), Value::Number(after)) => {
-            assert!(
-                after.as_f64() >= before.as_f64(),
-                "{path} went from {before} to {after}"
-            );
+            assert!(after.as_f64() >= before.as_f64(), "{path} went from {before} to {after}");
         }
-        _ => assert!(
-            before.is_number() == after.is_number(),
-            "{path} was {before} and is {after}"
-        ),
+        _ => assert!(before.is_number() == after.is_number(), "{path} was {before} and is {after}"),
     }
 }
 
@@ -289,10 +226,7 @@ fn counters_only_grow(scene: &mut Scene) -> Result<()> {
         for uplink in ["isp1", "isp2"] {
             for counter in ["tx_packets", "tx_bytes", "rx_packets", "rx_bytes"] {
                 let (before, now) = (&last["uplinks"][uplink][counter], &stats["uplinks"][uplink][counter]);
-                assert!(
-                    before.is_u64() && now.as_u64() > before.as_u64(),
-                    "{uplink}/{counter}: {before} {now}"
-                );
+                assert!(before.is_u64() && now.as_u64() > before.as_u64(), "{uplink}/{counter}: {before} {now}");
             }
         }
         let used = stats["maps"].as_object().context("maps")?;

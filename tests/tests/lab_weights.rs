@@ -39,16 +39,8 @@ const FLOWS: usize = 200;
 fn sources(scene: &Scene) -> Result<(Split, Split)> {
     let (mut tcp, mut udp) = (Vec::new(), Vec::new());
     for client in [&scene.lab.client1, &scene.lab.client2] {
-        tcp.extend(
-            tcp_flows(client, scene.tcp.address(), FLOWS)?
-                .iter()
-                .map(|flow| flow.seen),
-        );
-        udp.extend(
-            udp_flows(client, scene.udp.address(), FLOWS)?
-                .iter()
-                .map(|flow| flow.seen),
-        );
+        tcp.extend(tcp_flows(client, scene.tcp.address(), FLOWS)?.iter().map(|flow| flow.seen));
+        udp.extend(udp_flows(client, scene.udp.address(), FLOWS)?.iter().map(|flow| flow.seen));
     }
     Ok((Split::of(tcp), Split::of(udp)))
 }
@@ -71,12 +63,7 @@ fn check_weights(scene: &Scene, isp1: u32, isp2: u32) -> Result<()> {
         assert_eq!(uplink["weight"], weight, "{uplink}");
         assert_eq!(uplink["effective_weight"], weight, "{uplink}");
         let share = f64::from(weight) / f64::from(isp1 + isp2);
-        assert!(
-            uplink["share"]
-                .as_f64()
-                .is_some_and(|shown| (shown - share).abs() < 0.01),
-            "{uplink}"
-        );
+        assert!(uplink["share"].as_f64().is_some_and(|shown| (shown - share).abs() < 0.01), "{uplink}");
     }
     Ok(())
 }
@@ -138,20 +125,13 @@ fn retransmitted_syn_keeps_uplink_and_source(scene: &mut Scene) -> Result<()> {
     };
     let client = &scene.lab.client1;
     let flows = thread::scope(|scope| -> Result<Vec<TcpFlow>> {
-        let threads: Vec<_> = (0..CONNECTIONS)
-            .map(|_| scope.spawn(|| TcpFlow::connect(client, to, timeout)))
-            .collect();
+        let threads: Vec<_> = (0..CONNECTIONS).map(|_| scope.spawn(|| TcpFlow::connect(client, to, timeout))).collect();
         // Each has been tried once, at least; now isp1 gets no more new flows.
         wait_until("the first SYNs", timeout, || Ok(syns().len() >= CONNECTIONS))?;
         scene.set_weights(0, 1)?;
-        wait_until("retransmitted SYNs", timeout, || {
-            Ok(syns().values().all(|count| *count >= 3))
-        })?;
+        wait_until("retransmitted SYNs", timeout, || Ok(syns().values().all(|count| *count >= 3)))?;
         scene.lab.server.nft("delete table ip t")?;
-        threads
-            .into_iter()
-            .map(|thread| thread.join().map_err(|_| anyhow!("panicked"))?)
-            .collect()
+        threads.into_iter().map(|thread| thread.join().map_err(|_| anyhow!("panicked"))?).collect()
     })?;
     let sources = syns();
     assert_eq!(sources.len(), CONNECTIONS, "more sources than connections: {sources:?}");
@@ -164,11 +144,9 @@ fn retransmitted_syn_keeps_uplink_and_source(scene: &mut Scene) -> Result<()> {
 
 fn bad_weights_change_nothing(scene: &mut Scene) -> Result<()> {
     scene.set_weights(3, 2)?;
-    for (arguments, word) in [
-        (["isp1=7", "isp9=1"], "isp9"),
-        (["isp1=7", "isp2=many"], "many"),
-        (["isp1=7", "isp2=65536"], "65536"),
-    ] {
+    for (arguments, word) in
+        [(["isp1=7", "isp9=1"], "isp9"), (["isp1=7", "isp2=many"], "many"), (["isp1=7", "isp2=65536"], "65536")]
+    {
         let output = scene.mhd.ctl_output(&[&["weights"][..], &arguments].concat())?;
         assert!(matches!(output.status.code(), Some(1 | 2)), "{arguments:?}: {output:?}");
         assert!(output.stderr.contains(word), "{arguments:?}: {output:?}");

@@ -49,22 +49,13 @@ impl Apt {
 
     /// The version that would be installed of a package; none if the archive has no such package.
     fn candidate(package: &str) -> Option<String> {
-        let output = Command::new("apt-cache")
-            .args(["policy", package])
-            .env("LC_ALL", "C")
-            .output()
-            .ok()?;
+        let output = Command::new("apt-cache").args(["policy", package]).env("LC_ALL", "C").output().ok()?;
         candidate_in(&String::from_utf8_lossy(&output.stdout))
     }
 
     /// The first of these packages that the archive has. Fetches the package lists before it says none.
     pub fn available<'a>(&mut self, packages: &[&'a str]) -> Result<Option<&'a str>> {
-        let look = || {
-            packages
-                .iter()
-                .copied()
-                .find(|package| Self::candidate(package).is_some())
-        };
+        let look = || packages.iter().copied().find(|package| Self::candidate(package).is_some());
         if let Some(found) = look() {
             return Ok(Some(found));
         }
@@ -85,10 +76,7 @@ impl Apt {
     /// The same by the package lists as they are.
     pub fn known_since<'a>(packages: &[&'a str], minimum: Release) -> Option<&'a str> {
         let release = |package: &str| Self::candidate(package).as_deref().and_then(Release::parse);
-        packages
-            .iter()
-            .copied()
-            .find(|package| release(package).is_some_and(|release| release >= minimum))
+        packages.iter().copied().find(|package| release(package).is_some_and(|release| release >= minimum))
     }
 
     fn update(&mut self) -> Result<()> {
@@ -153,10 +141,7 @@ impl Apt {
 
 /// The candidate in `apt-cache policy`'s answer.
 fn candidate_in(policy: &str) -> Option<String> {
-    let candidate = policy
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("Candidate:"))?
-        .trim();
+    let candidate = policy.lines().find_map(|line| line.trim().strip_prefix("Candidate:"))?.trim();
     (candidate != "(none)").then(|| candidate.to_owned())
 }
 

@@ -49,12 +49,7 @@ pub fn install(project: &Project, toolchain: &Toolchain) -> Result<()> {
     let mut cargo = project.cargo();
     cargo
         .args(["install", "bpf-linker", "--version", VERSION, "--locked", "--force"])
-        .args([
-            "--no-default-features",
-            "--features",
-            &format!("llvm-{}", llvm.major),
-            "--root",
-        ])
+        .args(["--no-default-features", "--features", &format!("llvm-{}", llvm.major), "--root"])
         .arg(&tools)
         .env("LLVM_PREFIX", &prefix)
         .env_remove("RUSTFLAGS")
@@ -101,18 +96,9 @@ fn find_llvm(toolchain: &Toolchain) -> Vec<Llvm> {
 }
 
 fn llvm_in(directory: &Path) -> Vec<Llvm> {
-    let names = fs::read_dir(directory)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.file_name());
+    let names = fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.file_name());
     let mut found: Vec<Llvm> = names
-        .filter_map(|name| {
-            Some(Llvm {
-                major: llvm_major_of_file(name.to_str()?)?,
-                file: directory.join(name),
-            })
-        })
+        .filter_map(|name| Some(Llvm { major: llvm_major_of_file(name.to_str()?)?, file: directory.join(name) }))
         .filter(|llvm| llvm.file.is_file())
         .collect();
     found.sort_by(|one, other| one.file.cmp(&other.file));
@@ -141,18 +127,11 @@ mod tests {
     use mh_build::version::Release;
 
     fn compiler(llvm_major: u32) -> Compiler {
-        Compiler {
-            release: Release(1, 97, 0),
-            unstable: true,
-            llvm_major,
-        }
+        Compiler { release: Release(1, 97, 0), unstable: true, llvm_major }
     }
 
     fn llvm(major: u32, file: &str) -> Llvm {
-        Llvm {
-            major,
-            file: file.into(),
-        }
+        Llvm { major, file: file.into() }
     }
 
     #[test]
@@ -160,11 +139,7 @@ mod tests {
         let found = vec![llvm(14, "/a"), llvm(23, "/b"), llvm(22, "/c"), llvm(22, "/d")];
         assert_eq!(choose_llvm(compiler(22), found.clone()).unwrap(), llvm(22, "/c"));
         assert_eq!(choose_llvm(compiler(23), found.clone()).unwrap(), llvm(23, "/b"));
-        assert_eq!(
-            choose_llvm(compiler(20), found).unwrap(),
-            llvm(22, "/c"),
-            "22 reads what 20 wrote"
-        );
+        assert_eq!(choose_llvm(compiler(20), found).unwrap(), llvm(22, "/c"), "22 reads what 20 wrote");
     }
 
     #[test]

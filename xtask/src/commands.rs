@@ -39,14 +39,7 @@ pub fn demo(project: &Project, arguments: &[OsString]) -> Result<()> {
     setup::ensure(project, &[Purpose::Build, Purpose::Laboratory])?;
     run(project
         .cargo()
-        .args([
-            "build",
-            "--release",
-            "--package",
-            "mh-userspace",
-            "--package",
-            "mh-tests",
-        ])
+        .args(["build", "--release", "--package", "mh-userspace", "--package", "mh-tests"])
         .args(["--bin", "mhd", "--bin", "mhctl", "--bin", "mh-demo"]))?;
     Err(become_program(project, "mh-demo", arguments))
 }
@@ -54,15 +47,7 @@ pub fn demo(project: &Project, arguments: &[OsString]) -> Result<()> {
 /// `cargo xtask bench`.
 pub fn bench(project: &Project, arguments: &[OsString]) -> Result<()> {
     setup::ensure(project, &[Purpose::Build, Purpose::Laboratory])?;
-    run(project.cargo().args([
-        "build",
-        "--release",
-        "--package",
-        "mh-userspace",
-        "--package",
-        "mh-bench",
-        "--bins",
-    ]))?;
+    run(project.cargo().args(["build", "--release", "--package", "mh-userspace", "--package", "mh-bench", "--bins"]))?;
     Err(become_program(project, "mh-bench", arguments))
 }
 
@@ -70,10 +55,7 @@ pub fn bench(project: &Project, arguments: &[OsString]) -> Result<()> {
 fn become_program(project: &Project, name: &str, arguments: &[OsString]) -> Error {
     let programs = project.programs(Profile::Release);
     let mut command = Command::new(programs.join(name));
-    command
-        .args(arguments)
-        .env(PROGRAMS_VARIABLE, &programs)
-        .env_remove("LD_LIBRARY_PATH");
+    command.args(arguments).env(PROGRAMS_VARIABLE, &programs).env_remove("LD_LIBRARY_PATH");
     announce(&command);
     let error = command.exec();
     Error::from(error).context(format!("can't start {}", programs.join(name).display()))

@@ -38,17 +38,10 @@ pub fn lint(project: &Project) -> Result<()> {
         ("format", &|| run(project.cargo().args(["fmt", "--all", "--check"]))),
         ("file lengths", &|| check_lengths(&project.root)),
         ("spelling", &|| check_spelling(&project.root)),
-        ("clippy", &|| {
-            run(project
-                .cargo()
-                .args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))
-        }),
+        ("clippy", &|| run(project.cargo().args(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))),
         ("BPF programs", &|| check_bpf(project, &survey)),
         ("documentation", &|| {
-            run(project
-                .cargo()
-                .args(["doc", "--workspace", "--no-deps"])
-                .env("RUSTDOCFLAGS", "-D warnings"))
+            run(project.cargo().args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-D warnings"))
         }),
     ];
     let mut failed = Vec::new();
@@ -82,24 +75,13 @@ fn check_bpf(project: &Project, survey: &Survey) -> Result<()> {
     }
     // Some toolchains come without clippy. Then the compiler's own warnings count for the BPF target, and clippy's are
     // those of the host's compilation of the same crate, which the check before this one has made.
-    eprintln!(
-        "{} has no clippy: compiling the BPF programs with warnings denied instead",
-        toolchain.origin
-    );
+    eprintln!("{} has no clippy: compiling the BPF programs with warnings denied instead", toolchain.origin);
     run(&mut inner.build(true))
 }
 
 fn check_spelling(root: &Path) -> Result<()> {
     run(Command::new("codespell")
-        .args([
-            "--quiet-level",
-            "2",
-            "--skip",
-            NOT_SPELLED,
-            "--ignore-words-list",
-            SPELLED_RIGHT,
-            ".",
-        ])
+        .args(["--quiet-level", "2", "--skip", NOT_SPELLED, "--ignore-words-list", SPELLED_RIGHT, "."])
         .current_dir(root))
 }
 
@@ -116,10 +98,7 @@ fn check_lengths(root: &Path) -> Result<()> {
         }
     }
     if !too_long.is_empty() {
-        bail!(
-            "more than {TOO_LONG_FILE_LINES} lines, to be split by purpose: {}",
-            too_long.join(", ")
-        );
+        bail!("more than {TOO_LONG_FILE_LINES} lines, to be split by purpose: {}", too_long.join(", "));
     }
     Ok(())
 }
@@ -151,10 +130,6 @@ mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let files = rust_files(&root).unwrap_or_default();
         assert!(files.iter().any(|file| file.ends_with("xtask/src/lint.rs")));
-        assert!(
-            !files
-                .iter()
-                .any(|file| file.components().any(|part| part.as_os_str() == "target"))
-        );
+        assert!(!files.iter().any(|file| file.components().any(|part| part.as_os_str() == "target")));
     }
 }

@@ -99,11 +99,7 @@ fn perform(task: Task) -> Result<()> {
         }
         Task::Build { release } => commands::build(&project, release),
         Task::Demo { arguments } => commands::demo(&project, &arguments),
-        Task::Test {
-            unit,
-            filter,
-            arguments,
-        } => test::test(&project, unit, filter.as_deref(), &arguments),
+        Task::Test { unit, filter, arguments } => test::test(&project, unit, filter.as_deref(), &arguments),
         Task::Lint => lint::lint(&project),
         Task::Bench { arguments } => commands::bench(&project, &arguments),
     }

@@ -23,10 +23,7 @@ impl Project {
     pub fn locate() -> Result<Self> {
         let package =
             env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
-        let root = package
-            .parent()
-            .context("the package xtask is in no directory")?
-            .to_path_buf();
+        let root = package.parent().context("the package xtask is in no directory")?.to_path_buf();
         ensure!(
             root.join("mh-ebpf/Cargo.toml").exists(),
             "{} is not mh's workspace: run `cargo xtask` inside of it",
@@ -34,11 +31,7 @@ impl Project {
         );
         // TARGET/PROFILE/xtask
         let executable = env::current_exe().context("can't find out where xtask itself is")?;
-        let target_dir = executable
-            .ancestors()
-            .nth(2)
-            .context("xtask is in no target directory")?
-            .to_path_buf();
+        let target_dir = executable.ancestors().nth(2).context("xtask is in no target directory")?.to_path_buf();
         Ok(Self { root, target_dir })
     }
 
@@ -65,13 +58,7 @@ pub fn cargo_program() -> PathBuf {
 }
 
 fn is_for_xtask_alone(name: &str) -> bool {
-    const NAMES: [&str; 5] = [
-        "CARGO",
-        "CARGO_BIN_NAME",
-        "CARGO_CRATE_NAME",
-        "LD_LIBRARY_PATH",
-        "OUT_DIR",
-    ];
+    const NAMES: [&str; 5] = ["CARGO", "CARGO_BIN_NAME", "CARGO_CRATE_NAME", "LD_LIBRARY_PATH", "OUT_DIR"];
     NAMES.contains(&name) || name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
 }
 

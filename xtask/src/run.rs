@@ -12,9 +12,7 @@ pub fn announce(command: &Command) {
 /// Prints the command and runs it to its end.
 pub fn run(command: &mut Command) -> Result<()> {
     announce(command);
-    let status = command
-        .status()
-        .with_context(|| format!("can't start {}", command.get_program().display()))?;
+    let status = command.status().with_context(|| format!("can't start {}", command.get_program().display()))?;
     if !status.success() {
         // The whole of it stands above what it printed.
         let start: Vec<String> = shown(command).split(' ').take(2).map(str::to_owned).collect();
@@ -26,18 +24,10 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// The command as a person would type it: the program without its directory, arguments quoted where needed.
 fn shown(command: &Command) -> String {
     let program = std::path::Path::new(command.get_program());
-    let mut line = program
-        .file_name()
-        .unwrap_or(program.as_os_str())
-        .to_string_lossy()
-        .into_owned();
+    let mut line = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
     for argument in command.get_args().map(|argument| argument.to_string_lossy()) {
         line.push(' ');
-        match argument
-            .chars()
-            .any(|c| c.is_whitespace() || "\"'$;&|<>*?()".contains(c))
-            || argument.is_empty()
-        {
+        match argument.chars().any(|c| c.is_whitespace() || "\"'$;&|<>*?()".contains(c)) || argument.is_empty() {
             true => line.push_str(&format!("'{}'", argument.replace('\'', r"'\''"))),
             false => line.push_str(&argument),
         }

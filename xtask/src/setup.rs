@@ -39,17 +39,12 @@ pub enum Purpose {
 }
 
 /// Debian's packages of a Rust toolchain, the newest family first.
-const RUST_PACKAGES: [[&str; 3]; 2] = [
-    ["rustc-web", "cargo-web", "rust-web-src"],
-    ["rustc", "cargo", "rust-src"],
-];
+const RUST_PACKAGES: [[&str; 3]; 2] = [["rustc-web", "cargo-web", "rust-web-src"], ["rustc", "cargo", "rust-src"]];
 /// Debian's packages of clippy, of the same families.
 const CLIPPY_PACKAGES: [&str; 2] = ["rust-web-clippy", "rust-clippy"];
 /// The subcommands of cargo that lints use, rustup's components, and Debian's packages for who has cargo from there.
-const LINT_COMPONENTS: [(&str, &str, [&str; 2]); 2] = [
-    ("fmt", "rustfmt", ["rustfmt-web", "rustfmt"]),
-    ("clippy", "clippy", CLIPPY_PACKAGES),
-];
+const LINT_COMPONENTS: [(&str, &str, [&str; 2]); 2] =
+    [("fmt", "rustfmt", ["rustfmt-web", "rustfmt"]), ("clippy", "clippy", CLIPPY_PACKAGES)];
 
 /// What was found.
 #[derive(Debug)]
@@ -69,26 +64,14 @@ impl Survey {
         let lints = purposes.contains(&Purpose::Lint);
         let toolchain = toolchain::find();
         let target_dirs = [project.target_dir.clone(), project.root.join("target")];
-        let linker = toolchain
-            .as_ref()
-            .ok()
-            .map(|toolchain| linker::find(&target_dirs, toolchain.compiler.llvm_major));
-        let missing_tools = TOOLS
-            .iter()
-            .filter(|tool| purposes.contains(&tool.purpose) && tool.find().is_none())
-            .collect();
+        let linker = toolchain.as_ref().ok().map(|toolchain| linker::find(&target_dirs, toolchain.compiler.llvm_major));
+        let missing_tools =
+            TOOLS.iter().filter(|tool| purposes.contains(&tool.purpose) && tool.find().is_none()).collect();
         let components = LINT_COMPONENTS.iter().map(|(subcommand, ..)| *subcommand);
-        let missing_components = components
-            .filter(|subcommand| lints && !has_subcommand(project, subcommand))
-            .collect();
+        let missing_components =
+            components.filter(|subcommand| lints && !has_subcommand(project, subcommand)).collect();
         let lacks_bpf_clippy = lints && toolchain.as_ref().is_ok_and(|toolchain| !toolchain.has_clippy());
-        Self {
-            toolchain,
-            linker,
-            missing_tools,
-            missing_components,
-            lacks_bpf_clippy,
-        }
+        Self { toolchain, linker, missing_tools, missing_components, lacks_bpf_clippy }
     }
 
     fn is_complete(&self) -> bool {
@@ -107,11 +90,7 @@ impl Survey {
 }
 
 fn has_subcommand(project: &Project, subcommand: &str) -> bool {
-    project
-        .cargo()
-        .args([subcommand, "--version"])
-        .output()
-        .is_ok_and(|output| output.status.success())
+    project.cargo().args([subcommand, "--version"]).output().is_ok_and(|output| output.status.success())
 }
 
 /// Sees to it that everything is there that these purposes need.
@@ -151,22 +130,11 @@ struct Plan {
 
 impl Plan {
     fn make(survey: &Survey) -> Result<Self> {
-        let mut plan = Self {
-            apt: Apt::new(),
-            packages: Vec::new(),
-            reasons: Vec::new(),
-        };
+        let mut plan = Self { apt: Apt::new(), packages: Vec::new(), reasons: Vec::new() };
         if let Err(ToolchainError::NoneFits(tried)) = &survey.toolchain {
             for packages in &RUST_PACKAGES {
-                if plan
-                    .apt
-                    .available_since(&packages[..1], toolchain::minimum_release())?
-                    .is_some()
-                {
-                    let seen: Vec<String> = tried
-                        .iter()
-                        .map(|(origin, unfit)| format!("{origin}: {unfit}"))
-                        .collect();
+                if plan.apt.available_since(&packages[..1], toolchain::minimum_release())?.is_some() {
+                    let seen: Vec<String> = tried.iter().map(|(origin, unfit)| format!("{origin}: {unfit}")).collect();
                     plan.add(packages, format!("build the BPF object ({})", seen.join("; ")));
                     break;
                 }
@@ -187,14 +155,8 @@ impl Plan {
             }
         }
         // Not worth fetching package lists for: without it the lint is weaker, not impossible.
-        if let (
-            true,
-            Ok(Toolchain {
-                origin: Origin::System,
-                compiler,
-                ..
-            }),
-        ) = (survey.lacks_bpf_clippy, &survey.toolchain)
+        if let (true, Ok(Toolchain { origin: Origin::System, compiler, .. })) =
+            (survey.lacks_bpf_clippy, &survey.toolchain)
             && let Some(package) = Apt::known_since(&CLIPPY_PACKAGES, compiler.release)
         {
             plan.add(&[package], "clippy of the BPF programs for the BPF target".to_owned());
@@ -203,11 +165,8 @@ impl Plan {
     }
 
     fn add(&mut self, packages: &[&'static str], why: String) {
-        let new: Vec<&'static str> = packages
-            .iter()
-            .copied()
-            .filter(|package| !self.packages.contains(package))
-            .collect();
+        let new: Vec<&'static str> =
+            packages.iter().copied().filter(|package| !self.packages.contains(package)).collect();
         self.reasons.push((packages.join(" "), why));
         self.packages.extend(new);
     }
@@ -270,9 +229,9 @@ impl PackageManager {
 
     fn command(self, tools: &[&Tool]) -> String {
         let (command, package): (&str, fn(&Tool) -> &'static str) = match self {
-            Self::Apt => ("sudo apt-get install --no-install-recommends", |tool| {
-                tool.apt.first().unwrap_or(&tool.program)
-            }),
+            Self::Apt => {
+                ("sudo apt-get install --no-install-recommends", |tool| tool.apt.first().unwrap_or(&tool.program))
+            }
             Self::Dnf => ("sudo dnf install", |tool| tool.dnf),
             Self::Pacman => ("sudo pacman -S --needed", |tool| tool.pacman),
         };
@@ -295,16 +254,10 @@ pub fn show(project: &Project, survey: &Survey) {
     rows.push(["cargo".into(), own, cargo.display().to_string()]);
     if let Ok((toolchain, linker)) = survey.bpf() {
         let compiler = toolchain.compiler;
-        let place = format!(
-            "{} ({}, LLVM {})",
-            toolchain.program("rustc").display(),
-            toolchain.origin,
-            compiler.llvm_major
-        );
+        let place =
+            format!("{} ({}, LLVM {})", toolchain.program("rustc").display(), toolchain.origin, compiler.llvm_major);
         rows.push(["rustc for BPF".into(), compiler.release.to_string(), place]);
-        let llvm = linker
-            .llvm_major
-            .map_or_else(|| "its own LLVM".to_owned(), |major| format!("LLVM {major}"));
+        let llvm = linker.llvm_major.map_or_else(|| "its own LLVM".to_owned(), |major| format!("LLVM {major}"));
         let place = format!("{} ({llvm})", linker.path.display());
         rows.push(["bpf-linker".into(), linker.release.to_string(), place]);
         let clippy = if toolchain.has_clippy() {
@@ -340,10 +293,7 @@ fn tool_rows() -> Vec<[String; 3]> {
             }
         };
         let asked: Vec<_> = TOOLS.iter().map(|tool| scope.spawn(ask(tool))).collect();
-        asked
-            .into_iter()
-            .filter_map(|thread| thread.join().ok().flatten())
-            .collect()
+        asked.into_iter().filter_map(|thread| thread.join().ok().flatten()).collect()
     })
 }
 
@@ -358,10 +308,7 @@ fn kernel_row() -> [String; 3] {
 
 fn bpffs() -> &'static str {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    match mounts
-        .lines()
-        .any(|mount| mount.split(' ').nth(1) == Some("/sys/fs/bpf"))
-    {
+    match mounts.lines().any(|mount| mount.split(' ').nth(1) == Some("/sys/fs/bpf")) {
         true => "/sys/fs/bpf",
         false => "not mounted: mhd needs it (mount -t bpf bpf /sys/fs/bpf), tests and demo mount their own",
     }
@@ -378,36 +325,21 @@ mod tests {
     #[test]
     fn each_package_is_named_once() {
         let command = PackageManager::Apt.command(&tools(&["ip", "tc", "nginx"]));
-        assert_eq!(
-            command,
-            "sudo apt-get install --no-install-recommends iproute2 nginx-light"
-        );
-        assert_eq!(
-            PackageManager::Dnf.command(&tools(&["ip", "tc"])),
-            "sudo dnf install iproute iproute-tc"
-        );
+        assert_eq!(command, "sudo apt-get install --no-install-recommends iproute2 nginx-light");
+        assert_eq!(PackageManager::Dnf.command(&tools(&["ip", "tc"])), "sudo dnf install iproute iproute-tc");
     }
 
     #[test]
     fn everything_missing_is_reported_at_once() {
         let survey = Survey {
-            toolchain: Err(ToolchainError::NoneFits(vec![(
-                Origin::Rustup,
-                toolchain::Unfit::Absent,
-            )])),
+            toolchain: Err(ToolchainError::NoneFits(vec![(Origin::Rustup, toolchain::Unfit::Absent)])),
             linker: None,
             missing_tools: tools(&["conntrack", "tcpdump"]),
             missing_components: vec!["clippy"],
             lacks_bpf_clippy: false,
         };
         let report = report(&survey, None);
-        for part in [
-            "rustup's nightly: not installed",
-            "bpf-linker",
-            "- conntrack, which",
-            "- tcpdump",
-            "add clippy",
-        ] {
+        for part in ["rustup's nightly: not installed", "bpf-linker", "- conntrack, which", "- tcpdump", "add clippy"] {
             assert!(report.contains(part), "{part} in {report}");
         }
     }

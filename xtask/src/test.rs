@@ -58,12 +58,7 @@ pub fn test(project: &Project, unit: bool, filter: Option<&str>, arguments: &[Os
         .env(PROGRAMS_VARIABLE, project.programs(Profile::Dev));
     announce(&command);
     let (totals, succeeded) = run_counting(&mut command)?;
-    println!(
-        "\n{} passed, {} failed, {} skipped",
-        totals.passed(),
-        totals.failed,
-        totals.skipped()
-    );
+    println!("\n{} passed, {} failed, {} skipped", totals.passed(), totals.failed, totals.skipped());
     if totals.failed > 0 {
         bail!("{} of the tests failed", totals.failed);
     }
@@ -108,10 +103,7 @@ impl Totals {
     fn count(&mut self, line: &str) {
         if let Some(result) = line.split("test result: ").nth(1) {
             let number_of = |word: &str| {
-                let field = result
-                    .split([';', '.'])
-                    .map(str::trim)
-                    .find_map(|field| field.strip_suffix(word));
+                let field = result.split([';', '.']).map(str::trim).find_map(|field| field.strip_suffix(word));
                 field.and_then(|number| number.trim().parse::<u64>().ok()).unwrap_or(0)
             };
             self.ran += number_of("passed");
@@ -125,19 +117,13 @@ impl Totals {
 
 /// Runs the command with its output passed on as it comes, and says what it counted, and whether it succeeded.
 fn run_counting(command: &mut Command) -> Result<(Totals, bool)> {
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .context("can't start cargo test")?;
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("can't start cargo test")?;
     let output = child.stdout.take().context("cargo test has no stdout")?;
     let errors = child.stderr.take().context("cargo test has no stderr")?;
     let counted = thread::scope(|scope| {
         let of_errors = scope.spawn(|| pass_on(errors, io::stderr()));
         let of_output = pass_on(output, io::stdout());
-        let of_errors = of_errors
-            .join()
-            .unwrap_or_else(|_| Err(io::Error::other("the thread that reads stderr died")));
+        let of_errors = of_errors.join().unwrap_or_else(|_| Err(io::Error::other("the thread that reads stderr died")));
         Ok::<_, io::Error>(of_output?.plus(of_errors?))
     });
     let status = child.wait().context("waiting for cargo test")?;
@@ -185,15 +171,7 @@ mod tests {
         let mut copy = Vec::new();
         let totals = pass_on(text.as_bytes(), &mut copy).unwrap();
         assert_eq!(copy, text.as_bytes());
-        assert_eq!(
-            totals,
-            Totals {
-                ran: 31,
-                failed: 1,
-                ignored: 2,
-                skipped_themselves: 0
-            }
-        );
+        assert_eq!(totals, Totals { ran: 31, failed: 1, ignored: 2, skipped_themselves: 0 });
     }
 
     #[test]
@@ -216,10 +194,7 @@ mod tests {
                 Ok(1)
             }
         }
-        let totals = pass_on(
-            OneByOne(b"\xff\xfe\ntest result: ok. 4 passed; 0 failed; 0 ignored\n"),
-            io::sink(),
-        );
+        let totals = pass_on(OneByOne(b"\xff\xfe\ntest result: ok. 4 passed; 0 failed; 0 ignored\n"), io::sink());
         assert_eq!(totals.unwrap().ran, 4);
     }
 }

@@ -31,43 +31,14 @@ const fn laboratory(
     dnf: &'static str,
     pacman: &'static str,
 ) -> Tool {
-    Tool {
-        program,
-        purpose: Purpose::Laboratory,
-        why,
-        version,
-        apt,
-        dnf,
-        pacman,
-    }
+    Tool { program, purpose: Purpose::Laboratory, why, version, apt, dnf, pacman }
 }
 
 /// All of them.
 pub const TOOLS: &[Tool] = &[
-    laboratory(
-        "ip",
-        "makes namespaces, links and routes",
-        &["-V"],
-        &["iproute2"],
-        "iproute",
-        "iproute2",
-    ),
-    laboratory(
-        "tc",
-        "shows filters and shapes links",
-        &["-V"],
-        &["iproute2"],
-        "iproute-tc",
-        "iproute2",
-    ),
-    laboratory(
-        "nft",
-        "filters and translates for comparison",
-        &["--version"],
-        &["nftables"],
-        "nftables",
-        "nftables",
-    ),
+    laboratory("ip", "makes namespaces, links and routes", &["-V"], &["iproute2"], "iproute", "iproute2"),
+    laboratory("tc", "shows filters and shapes links", &["-V"], &["iproute2"], "iproute-tc", "iproute2"),
+    laboratory("nft", "filters and translates for comparison", &["--version"], &["nftables"], "nftables", "nftables"),
     laboratory(
         "iptables",
         "filters and translates for comparison",
@@ -84,47 +55,12 @@ pub const TOOLS: &[Tool] = &[
         "conntrack-tools",
         "conntrack-tools",
     ),
-    laboratory(
-        "iperf3",
-        "sends bulk traffic",
-        &["--version"],
-        &["iperf3"],
-        "iperf3",
-        "iperf3",
-    ),
-    laboratory(
-        "nginx",
-        "serves HTTP",
-        &["-v"],
-        &["nginx-light", "nginx"],
-        "nginx",
-        "nginx",
-    ),
+    laboratory("iperf3", "sends bulk traffic", &["--version"], &["iperf3"], "iperf3", "iperf3"),
+    laboratory("nginx", "serves HTTP", &["-v"], &["nginx-light", "nginx"], "nginx", "nginx"),
     laboratory("curl", "asks for HTTP", &["--version"], &["curl"], "curl", "curl"),
-    laboratory(
-        "ping",
-        "sends ICMP echo",
-        &["-V"],
-        &["iputils-ping"],
-        "iputils",
-        "iputils",
-    ),
-    laboratory(
-        "ethtool",
-        "switches offloads",
-        &["--version"],
-        &["ethtool"],
-        "ethtool",
-        "ethtool",
-    ),
-    laboratory(
-        "tcpdump",
-        "shows what is on the wire",
-        &["--version"],
-        &["tcpdump"],
-        "tcpdump",
-        "tcpdump",
-    ),
+    laboratory("ping", "sends ICMP echo", &["-V"], &["iputils-ping"], "iputils", "iputils"),
+    laboratory("ethtool", "switches offloads", &["--version"], &["ethtool"], "ethtool", "ethtool"),
+    laboratory("tcpdump", "shows what is on the wire", &["--version"], &["tcpdump"], "tcpdump", "tcpdump"),
     laboratory(
         "bpftool",
         "shows programs and maps",
@@ -133,14 +69,7 @@ pub const TOOLS: &[Tool] = &[
         "bpftool",
         "bpf",
     ),
-    laboratory(
-        "ps",
-        "shows processes",
-        &["--version"],
-        &["procps"],
-        "procps-ng",
-        "procps-ng",
-    ),
+    laboratory("ps", "shows processes", &["--version"], &["procps"], "procps-ng", "procps-ng"),
     Tool {
         program: "codespell",
         purpose: Purpose::Lint,
@@ -163,20 +92,13 @@ impl Tool {
 pub fn version_of(program: &PathBuf, arguments: &[&str]) -> Option<String> {
     // Programs disagree on where to print it.
     let output = Command::new(program).args(arguments).output().ok()?;
-    let text = if output.stdout.is_empty() {
-        output.stderr
-    } else {
-        output.stdout
-    };
+    let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
     first_version(&String::from_utf8_lossy(&text))
 }
 
 fn first_version(text: &str) -> Option<String> {
     let words = text.lines().next()?.split([' ', ',', '/', '-', '(']);
-    let mut versions = words.map(|word| {
-        word.trim_start_matches('v')
-            .trim_end_matches(|c: char| !c.is_alphanumeric())
-    });
+    let mut versions = words.map(|word| word.trim_start_matches('v').trim_end_matches(|c: char| !c.is_alphanumeric()));
     let looks_like_one = |word: &&str| word.contains('.') && word.starts_with(|c: char| c.is_ascii_digit());
     versions.find(looks_like_one).map(str::to_owned)
 }

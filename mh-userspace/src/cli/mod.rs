@@ -86,9 +86,8 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
                 FlowsAction::Count => {
                     output.show(&client.count_flows(&filter).await?, |count, _| format!("{}\n", count.count))
                 }
-                FlowsAction::Flush => {
-                    output.show(&client.flush_flows(&filter).await?, |count, _| format!("{} flows removed\n", count.count))
-                }
+                FlowsAction::Flush => output
+                    .show(&client.flush_flows(&filter).await?, |count, _| format!("{} flows removed\n", count.count)),
             }
         }
         Command::Bindings => output.show(&client.bindings().await?, render::bindings),
@@ -106,7 +105,10 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
         Command::Version => {
             let mhctl = env!("CARGO_PKG_VERSION");
             output.show(&client.version().await?, |version, _| {
-                format!("mhctl {mhctl}, mhd {}, map layout {}, Linux {}\n", version.version, version.abi, version.kernel)
+                format!(
+                    "mhctl {mhctl}, mhd {}, map layout {}, Linux {}\n",
+                    version.version, version.abi, version.kernel
+                )
             })
         }
         Command::Completions { shell } => {
@@ -152,7 +154,9 @@ fn parse_weights(words: &[String]) -> Result<BTreeMap<String, u32>, CliError> {
             return Err(CliError::Argument(format!("{word:?} is no weight; give NAME=N, as in isp1=2")));
         };
         let Ok(weight) = number.parse::<u16>() else {
-            return Err(CliError::Argument(format!("{number:?} is no weight for {name}; give a number from 0 to 65535")));
+            return Err(CliError::Argument(format!(
+                "{number:?} is no weight for {name}; give a number from 0 to 65535"
+            )));
         };
         if weights.insert(name.to_owned(), u32::from(weight)).is_some() {
             return Err(CliError::Argument(format!("{name} is named twice; give each uplink one weight")));

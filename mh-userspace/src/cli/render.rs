@@ -98,8 +98,7 @@ pub fn weights(weights: &Vec<Weight>, _colour: bool) -> String {
             ]
         })
         .collect();
-    let columns =
-        [("UPLINK", false), ("CONFIGURED", true), ("WEIGHT", true), ("EFFECTIVE", true), ("SHARE", true)];
+    let columns = [("UPLINK", false), ("CONFIGURED", true), ("WEIGHT", true), ("EFFECTIVE", true), ("SHARE", true)];
     table(&columns, rows)
 }
 

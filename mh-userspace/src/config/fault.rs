@@ -73,15 +73,7 @@ pub fn warning_lines(path: &Path, warnings: &[Fault]) -> String {
 fn lines(path: &Path, kind: &str, faults: &[Fault]) -> String {
     let lines: Vec<String> = faults
         .iter()
-        .map(|fault| {
-            format!(
-                "{}:{}:{}: {kind}{}",
-                path.display(),
-                fault.line,
-                fault.column,
-                fault.message
-            )
-        })
+        .map(|fault| format!("{}:{}:{}: {kind}{}", path.display(), fault.line, fault.column, fault.message))
         .collect();
     lines.join("\n")
 }
@@ -106,11 +98,7 @@ impl Report {
 
     /// The warnings in file order, or, if there is any fault, the faults.
     pub(super) fn finish(self, text: &str) -> Result<Vec<Fault>, Faults> {
-        if self.faults.is_empty() {
-            Ok(placed(text, self.warnings))
-        } else {
-            Err(self.finish_faults(text))
-        }
+        if self.faults.is_empty() { Ok(placed(text, self.warnings)) } else { Err(self.finish_faults(text)) }
     }
 
     /// The faults in file order, of which there must be one.
@@ -127,11 +115,7 @@ fn placed(text: &str, mut findings: Vec<(usize, String)>) -> Vec<Fault> {
         .into_iter()
         .map(|(at, message)| {
             let (line, column) = cursor.advance_to(at);
-            Fault {
-                line,
-                column,
-                message,
-            }
+            Fault { line, column, message }
         })
         .collect()
 }
@@ -152,16 +136,7 @@ struct Cursor<'t> {
 impl<'t> Cursor<'t> {
     fn new(text: &'t [u8]) -> Self {
         const BYTE_ORDER_MARK: &[u8] = "\u{feff}".as_bytes();
-        Self {
-            text,
-            at: if text.starts_with(BYTE_ORDER_MARK) {
-                BYTE_ORDER_MARK.len()
-            } else {
-                0
-            },
-            line: 1,
-            column: 1,
-        }
+        Self { text, at: if text.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 }, line: 1, column: 1 }
     }
 
     /// Moves to byte `at`, or stays if that lies behind, and returns line and column there.

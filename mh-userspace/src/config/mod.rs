@@ -25,8 +25,8 @@ use toml::de::DeTable;
 
 pub use fault::{Fault, Faults, LoadError, warning_lines};
 pub use model::{
-    Config, Datapath, HashMode, InterfaceNameError, InterfacePattern, MAX_INTERFACE_NAME,
-    MAX_UPLINK_NAME, MAX_UPLINKS, Mode, MssClamp, OnDown, Policy, PortRange, Timeouts, Uplink,
+    Config, Datapath, HashMode, InterfaceNameError, InterfacePattern, MAX_INTERFACE_NAME, MAX_UPLINK_NAME, MAX_UPLINKS,
+    Mode, MssClamp, OnDown, Policy, PortRange, Timeouts, Uplink,
 };
 
 /// A config and what its writer should know about it.
@@ -55,10 +55,7 @@ pub fn load(path: &Path) -> Result<Loaded, LoadError> {
             }]))
         }
     };
-    parsed.map_err(|faults| LoadError::Faults {
-        path: path.to_owned(),
-        faults,
-    })
+    parsed.map_err(|faults| LoadError::Faults { path: path.to_owned(), faults })
 }
 
 /// Validates the config file `path` and returns the warnings.
@@ -92,24 +89,15 @@ pub fn parse(text: &str) -> Result<Loaded, Faults> {
 /// What the TOML parser says about `token`, on one line, with a mend where it has none.
 fn syntax_message(message: &str, token: &str) -> String {
     if message == "duplicate key" {
-        return format!(
-            "{} is defined twice; keep one of them",
-            value::quoted(token.trim_matches(['"', '\'']))
-        );
+        return format!("{} is defined twice; keep one of them", value::quoted(token.trim_matches(['"', '\''])));
     }
     if message.starts_with("string values must be quoted") {
         return if token.is_empty() {
             "a value is missing; write one after the =".to_owned()
         } else {
-            format!(
-                "not a TOML value; if it is a string, write it in quotes: {}",
-                value::quoted(token)
-            )
+            format!("not a TOML value; if it is a string, write it in quotes: {}", value::quoted(token))
         };
     }
-    let message = message
-        .strip_suffix(", expected nothing")
-        .unwrap_or(message)
-        .replace(['\n', '\r'], " ");
+    let message = message.strip_suffix(", expected nothing").unwrap_or(message).replace(['\n', '\r'], " ");
     format!("not valid TOML: {message}")
 }

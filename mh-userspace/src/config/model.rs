@@ -62,11 +62,7 @@ impl InterfacePattern {
     /// Does the pattern cover the interface `name`? A pattern with a `*` never covers the loopback interface.
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {
-        if self.open {
-            name.starts_with(&self.stem) && name != LOOPBACK
-        } else {
-            name == self.stem
-        }
+        if self.open { name.starts_with(&self.stem) && name != LOOPBACK } else { name == self.stem }
     }
 }
 
@@ -95,10 +91,7 @@ impl FromStr for InterfacePattern {
         if !(open && stem.is_empty()) {
             check_interface_name(stem)?;
         }
-        Ok(Self {
-            stem: stem.to_owned(),
-            open,
-        })
+        Ok(Self { stem: stem.to_owned(), open })
     }
 }
 
@@ -131,9 +124,7 @@ pub(super) fn check_interface_name(name: &str) -> Result<(), InterfaceNameError>
     } else if name.len() > MAX_INTERFACE_NAME {
         Err(InterfaceNameError::Long)
     } else if matches!(name, "." | "..")
-        || name.contains(|c: char| {
-            c == '/' || c == ':' || c == '\0' || c.is_whitespace() || c.is_control()
-        })
+        || name.contains(|c: char| c == '/' || c == ':' || c == '\0' || c.is_whitespace() || c.is_control())
     {
         Err(InterfaceNameError::Character)
     } else if name.contains('*') {
@@ -287,20 +278,13 @@ impl PortRange {
 impl Default for PortRange {
     /// All ports that need no privilege.
     fn default() -> Self {
-        Self {
-            first: 1024,
-            last: u16::MAX,
-        }
+        Self { first: 1024, last: u16::MAX }
     }
 }
 
 impl fmt::Display for PortRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.first == self.last {
-            write!(f, "{}", self.first)
-        } else {
-            write!(f, "{}-{}", self.first, self.last)
-        }
+        if self.first == self.last { write!(f, "{}", self.first) } else { write!(f, "{}-{}", self.first, self.last) }
     }
 }
 

@@ -10,13 +10,11 @@ use toml::de::{DeTable, DeValue};
 
 use super::fault::Report;
 use super::model::{
-    Config, Datapath, HashMode, InterfaceNameError, InterfacePattern, MAX_UPLINK_NAME, MAX_UPLINKS,
-    MssClamp, OnDown, Policy, PortRange, Timeouts, Uplink,
+    Config, Datapath, HashMode, InterfaceNameError, InterfacePattern, MAX_UPLINK_NAME, MAX_UPLINKS, MssClamp, OnDown,
+    Policy, PortRange, Timeouts, Uplink,
 };
 use super::schema::{self, did_you_mean, nearest};
-use super::table::{
-    Key, Placed, Table, Value, dotted, entries_of, in_file_order, is_bare, list_of, read_as, refuse,
-};
+use super::table::{Key, Placed, Table, Value, dotted, entries_of, in_file_order, is_bare, list_of, read_as, refuse};
 use super::value::{AddressForm, describe, quoted};
 
 /// An uplink with what is needed to check it against the rest of the config.
@@ -61,14 +59,8 @@ fn lan(root: &Table<'_, '_>, report: &mut Report) -> Vec<InterfacePattern> {
     for element in list {
         let at = element.span().start;
         let Some(name) = element.get_ref().as_str() else {
-            report.fault(
-                at,
-                format!(
-                    "lan must be {}, without {} in it",
-                    schema::LAN_WANTS,
-                    describe(element.get_ref())
-                ),
-            );
+            report
+                .fault(at, format!("lan must be {}, without {} in it", schema::LAN_WANTS, describe(element.get_ref())));
             continue;
         };
         match name.parse::<InterfacePattern>() {
@@ -80,10 +72,7 @@ fn lan(root: &Table<'_, '_>, report: &mut Report) -> Vec<InterfacePattern> {
                 let error: InterfaceNameError = error;
                 report.fault(
                     at,
-                    format!(
-                        "lan must name interfaces, such as \"lan0\" or \"vlan*\", not {}: {error}",
-                        quoted(name)
-                    ),
+                    format!("lan must name interfaces, such as \"lan0\" or \"vlan*\", not {}: {error}", quoted(name)),
                 );
             }
         }
@@ -132,11 +121,7 @@ fn datapath(root: &Table<'_, '_>, report: &mut Report) -> Datapath {
     datapath
 }
 
-fn uplinks(
-    root: &Table<'_, '_>,
-    lan: &[InterfacePattern],
-    report: &mut Report,
-) -> Vec<PlacedUplink> {
+fn uplinks(root: &Table<'_, '_>, lan: &[InterfacePattern], report: &mut Report) -> Vec<PlacedUplink> {
     const MISSING: &str = "there is no uplink; add [uplink.NAME] with interface = \"INTERFACE\"";
     let mut uplinks = Vec::new();
     if root.lacks(schema::UPLINK_TABLE) {
@@ -172,10 +157,7 @@ fn uplinks(
         if uplinks.len() == MAX_UPLINKS {
             report.fault(
                 key.span().start,
-                format!(
-                    "uplink {} is one too many; keep at most {MAX_UPLINKS} uplinks",
-                    quoted(name)
-                ),
+                format!("uplink {} is one too many; keep at most {MAX_UPLINKS} uplinks", quoted(name)),
             );
         }
         // The place in the list is kept even if the uplink is faulty: policies may name it.
@@ -205,23 +187,13 @@ fn uplink(name: &str, entry: (&Key<'_>, &Value<'_>), report: &mut Report) -> Pla
     let mut interface_at = None;
     let path = dotted(schema::UPLINK_TABLE, name);
     let Some(table) = Table::open(&schema::UPLINK, path, entry, report) else {
-        return PlacedUplink {
-            uplink,
-            name_at,
-            interface_at,
-        };
+        return PlacedUplink { uplink, name_at, interface_at };
     };
     if let Some(interface) = table.read(&schema::INTERFACE, report) {
         uplink.interface = interface.value;
         interface_at = Some(interface.at);
     } else if table.lacks(schema::INTERFACE.name) {
-        report.fault(
-            table.at,
-            format!(
-                "[{}] names no interface; add interface = \"INTERFACE\"",
-                table.path
-            ),
-        );
+        report.fault(table.at, format!("[{}] names no interface; add interface = \"INTERFACE\"", table.path));
     }
     uplink.address = address(&table, report);
     if let Some(gateway) = table.read(&schema::GATEWAY, report) {
@@ -229,10 +201,7 @@ fn uplink(name: &str, entry: (&Key<'_>, &Value<'_>), report: &mut Report) -> Pla
         if uplink.address == Some(gateway.value) {
             report.fault(
                 gateway.at,
-                format!(
-                    "gateway {} is the uplink's own address; write the address of the next router",
-                    gateway.value
-                ),
+                format!("gateway {} is the uplink's own address; write the address of the next router", gateway.value),
             );
         }
     }
@@ -271,11 +240,7 @@ fn uplink(name: &str, entry: (&Key<'_>, &Value<'_>), report: &mut Report) -> Pla
     if let Some(nat) = table.read(&schema::NAT, report) {
         uplink.nat = nat.value;
     }
-    PlacedUplink {
-        uplink,
-        name_at,
-        interface_at,
-    }
+    PlacedUplink { uplink, name_at, interface_at }
 }
 
 /// An uplink's address: one, or a list of one.
@@ -338,11 +303,7 @@ fn check_interfaces(uplinks: &[PlacedUplink], lan: &[InterfacePattern], report: 
 
 fn default_policy(root: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut Report) -> Policy {
     let mut policy = Policy {
-        members: uplinks
-            .iter()
-            .enumerate()
-            .map(|(index, placed)| (index, placed.uplink.weight))
-            .collect(),
+        members: uplinks.iter().enumerate().map(|(index, placed)| (index, placed.uplink.weight)).collect(),
         hash: HashMode::Flow,
     };
     let mut members_at = uplinks.first().map_or(root.at, |placed| placed.name_at);
@@ -384,11 +345,7 @@ fn default_policy(root: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut R
 }
 
 /// The members of the first tier; `None` if the key is left out or too wrong to go on.
-fn tiers(
-    table: &Table<'_, '_>,
-    uplinks: &[PlacedUplink],
-    report: &mut Report,
-) -> Option<Placed<Vec<(usize, u16)>>> {
+fn tiers(table: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut Report) -> Option<Placed<Vec<(usize, u16)>>> {
     let (key, value) = table.get(schema::TIERS)?;
     let list = list_of(schema::TIERS, schema::TIERS_WANTS, value, report)?;
     let first = list.first()?;
@@ -397,16 +354,11 @@ fn tiers(
     }
     let entries = entries_of("a tier", "such as { isp1 = 2, isp2 = 1 }", first, report)?;
     if entries.is_empty() {
-        report.fault(
-            first.span().start,
-            "the tier is empty; name an uplink, such as { isp1 = 1 }, or leave out tiers",
-        );
+        report.fault(first.span().start, "the tier is empty; name an uplink, such as { isp1 = 1 }, or leave out tiers");
     }
     let mut members = Vec::new();
     for (name, weight) in in_file_order(entries) {
-        let index = uplinks
-            .iter()
-            .position(|placed| placed.uplink.name == **name.get_ref());
+        let index = uplinks.iter().position(|placed| placed.uplink.name == **name.get_ref());
         let what = format!("the weight of {}", quoted(name.get_ref()));
         let weight = read_as(&what, &schema::WEIGHT, weight, report);
         match (index, weight) {
@@ -414,19 +366,11 @@ fn tiers(
             (Some(_), None) => {}
             (None, _) => report.fault(
                 name.span().start,
-                format!(
-                    "no uplink is named {}; {}",
-                    quoted(name.get_ref()),
-                    mend_uplink_name(name.get_ref(), uplinks)
-                ),
+                format!("no uplink is named {}; {}", quoted(name.get_ref()), mend_uplink_name(name.get_ref(), uplinks)),
             ),
         }
     }
-    Some(Placed {
-        key_at: key.span().start,
-        at: first.span().start,
-        value: members,
-    })
+    Some(Placed { key_at: key.span().start, at: first.span().start, value: members })
 }
 
 fn mend_uplink_name(name: &str, uplinks: &[PlacedUplink]) -> String {
@@ -436,11 +380,7 @@ fn mend_uplink_name(name: &str, uplinks: &[PlacedUplink]) -> String {
         return did_you_mean(&near);
     }
     let all: Vec<String> = names().map(quoted).collect();
-    if all.is_empty() {
-        "add [uplink.NAME]".to_owned()
-    } else {
-        format!("the uplinks are {}", all.join(", "))
-    }
+    if all.is_empty() { "add [uplink.NAME]".to_owned() } else { format!("the uplinks are {}", all.join(", ")) }
 }
 
 fn timeouts(root: &Table<'_, '_>, report: &mut Report) -> Timeouts {

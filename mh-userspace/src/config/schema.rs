@@ -51,24 +51,15 @@ pub(super) struct Section {
 }
 
 const fn now(name: &'static str) -> Entry {
-    Entry {
-        name,
-        support: Support::Now,
-    }
+    Entry { name, support: Support::Now }
 }
 
 const fn later(name: &'static str) -> Entry {
-    Entry {
-        name,
-        support: Support::Later,
-    }
+    Entry { name, support: Support::Later }
 }
 
 const fn later_each(name: &'static str) -> Entry {
-    Entry {
-        name,
-        support: Support::LaterEach,
-    }
+    Entry { name, support: Support::LaterEach }
 }
 
 impl<T> Scalar<T> {
@@ -108,11 +99,8 @@ pub(super) const ROOT: Section = Section {
 
 // [datapath]
 
-pub(super) const MODE: Scalar<Mode> = Scalar {
-    name: "mode",
-    wants: "\"auto\", \"xdp\" or \"tc\"",
-    read: |value| value::word(value, Mode::from_word),
-};
+pub(super) const MODE: Scalar<Mode> =
+    Scalar { name: "mode", wants: "\"auto\", \"xdp\" or \"tc\"", read: |value| value::word(value, Mode::from_word) };
 pub(super) const CONNTRACK_ENTRIES: Scalar<u32> = Scalar {
     name: "conntrack_entries",
     wants: "a whole number from 1024 to 16777216",
@@ -128,45 +116,27 @@ pub(super) const MARK_MASK: Scalar<u32> = Scalar {
     wants: "a hexadecimal number of 32 bits in quotes with one run of bits set, such as \"0x00ff0000\"",
     read: value::mark_mask,
 };
-pub(super) const HOST_TRAFFIC: Scalar<bool> = Scalar {
-    name: "host_traffic",
-    wants: "true or false",
-    read: value::boolean,
-};
+pub(super) const HOST_TRAFFIC: Scalar<bool> =
+    Scalar { name: "host_traffic", wants: "true or false", read: value::boolean };
 
 pub(super) const DATAPATH: Section = Section {
     place: "in [datapath]",
-    entries: &[
-        MODE.entry(),
-        CONNTRACK_ENTRIES.entry(),
-        BINDINGS.entry(),
-        MARK_MASK.entry(),
-        HOST_TRAFFIC.entry(),
-    ],
+    entries: &[MODE.entry(), CONNTRACK_ENTRIES.entry(), BINDINGS.entry(), MARK_MASK.entry(), HOST_TRAFFIC.entry()],
 };
 
 // [uplink.NAME]
 
-pub(super) const INTERFACE: Scalar<String> = Scalar {
-    name: "interface",
-    wants: "the name of an interface such as \"wan1\"",
-    read: value::interface,
-};
+pub(super) const INTERFACE: Scalar<String> =
+    Scalar { name: "interface", wants: "the name of an interface such as \"wan1\"", read: value::interface };
 pub(super) const GATEWAY: Scalar<Ipv4Addr> = Scalar {
     name: "gateway",
     wants: "the IPv4 address of the next router, such as \"198.51.100.1\"",
     read: value::address,
 };
-pub(super) const ADDRESS: Scalar<AddressForm> = Scalar {
-    name: "address",
-    wants: "an IPv4 address such as \"198.51.100.2\"",
-    read: value::address_form,
-};
-pub(super) const WEIGHT: Scalar<u16> = Scalar {
-    name: "weight",
-    wants: "a whole number from 0 to 65535",
-    read: |value| value::integer(value, 0, 65_535),
-};
+pub(super) const ADDRESS: Scalar<AddressForm> =
+    Scalar { name: "address", wants: "an IPv4 address such as \"198.51.100.2\"", read: value::address_form };
+pub(super) const WEIGHT: Scalar<u16> =
+    Scalar { name: "weight", wants: "a whole number from 0 to 65535", read: |value| value::integer(value, 0, 65_535) };
 pub(super) const PORTS: Scalar<PortRange> = Scalar {
     name: "ports",
     wants: "a range of ports such as \"1024-65535\", or one such as \"5000\", from 1 to 65535 and in quotes",
@@ -182,11 +152,7 @@ pub(super) const MSS_CLAMP: Scalar<MssClamp> = Scalar {
     wants: "\"auto\", \"off\" or a whole number from 536 to 65495",
     read: value::mss_clamp,
 };
-pub(super) const NAT: Scalar<bool> = Scalar {
-    name: "nat",
-    wants: "true or false",
-    read: value::boolean,
-};
+pub(super) const NAT: Scalar<bool> = Scalar { name: "nat", wants: "true or false", read: value::boolean };
 
 pub(super) const UPLINK: Section = Section {
     place: "in [uplink.NAME]",
@@ -213,23 +179,17 @@ pub(super) const UPLINK: Section = Section {
 pub(super) const DEFAULT_POLICY: &str = "default";
 pub(super) const TIERS: &str = "tiers";
 /// What `tiers` must be.
-pub(super) const TIERS_WANTS: &str =
-    "a list with a table of uplinks and weights, such as [ { isp1 = 2, isp2 = 1 } ]";
+pub(super) const TIERS_WANTS: &str = "a list with a table of uplinks and weights, such as [ { isp1 = 2, isp2 = 1 } ]";
 pub(super) const HASH: Scalar<HashMode> = Scalar {
     name: "hash",
     wants: "\"flow\", \"source\" or \"source-destination\"",
     read: |value| value::word(value, HashMode::from_word),
 };
-pub(super) const STICKY: Scalar<Duration> = Scalar {
-    name: "sticky",
-    wants: "a duration in quotes such as \"300s\" or \"1h30m\"",
-    read: value::duration,
-};
+pub(super) const STICKY: Scalar<Duration> =
+    Scalar { name: "sticky", wants: "a duration in quotes such as \"300s\" or \"1h30m\"", read: value::duration };
 
-pub(super) const POLICY: Section = Section {
-    place: "in [policy.NAME]",
-    entries: &[now(TIERS), HASH.entry(), STICKY.entry()],
-};
+pub(super) const POLICY: Section =
+    Section { place: "in [policy.NAME]", entries: &[now(TIERS), HASH.entry(), STICKY.entry()] };
 
 // [timeouts]
 
@@ -307,21 +267,14 @@ impl Section {
         if near.iter().any(|near| distance(name, near) <= 1) {
             return did_you_mean(&near);
         }
-        if let Some(other) = SECTIONS
-            .iter()
-            .find(|section| section.entry(name).is_some())
-        {
+        if let Some(other) = SECTIONS.iter().find(|section| section.entry(name).is_some()) {
             return format!("it belongs {}", other.place);
         }
         if !near.is_empty() {
             return did_you_mean(&near);
         }
-        let supported: Vec<&str> = self
-            .entries
-            .iter()
-            .filter(|entry| entry.support == Support::Now)
-            .map(|entry| entry.name)
-            .collect();
+        let supported: Vec<&str> =
+            self.entries.iter().filter(|entry| entry.support == Support::Now).map(|entry| entry.name).collect();
         format!("the keys here are {}", supported.join(", "))
     }
 }

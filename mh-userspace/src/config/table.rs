@@ -39,12 +39,7 @@ impl<'t, 'i> Table<'t, 'i> {
         entries: &'t DeTable<'i>,
         report: &mut Report,
     ) -> Self {
-        let table = Self {
-            section,
-            path,
-            at,
-            entries,
-        };
+        let table = Self { section, path, at, entries };
         for (key, value) in in_file_order(entries) {
             match section.entry(key.get_ref()).map(|entry| entry.support) {
                 Some(Support::Now) => {}
@@ -52,12 +47,7 @@ impl<'t, 'i> Table<'t, 'i> {
                 Some(Support::LaterEach) => refuse_each(&table.path_of(key), key, value, report),
                 None => report.fault(
                     key.span().start,
-                    format!(
-                        "unknown key {} {}; {}",
-                        quoted(key.get_ref()),
-                        table.place(),
-                        section.mend(key.get_ref())
-                    ),
+                    format!("unknown key {} {}; {}", quoted(key.get_ref()), table.place(), section.mend(key.get_ref())),
                 ),
             }
         }
@@ -76,12 +66,7 @@ impl<'t, 'i> Table<'t, 'i> {
     }
 
     /// The section at `name` of this table.
-    pub(super) fn child(
-        &self,
-        name: &str,
-        section: &'static Section,
-        report: &mut Report,
-    ) -> Option<Table<'t, 'i>> {
+    pub(super) fn child(&self, name: &str, section: &'static Section, report: &mut Report) -> Option<Table<'t, 'i>> {
         let (key, value) = self.get(name)?;
         Table::open(section, self.path_of(key), (key, value), report)
     }
@@ -93,26 +78,17 @@ impl<'t, 'i> Table<'t, 'i> {
 
     /// Reads the value of a key; `None` if it is left out or wrong.
     pub(super) fn read<T>(&self, scalar: &Scalar<T>, report: &mut Report) -> Option<Placed<T>> {
-        debug_assert!(
-            self.section.entry(scalar.name).is_some(),
-            "{} is not in the schema",
-            scalar.name
-        );
+        debug_assert!(self.section.entry(scalar.name).is_some(), "{} is not in the schema", scalar.name);
         let (key, value) = self.get(scalar.name)?;
         let value_read = read_as(scalar.name, scalar, value, report)?;
-        Some(Placed {
-            key_at: key.span().start,
-            at: value.span().start,
-            value: value_read,
-        })
+        Some(Placed { key_at: key.span().start, at: value.span().start, value: value_read })
     }
 
     /// Is a required key left out? A misspelt one, which has been reported, counts as there.
     pub(super) fn lacks(&self, name: &str) -> bool {
         self.get(name).is_none()
             && !self.entries.keys().any(|key| {
-                self.section.entry(key.get_ref()).is_none()
-                    && self.section.nearest(key.get_ref()).contains(&name)
+                self.section.entry(key.get_ref()).is_none() && self.section.nearest(key.get_ref()).contains(&name)
             })
     }
 
@@ -121,43 +97,23 @@ impl<'t, 'i> Table<'t, 'i> {
     }
 
     fn place(&self) -> String {
-        if self.path.is_empty() {
-            "at the top level".to_owned()
-        } else {
-            format!("in [{}]", self.path)
-        }
+        if self.path.is_empty() { "at the top level".to_owned() } else { format!("in [{}]", self.path) }
     }
 }
 
 /// Can the key `name` be written without quotes?
 pub(super) fn is_bare(name: &str) -> bool {
-    !name.is_empty()
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-')
 }
 
 /// The path of the key `name` of the table at `parent`, as it is written in a header.
 pub(super) fn dotted(parent: &str, name: &str) -> String {
-    let name = if is_bare(name) {
-        name.to_owned()
-    } else {
-        quoted(name)
-    };
-    if parent.is_empty() {
-        name
-    } else {
-        format!("{parent}.{name}")
-    }
+    let name = if is_bare(name) { name.to_owned() } else { quoted(name) };
+    if parent.is_empty() { name } else { format!("{parent}.{name}") }
 }
 
 /// Reads `value` as `scalar` describes and reports it under `name` if it does not fit.
-pub(super) fn read_as<T>(
-    name: &str,
-    scalar: &Scalar<T>,
-    value: &Value<'_>,
-    report: &mut Report,
-) -> Option<T> {
+pub(super) fn read_as<T>(name: &str, scalar: &Scalar<T>, value: &Value<'_>, report: &mut Report) -> Option<T> {
     let mismatch = match (scalar.read)(value.get_ref()) {
         Ok(read) => return Some(read),
         Err(mismatch) => mismatch,
@@ -165,14 +121,10 @@ pub(super) fn read_as<T>(
     let wants = scalar.wants;
     let message = match mismatch {
         Mismatch::Type => format!("{name} must be {wants}, not {}", describe(value.get_ref())),
-        Mismatch::Value => format!(
-            "{name} must be {wants}, not {}",
-            describe_value(value.get_ref())
-        ),
-        Mismatch::Because(reason) => format!(
-            "{name} must be {wants}, not {}: {reason}",
-            describe_value(value.get_ref())
-        ),
+        Mismatch::Value => format!("{name} must be {wants}, not {}", describe_value(value.get_ref())),
+        Mismatch::Because(reason) => {
+            format!("{name} must be {wants}, not {}: {reason}", describe_value(value.get_ref()))
+        }
     };
     report.fault(value.span().start, message);
     None
@@ -187,13 +139,7 @@ pub(super) fn entries_of<'t, 'i>(
 ) -> Option<&'t DeTable<'i>> {
     let entries = value.get_ref().as_table();
     if entries.is_none() {
-        report.fault(
-            value.span().start,
-            format!(
-                "{name} must be a table, {wants}, not {}",
-                describe(value.get_ref())
-            ),
-        );
+        report.fault(value.span().start, format!("{name} must be a table, {wants}, not {}", describe(value.get_ref())));
     }
     entries
 }
@@ -207,10 +153,7 @@ pub(super) fn list_of<'t, 'i>(
 ) -> Option<&'t DeArray<'i>> {
     let list = value.get_ref().as_array().filter(|list| !list.is_empty());
     if list.is_none() {
-        report.fault(
-            value.span().start,
-            format!("{name} must be {wants}, not {}", describe(value.get_ref())),
-        );
+        report.fault(value.span().start, format!("{name} must be {wants}, not {}", describe(value.get_ref())));
     }
     list
 }
@@ -224,10 +167,7 @@ pub(super) fn in_file_order<'t, 'i>(table: &'t DeTable<'i>) -> Vec<(&'t Key<'i>,
 
 /// Reports a part of the format that this version does not support.
 pub(super) fn refuse(what: &str, at: usize, report: &mut Report) {
-    report.fault(
-        at,
-        format!("{what} is not supported by this version of mh yet; remove it"),
-    );
+    report.fault(at, format!("{what} is not supported by this version of mh yet; remove it"));
 }
 
 /// Refuses each table or list element at `key` for itself, so that all have a fault of their own.

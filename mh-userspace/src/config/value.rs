@@ -67,11 +67,7 @@ pub(super) fn boolean(value: &DeValue<'_>) -> Result<bool, Mismatch> {
 }
 
 /// A whole number from `least` to `most`.
-pub(super) fn integer<T: TryFrom<i64>>(
-    value: &DeValue<'_>,
-    least: i64,
-    most: i64,
-) -> Result<T, Mismatch> {
+pub(super) fn integer<T: TryFrom<i64>>(value: &DeValue<'_>, least: i64, most: i64) -> Result<T, Mismatch> {
     let number = value.as_integer().ok_or(Mismatch::Type)?;
     i64::from_str_radix(number.as_str(), number.radix())
         .ok()
@@ -88,10 +84,7 @@ pub(super) fn word<T>(value: &DeValue<'_>, from: fn(&str) -> Option<T>) -> Resul
 /// `0x` and 1 to 8 hexadecimal digits with one run of bits set.
 pub(super) fn mark_mask(value: &DeValue<'_>) -> Result<u32, Mismatch> {
     let text = text(value)?;
-    let digits = text
-        .strip_prefix("0x")
-        .or_else(|| text.strip_prefix("0X"))
-        .ok_or(Mismatch::Value)?;
+    let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).ok_or(Mismatch::Value)?;
     if !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return Err(Mismatch::Value);
     }
@@ -107,9 +100,7 @@ pub(super) fn mark_mask(value: &DeValue<'_>) -> Result<u32, Mismatch> {
 /// The name of one interface.
 pub(super) fn interface(value: &DeValue<'_>) -> Result<String, Mismatch> {
     let name = text(value)?;
-    check_interface_name(name)
-        .map(|()| name.to_owned())
-        .map_err(|error| Mismatch::Because(error.to_string()))
+    check_interface_name(name).map(|()| name.to_owned()).map_err(|error| Mismatch::Because(error.to_string()))
 }
 
 /// A unicast IPv4 address that another machine can send to.
@@ -128,9 +119,7 @@ pub(super) fn address(value: &DeValue<'_>) -> Result<Ipv4Addr, Mismatch> {
     } else {
         return Ok(address);
     };
-    Err(Mismatch::Because(format!(
-        "it is {kind}, not one machine's"
-    )))
+    Err(Mismatch::Because(format!("it is {kind}, not one machine's")))
 }
 
 /// What an address may be, or each element of a list of addresses.
@@ -161,18 +150,12 @@ pub(super) fn ports(value: &DeValue<'_>) -> Result<PortRange, Mismatch> {
 }
 
 fn port(digits: &str) -> Option<u16> {
-    decimal(digits)
-        .and_then(|port| u16::try_from(port).ok())
-        .filter(|port| *port != 0)
+    decimal(digits).and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0)
 }
 
 /// Digits alone: no sign, no blanks.
 fn decimal(digits: &str) -> Option<u64> {
-    if digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        digits.parse().ok()
-    } else {
-        None
-    }
+    if digits.bytes().all(|byte| byte.is_ascii_digit()) { digits.parse().ok() } else { None }
 }
 
 /// `auto`, `off`, or a number of bytes.
@@ -199,33 +182,23 @@ pub(super) fn duration(value: &DeValue<'_>) -> Result<Duration, Mismatch> {
 pub(super) fn timeout(value: &DeValue<'_>) -> Result<Duration, Mismatch> {
     const LEAST: Duration = Duration::from_secs(1);
     const MOST: Duration = Duration::from_secs(720 * 3600);
-    duration(value).and_then(|duration| {
-        if (LEAST..=MOST).contains(&duration) {
-            Ok(duration)
-        } else {
-            Err(Mismatch::Value)
-        }
-    })
+    duration(value).and_then(
+        |duration| {
+            if (LEAST..=MOST).contains(&duration) { Ok(duration) } else { Err(Mismatch::Value) }
+        },
+    )
 }
 
 fn parse_duration(text: &str) -> Option<Duration> {
     /// Units in the order in which they may follow each other, with their milliseconds.
-    const UNITS: &[(&str, u64)] = &[
-        ("d", 86_400_000),
-        ("h", 3_600_000),
-        ("m", 60_000),
-        ("s", 1000),
-        ("ms", 1),
-    ];
+    const UNITS: &[(&str, u64)] = &[("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
     let mut total_ms: u64 = 0;
     let mut units = UNITS;
     let mut rest = text;
     loop {
         let digits_end = rest.find(|c: char| !c.is_ascii_digit())?;
         let (digits, after) = rest.split_at(digits_end);
-        let unit_end = after
-            .find(|c: char| c.is_ascii_digit())
-            .unwrap_or(after.len());
+        let unit_end = after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len());
         let (unit, after) = after.split_at(unit_end);
         let index = units.iter().position(|(name, _)| *name == unit)?;
         let part_ms = digits.parse::<u64>().ok()?.checked_mul(units[index].1)?;

@@ -3,11 +3,7 @@
 //! Field names, states, verdicts and drop reasons are a contract with users: fields are added, never renamed or removed. Counters
 //! are monotonic while the maps live. Times are in seconds, bytes are counted from the IP header on.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, fmt, net::IpAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -358,4 +354,3 @@ pub fn protocol_number(name: &str) -> Option<u8> {
         other => other.parse().ok(),
     }
 }
-

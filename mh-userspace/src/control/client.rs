@@ -13,7 +13,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::api::{
-    Binding, Count, ErrorBody, Flow, FlowFilter, HealthOverride, Reloaded, Stats, Status, Version, Weight, WeightsRequest,
+    Binding, Count, ErrorBody, Flow, FlowFilter, HealthOverride, Reloaded, Stats, Status, Version, Weight,
+    WeightsRequest,
 };
 
 /// How long an answer may take, a list of a million flows included.

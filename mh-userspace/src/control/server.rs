@@ -159,7 +159,9 @@ fn router<B: Backend>(backend: Arc<B>) -> Router {
         .route(
             "/v1/weights",
             get(async |State(b): State<Arc<B>>| answer(b.weights().await)).put(
-                async |State(b): State<Arc<B>>, Body(request): Body<WeightsRequest>| answer(b.set_weights(request).await),
+                async |State(b): State<Arc<B>>, Body(request): Body<WeightsRequest>| {
+                    answer(b.set_weights(request).await)
+                },
             ),
         )
         .route(
@@ -190,7 +192,10 @@ fn router<B: Backend>(backend: Arc<B>) -> Router {
         .route("/v1/detach", post(async |State(b): State<Arc<B>>| answer(b.detach().await)))
         .route("/v1/version", get(async |State(b): State<Arc<B>>| answer(b.version().await)))
         .fallback(async |request: Request| {
-            refuse(StatusCode::NOT_FOUND, format!("there is no {}; docs/http-api.md lists what there is", request.uri().path()))
+            refuse(
+                StatusCode::NOT_FOUND,
+                format!("there is no {}; docs/http-api.md lists what there is", request.uri().path()),
+            )
         })
         .method_not_allowed_fallback(async |request: Request| {
             let (method, path) = (request.method(), request.uri().path());
@@ -226,10 +231,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Response;
 
     async fn from_request(mut request: Request, state: &S) -> Result<Self, Response> {
-        request.headers_mut().insert(
-            axum::http::header::CONTENT_TYPE,
-            axum::http::HeaderValue::from_static("application/json"),
-        );
+        request
+            .headers_mut()
+            .insert(axum::http::header::CONTENT_TYPE, axum::http::HeaderValue::from_static("application/json"));
         match Json::from_request(request, state).await {
             Ok(Json(body)) => Ok(Self(body)),
             Err(rejection @ (JsonRejection::JsonDataError(_) | JsonRejection::JsonSyntaxError(_))) => {

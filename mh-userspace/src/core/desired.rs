@@ -311,9 +311,7 @@ fn trouble(
 }
 
 fn timeouts(timeouts: &Timeouts) -> abi::Timeouts {
-    let ticks = |duration: std::time::Duration| {
-        time::ticks_for(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
-    };
+    let ticks = |duration: std::time::Duration| time::ticks_for(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
     abi::Timeouts {
         udp: ticks(timeouts.udp),
         tcp_established: ticks(timeouts.tcp_established),
@@ -325,7 +323,10 @@ fn timeouts(timeouts: &Timeouts) -> abi::Timeouts {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config, core::{DefaultRoute, Event}};
+    use crate::{
+        config,
+        core::{DefaultRoute, Event},
+    };
 
     const CONFIG: &str = r#"
         lan = ["lan*"]
@@ -399,10 +400,30 @@ mod tests {
             assert_eq!(view.effective_weight, 0);
             view.reason
         };
-        assert_eq!(reason(&|o| { o.apply(Event::LinkGone(2)); }), "interface wan1 does not exist");
-        assert_eq!(reason(&|o| { o.apply(Event::Link(Link { carrier: false, ..link(2, "wan1") })); }), "carrier lost");
-        assert_eq!(reason(&|o| { o.apply(Event::Link(Link { up: false, ..link(2, "wan1") })); }), "interface wan1 is set down");
-        assert_eq!(reason(&|o| { o.apply(Event::AddressGone(2, Ipv4Addr::new(198, 51, 100, 2))); }), "no address on wan1");
+        assert_eq!(
+            reason(&|o| {
+                o.apply(Event::LinkGone(2));
+            }),
+            "interface wan1 does not exist"
+        );
+        assert_eq!(
+            reason(&|o| {
+                o.apply(Event::Link(Link { carrier: false, ..link(2, "wan1") }));
+            }),
+            "carrier lost"
+        );
+        assert_eq!(
+            reason(&|o| {
+                o.apply(Event::Link(Link { up: false, ..link(2, "wan1") }));
+            }),
+            "interface wan1 is set down"
+        );
+        assert_eq!(
+            reason(&|o| {
+                o.apply(Event::AddressGone(2, Ipv4Addr::new(198, 51, 100, 2)));
+            }),
+            "no address on wan1"
+        );
         assert_eq!(
             reason(&|o| {
                 o.apply(Event::DefaultRouteGone(DefaultRoute {

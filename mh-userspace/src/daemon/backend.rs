@@ -1,9 +1,6 @@
 //! What the control socket asks: changes go to the loop, reads are answered from the latest views and straight from the maps.
 
-use std::{
-    collections::BTreeMap,
-    path::PathBuf,
-};
+use std::{collections::BTreeMap, path::PathBuf};
 
 use mh_common::abi;
 use tokio::{
@@ -13,8 +10,8 @@ use tokio::{
 
 use crate::{
     control::api::{
-        self, Backend, Binding, ControlError, Count, Flow, FlowFilter, FlowTotals, HealthOverride, Reloaded, Stats, Status,
-        UplinkStatus, Usage, Version, Weight, WeightsRequest,
+        self, Backend, Binding, ControlError, Count, Flow, FlowFilter, FlowTotals, HealthOverride, Reloaded, Stats,
+        Status, UplinkStatus, Usage, Version, Weight, WeightsRequest,
     },
     core::UplinkView,
     datapath::{
@@ -116,7 +113,10 @@ impl Handle {
         self.views.borrow().clone()
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<Result<T, ControlError>>) -> Command) -> Result<T, ControlError> {
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, ControlError>>) -> Command,
+    ) -> Result<T, ControlError> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(command(reply)).await.map_err(|_| ending())?;
         answer.await.map_err(|_| ending())?
@@ -226,7 +226,9 @@ impl Backend for Handle {
 
     async fn flush_flows(&self, filter: FlowFilter) -> Result<Count, ControlError> {
         if filter.limit.is_some() {
-            return Err(ControlError::Invalid("flush takes no limit; narrow it with uplink, src, dst or proto".to_owned()));
+            return Err(ControlError::Invalid(
+                "flush takes no limit; narrow it with uplink, src, dst or proto".to_owned(),
+            ));
         }
         let wanted = self.views().filter(&filter)?;
         self.read(move |tables| Ok(Count { count: tables.flush(&wanted)? })).await
@@ -258,7 +260,8 @@ impl Backend for Handle {
                 stats.uplinks.insert(view.name.clone(), tables.uplink_stats(view.index)?);
             }
             let counters = tables.verdicts_by_name()?;
-            let named = |list: Vec<(&str, u64)>| list.into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
+            let named =
+                |list: Vec<(&str, u64)>| list.into_iter().map(|(name, count)| (name.to_owned(), count)).collect();
             stats.verdicts = named(counters.verdicts);
             stats.drops = named(counters.drops);
             stats.maps = tables.usage()?.into_iter().map(|(name, usage)| (name.to_owned(), usage)).collect();
@@ -277,6 +280,10 @@ impl Backend for Handle {
 
     async fn version(&self) -> Result<Version, ControlError> {
         let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-        Ok(Version { version: env!("CARGO_PKG_VERSION").to_owned(), abi: abi::VERSION, kernel: release.trim().to_owned() })
+        Ok(Version {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            abi: abi::VERSION,
+            kernel: release.trim().to_owned(),
+        })
     }
 }

@@ -50,7 +50,9 @@ impl Controller {
         let mut overrides = Overrides::default();
         match saved::load(&options.state, &options.config) {
             Ok(weights) => overrides.weights = weights,
-            Err(error) => tracing::warn!("saved weights in {} can't be read and are not used: {error}", options.state.display()),
+            Err(error) => {
+                tracing::warn!("saved weights in {} can't be read and are not used: {error}", options.state.display())
+            }
         }
         Ok(Self {
             config_path: options.config.clone(),
@@ -115,7 +117,8 @@ impl Controller {
 
     /// Reads the configuration again and puts the difference in force. An error changes nothing.
     pub fn reload(&mut self) -> Result<Reloaded, ControlError> {
-        let loaded = config::load(&self.config_path).map_err(|error| ControlError::Invalid(one_line(&error.to_string())))?;
+        let loaded =
+            config::load(&self.config_path).map_err(|error| ControlError::Invalid(one_line(&error.to_string())))?;
         let changed = differences(&self.config, &loaded.config);
         let warnings = loaded.warnings.iter().map(|w| format!("line {}: {}", w.line, w.message)).collect();
         self.config = loaded.config;
@@ -146,7 +149,11 @@ impl Controller {
             }
             Command::SetDrain(name, drain, reply) => {
                 let result = self.known(&name).map(|()| {
-                    if drain { self.overrides.drained.insert(name) } else { self.overrides.drained.remove(&name) };
+                    if drain {
+                        self.overrides.drained.insert(name)
+                    } else {
+                        self.overrides.drained.remove(&name)
+                    };
                     self.reconcile();
                 });
                 answer(reply, result);
@@ -182,7 +189,10 @@ impl Controller {
         }
         if request.save {
             saved::store(&self.state_dir, &self.config_path, &weights).map_err(|error| {
-                ControlError::Internal(format!("cannot save weights in {}: {error}; nothing changed", self.state_dir.display()))
+                ControlError::Internal(format!(
+                    "cannot save weights in {}: {error}; nothing changed",
+                    self.state_dir.display()
+                ))
             })?;
         }
         self.overrides.weights = weights;

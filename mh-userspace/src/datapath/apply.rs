@@ -81,10 +81,9 @@ impl Datapath {
                 settings.timeouts = *timeouts;
                 tables.settings.set(0, settings, 0).map_err(DatapathError::map("write the settings"))
             }
-            Action::SetUplink(index, uplink) => tables
-                .uplinks
-                .set(u32::from(*index), *uplink, 0)
-                .map_err(DatapathError::map("write an uplink")),
+            Action::SetUplink(index, uplink) => {
+                tables.uplinks.set(u32::from(*index), *uplink, 0).map_err(DatapathError::map("write an uplink"))
+            }
             Action::RemoveUplink(index) => {
                 tables
                     .uplinks
@@ -93,14 +92,11 @@ impl Datapath {
                 tables.forget_uplink(*index)
             }
             Action::SetPolicy { weights, members, hash_mode } => self.set_policy(weights, *members, *hash_mode),
-            Action::AddLocal(address) => {
-                tables.local4.insert(mh_common::address::Ipv4::from(*address), 1, 0).map_err(DatapathError::map(
-                    "note an own address",
-                ))
-            }
-            Action::RemoveLocal(address) => {
-                tables.local4.forget(&(*address).into())
-            }
+            Action::AddLocal(address) => tables
+                .local4
+                .insert(mh_common::address::Ipv4::from(*address), 1, 0)
+                .map_err(DatapathError::map("note an own address")),
+            Action::RemoveLocal(address) => tables.local4.forget(&(*address).into()),
             Action::Attach(ifindex, interface) => self.attach(*ifindex, interface),
             Action::Detach(ifindex) => {
                 attach::detach(&self.dir, *ifindex)?;

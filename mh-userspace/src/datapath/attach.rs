@@ -35,8 +35,32 @@ const TC_HANDLE: u16 = 1;
 /// Drivers that do XDP natively and whose frames carry finished checksums, so that `auto` uses XDP on them. Frames on virtual
 /// devices (veth, virtio, tap) may carry a partial checksum, which XDP can't see.
 const XDP_DRIVERS: &[&str] = &[
-    "atlantic", "bnxt_en", "cxgb4", "dpaa2-eth", "ena", "fec", "gve", "i40e", "iavf", "ice", "idpf", "igb", "igc", "ixgbe",
-    "ixgbevf", "mana", "mlx4_en", "mlx5_core", "mtk_soc_eth", "mvneta", "mvpp2", "nfp", "qede", "sfc", "stmmac", "thunder-nicvf",
+    "atlantic",
+    "bnxt_en",
+    "cxgb4",
+    "dpaa2-eth",
+    "ena",
+    "fec",
+    "gve",
+    "i40e",
+    "iavf",
+    "ice",
+    "idpf",
+    "igb",
+    "igc",
+    "ixgbe",
+    "ixgbevf",
+    "mana",
+    "mlx4_en",
+    "mlx5_core",
+    "mtk_soc_eth",
+    "mvneta",
+    "mvpp2",
+    "nfp",
+    "qede",
+    "sfc",
+    "stmmac",
+    "thunder-nicvf",
     "tsnep",
 ];
 
@@ -66,7 +90,9 @@ pub fn attach(ebpf: &mut Ebpf, dir: &Path, ifindex: u32, name: &str, hook: Hook)
 pub fn detach(dir: &Path, ifindex: u32) -> Result<(), DatapathError> {
     unpin(&pin(dir, "xdp", ifindex))?;
     unpin(&pin(dir, "tc", ifindex))?;
-    if !has_tcx() && let Ok(name) = nix::net::if_::if_indextoname(ifindex) {
+    if !has_tcx()
+        && let Ok(name) = nix::net::if_::if_indextoname(ifindex)
+    {
         let name = name.to_string_lossy();
         // An error says that there is none.
         if let Err(error) = tc::qdisc_detach_program(&name, TcAttachType::Ingress, program::TC) {
@@ -92,9 +118,7 @@ pub fn pinned(dir: &Path) -> Result<Vec<u32>, DatapathError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(DatapathError::Io { what: format!("list {}", links.display()), source: error }),
     };
-    Ok(entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.rsplit_once('-')?.1.parse().ok())
-        .collect())
+    Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.rsplit_once('-')?.1.parse().ok()).collect())
 }
 
 fn attach_tc(ebpf: &mut Ebpf, dir: &Path, ifindex: u32, name: &str) -> Result<(), DatapathError> {

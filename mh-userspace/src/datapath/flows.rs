@@ -70,12 +70,7 @@ impl Flow {
 
     /// The inside end of its binding.
     pub const fn inside_end(&self) -> End<Ipv4> {
-        End {
-            address: self.key.src,
-            port: self.key.sport,
-            protocol: self.key.protocol,
-            uplink: self.forward.uplink,
-        }
+        End { address: self.key.src, port: self.key.sport, protocol: self.key.protocol, uplink: self.forward.uplink }
     }
 
     /// The document that users get.
@@ -103,7 +98,8 @@ impl Flow {
 
 /// Now, in the datapath's ticks.
 pub fn now() -> Tick {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(std::time::Duration::ZERO, Into::into);
+    let now =
+        nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(std::time::Duration::ZERO, Into::into);
     time::tick(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX))
 }
 
@@ -211,7 +207,8 @@ impl Tables {
 
     /// A verdict's counter, over all CPUs.
     pub fn verdict(&self, verdict: Verdict) -> Result<u64, DatapathError> {
-        let values = self.verdicts.get(&(verdict as u32), 0).map_err(DatapathError::map("read the verdict counters"))?;
+        let values =
+            self.verdicts.get(&(verdict as u32), 0).map_err(DatapathError::map("read the verdict counters"))?;
         Ok(values.iter().sum())
     }
 
@@ -227,10 +224,8 @@ impl Tables {
 
     /// An uplink's counters, over all CPUs.
     pub fn uplink_stats(&self, index: u8) -> Result<api::UplinkStats, DatapathError> {
-        let values = self
-            .uplink_counters
-            .get(&u32::from(index), 0)
-            .map_err(DatapathError::map("read the uplink counters"))?;
+        let values =
+            self.uplink_counters.get(&u32::from(index), 0).map_err(DatapathError::map("read the uplink counters"))?;
         Ok(values.iter().fold(api::UplinkStats::default(), |sum, c| api::UplinkStats {
             tx_packets: sum.tx_packets + c.tx_packets,
             tx_bytes: sum.tx_bytes + c.tx_bytes,

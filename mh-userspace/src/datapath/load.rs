@@ -113,9 +113,8 @@ pub fn detach(dir: &Path) -> Result<bool, DatapathError> {
         return Ok(false);
     }
     check_bpffs(dir)?;
-    let interfaces: Vec<u32> = Tables::open(dir)
-        .map(|tables| tables.interfaces.keys().filter_map(Result::ok).collect())
-        .unwrap_or_default();
+    let interfaces: Vec<u32> =
+        Tables::open(dir).map(|tables| tables.interfaces.keys().filter_map(Result::ok).collect()).unwrap_or_default();
     attach::detach_all(dir, &interfaces)?;
     let links = dir.join(attach::LINKS);
     if links.exists() {

@@ -77,9 +77,7 @@ pub(super) fn measure(
                 }
             });
         })?;
-        cutter
-            .join()
-            .map_err(|_| anyhow::anyhow!("the cutting thread panicked"))?
+        cutter.join().map_err(|_| anyhow::anyhow!("the cutting thread panicked"))?
     })?;
     let attempts = attempts.into_inner().context("attempts")?;
     evaluate(&attempts, cut_at, source)
@@ -90,10 +88,7 @@ fn evaluate(attempts: &[Attempt], cut_at: Instant, source: Ipv4Addr) -> Result<F
     let through = |attempt: &&&Attempt| attempt.answered.is_some_and(|(_, seen)| *seen.ip() == source);
     // The order to cut takes some milliseconds to carry out: what still went through says nothing.
     let elsewhere = |(at, seen): (Instant, SocketAddrV4)| (*seen.ip() != source).then_some(at);
-    let first = after
-        .iter()
-        .filter_map(|attempt| attempt.answered.and_then(elsewhere))
-        .min();
+    let first = after.iter().filter_map(|attempt| attempt.answered.and_then(elsewhere)).min();
     let unanswered = || after.iter().filter(|attempt| attempt.answered.is_none());
     let last = unanswered().map(|attempt| attempt.begun).max();
     ensure!(!before.is_empty() && !after.is_empty(), "no connections were tried");

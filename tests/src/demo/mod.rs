@@ -106,9 +106,7 @@ fn run(arguments: &Arguments) -> Result<bool> {
 fn config(mode: Mode) -> Result<String> {
     let mut config: toml::Table = CONFIG.parse().context("docs/examples/two-uplinks.toml")?;
     let datapath = config.entry("datapath").or_insert_with(|| toml::Table::new().into());
-    let datapath = datapath
-        .as_table_mut()
-        .context("docs/examples/two-uplinks.toml: datapath is no table")?;
+    let datapath = datapath.as_table_mut().context("docs/examples/two-uplinks.toml: datapath is no table")?;
     datapath.insert("mode".into(), mode.name().into());
     Ok(toml::to_string(&config)?)
 }
@@ -133,10 +131,7 @@ fn end_on_signals() -> Result<()> {
             std::process::exit(128 + signal as i32);
         }
     };
-    thread::Builder::new()
-        .name("signals".into())
-        .spawn(wait)
-        .context("signal thread")?;
+    thread::Builder::new().name("signals".into()).spawn(wait).context("signal thread")?;
     Ok(())
 }
 

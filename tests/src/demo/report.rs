@@ -22,11 +22,7 @@ impl Terminal {
     }
 
     fn paint(self, code: &str, text: &str) -> String {
-        if self.colour {
-            format!("\x1b[{code}m{text}\x1b[0m")
-        } else {
-            text.to_owned()
-        }
+        if self.colour { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
     }
 
     /// A step's heading.
@@ -67,12 +63,7 @@ impl Report {
     /// Adds a fact. `outcome`: whether it is as it should be, and what was measured; an error is a fact that isn't.
     pub(super) fn add(&mut self, name: &str, criterion: &str, outcome: Result<(bool, String)>) {
         let (good, measured) = outcome.unwrap_or_else(|error| (false, format!("{error:#}")));
-        self.rows.push(Row {
-            good,
-            name: name.to_owned(),
-            measured,
-            criterion: criterion.to_owned(),
-        });
+        self.rows.push(Row { good, name: name.to_owned(), measured, criterion: criterion.to_owned() });
     }
 
     /// Whether all was as it should be.
@@ -83,11 +74,7 @@ impl Report {
     /// Prints the table and the verdict.
     pub(super) fn print(&self, terminal: Terminal, mode: Mode, elapsed: Duration) {
         let width = |column: fn(&Row) -> &str, most: usize| {
-            self.rows
-                .iter()
-                .map(|row| column(row).chars().count().min(most))
-                .max()
-                .unwrap_or_default()
+            self.rows.iter().map(|row| column(row).chars().count().min(most)).max().unwrap_or_default()
         };
         let (names, measured) = (width(|row| &row.name, 40), width(|row| &row.measured, 46));
         let criteria = width(|row| &row.criterion, 60);
@@ -95,24 +82,14 @@ impl Report {
         let kernel = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
         println!(
             "\n{}",
-            terminal.paint(
-                "1",
-                &format!("mh demo: {} mode, Linux {}", mode.name(), kernel.unwrap_or_default())
-            )
+            terminal.paint("1", &format!("mh demo: {} mode, Linux {}", mode.name(), kernel.unwrap_or_default()))
         );
         println!("{line}");
         let heading = format!("      {:names$}  {:measured$}  {}", "what", "measured", "should be");
         println!("{}", terminal.paint("2", &heading));
         for row in &self.rows {
-            let verdict = if row.good {
-                terminal.paint("32", "ok  ")
-            } else {
-                terminal.paint("1;31", "FAIL")
-            };
-            println!(
-                "{verdict}  {:names$}  {:measured$}  {}",
-                row.name, row.measured, row.criterion
-            );
+            let verdict = if row.good { terminal.paint("32", "ok  ") } else { terminal.paint("1;31", "FAIL") };
+            println!("{verdict}  {:names$}  {:measured$}  {}", row.name, row.measured, row.criterion);
         }
         println!("{line}");
         let bad = self.rows.iter().filter(|row| !row.good).count();
@@ -130,9 +107,5 @@ impl Report {
 /// A duration in milliseconds for people.
 pub(super) fn milliseconds(duration: Duration) -> String {
     let value = duration.as_secs_f64() * 1e3;
-    if value < 10.0 {
-        format!("{value:.1} ms")
-    } else {
-        format!("{value:.0} ms")
-    }
+    if value < 10.0 { format!("{value:.1} ms") } else { format!("{value:.0} ms") }
 }

@@ -55,30 +55,18 @@ impl Scenario {
         }
         terminal.note(&format!("built in {}", milliseconds(begun.elapsed())));
         let mhd = Mhd::start(lab.lab(), &lab.router, config).context("start mhd in the router")?;
-        Ok(Self {
-            terminal,
-            tcp,
-            udp,
-            services,
-            mhd,
-            lab,
-        })
+        Ok(Self { terminal, tcp, udp, services, mhd, lab })
     }
 
     /// Runs all steps.
     pub(super) fn run(&mut self, report: &mut Report) {
         let ready = self.mhd.ready_after();
-        report.add(
-            "mhd ready after",
-            "under 1 s",
-            Ok((ready < Duration::from_secs(1), milliseconds(ready))),
-        );
+        report.add("mhd ready after", "under 1 s", Ok((ready < Duration::from_secs(1), milliseconds(ready))));
         self.terminal.heading("mhd runs in the router");
         self.show(&["status"]);
         self.first_traffic(report);
 
-        self.terminal
-            .heading(&format!("{FLOWS} TCP connections and {FLOWS} UDP flows at weights 2:1"));
+        self.terminal.heading(&format!("{FLOWS} TCP connections and {FLOWS} UDP flows at weights 2:1"));
         let before = self.round(report, [2, 1]);
         self.conntrack(report, &before);
 
@@ -97,9 +85,7 @@ impl Scenario {
 
     /// The outside address of an uplink.
     fn source(&self, index: usize) -> Ipv4Addr {
-        self.lab
-            .uplink(index)
-            .map_or(Ipv4Addr::UNSPECIFIED, |uplink| uplink.address)
+        self.lab.uplink(index).map_or(Ipv4Addr::UNSPECIFIED, |uplink| uplink.address)
     }
 
     /// Quotes an mhctl command; false if it failed.
@@ -120,36 +106,22 @@ impl Scenario {
         for client in [&self.lab.client1, &self.lab.client2] {
             let outcome = client.ping_timed(SERVER, 10);
             let outcome = outcome.map(|(replies, average)| {
-                (
-                    replies == 10,
-                    format!("{replies} replies, {:.2} ms", average.as_secs_f64() * 1e3),
-                )
+                (replies == 10, format!("{replies} replies, {:.2} ms", average.as_secs_f64() * 1e3))
             });
             if let Ok((_, measured)) = &outcome {
-                self.terminal
-                    .note(&format!("{}$ ping {SERVER}: {measured}", client.name()));
+                self.terminal.note(&format!("{}$ ping {SERVER}: {measured}", client.name()));
             }
             report.add(&format!("ping from {}", client.name()), "10 of 10", outcome);
         }
-        let outcome = [&self.lab.client1, &self.lab.client2]
-            .into_iter()
-            .try_fold(0, |fetched, client| {
-                let sources = self.services.fetch(client, 10)?;
-                self.terminal.note(&format!(
-                    "{}$ curl http://{SERVER}/page.txt, 10 times: nginx saw {sources}",
-                    client.name()
-                ));
-                let known = sources
-                    .iter()
-                    .filter(|(source, _)| self.lab.uplink_of(*source).is_some());
-                anyhow::Ok(fetched + known.map(|(_, count)| count).sum::<usize>())
-            });
+        let outcome = [&self.lab.client1, &self.lab.client2].into_iter().try_fold(0, |fetched, client| {
+            let sources = self.services.fetch(client, 10)?;
+            self.terminal
+                .note(&format!("{}$ curl http://{SERVER}/page.txt, 10 times: nginx saw {sources}", client.name()));
+            let known = sources.iter().filter(|(source, _)| self.lab.uplink_of(*source).is_some());
+            anyhow::Ok(fetched + known.map(|(_, count)| count).sum::<usize>())
+        });
         let outcome = outcome.map(|fetched| (fetched == 20, format!("{fetched} pages of 1 MB")));
-        report.add(
-            "curl from nginx",
-            "20, byte for byte, from the uplinks' addresses",
-            outcome,
-        );
+        report.add("curl from nginx", "20, byte for byte, from the uplinks' addresses", outcome);
     }
 
     /// Opens the flows of a round and judges their split.
@@ -177,10 +149,7 @@ impl Scenario {
             let criterion = format!("{ideal} : {} within 4 sigma, no other source", FLOWS as f64 - ideal);
             report.add(&name, &criterion, outcome);
         }
-        Round {
-            tcp: tcp.unwrap_or_default(),
-            udp: udp.unwrap_or_default(),
-        }
+        Round { tcp: tcp.unwrap_or_default(), udp: udp.unwrap_or_default() }
     }
 
     /// Half of a round's flows from each client.
@@ -201,13 +170,7 @@ impl Scenario {
                 .map(|flow| {
                     let text = |field: &str| flow[field].as_str().unwrap_or_default().to_owned();
                     let port = |field: &str| flow[field].as_u64().unwrap_or_default();
-                    (
-                        text("protocol"),
-                        text("src"),
-                        port("sport"),
-                        text("nat_src"),
-                        port("nat_sport"),
-                    )
+                    (text("protocol"), text("src"), port("sport"), text("nat_src"), port("nat_sport"))
                 })
                 .collect();
             let shown = |protocol: &str, local: SocketAddrV4, seen: SocketAddrV4| {
@@ -220,16 +183,8 @@ impl Scenario {
                 );
                 known.contains(&tuple)
             };
-            let tcp = round
-                .tcp
-                .iter()
-                .filter(|flow| shown("tcp", flow.local, flow.seen))
-                .count();
-            let udp = round
-                .udp
-                .iter()
-                .filter(|flow| shown("udp", flow.local, flow.seen))
-                .count();
+            let tcp = round.tcp.iter().filter(|flow| shown("tcp", flow.local, flow.seen)).count();
+            let udp = round.udp.iter().filter(|flow| shown("udp", flow.local, flow.seen)).count();
             (tcp == FLOWS && udp == FLOWS, format!("{tcp} tcp, {udp} udp"))
         });
         let criterion = format!("all {FLOWS} + {FLOWS}, as the server saw them");
@@ -240,20 +195,13 @@ impl Scenario {
     fn pinned(&self, report: &mut Report, before: Round) {
         let Round { mut tcp, udp } = before;
         let tcp_alive = tcp.iter_mut().filter_map(|flow| flow.echo().ok()).count();
-        let udp_same = udp
-            .iter()
-            .filter(|flow| flow.ask().is_ok_and(|seen| seen == flow.seen))
-            .count();
+        let udp_same = udp.iter().filter(|flow| flow.ask().is_ok_and(|seen| seen == flow.seen)).count();
         self.terminal.note(&format!(
             "begun before: {tcp_alive} tcp connections still answer, {udp_same} udp flows still have their source"
         ));
         let good = tcp_alive == FLOWS && udp_same == FLOWS;
         let criterion = format!("all {FLOWS} + {FLOWS}, same source");
-        report.add(
-            "flows begun before stayed",
-            &criterion,
-            Ok((good, format!("{tcp_alive} tcp, {udp_same} udp"))),
-        );
+        report.add("flows begun before stayed", &criterion, Ok((good, format!("{tcp_alive} tcp, {udp_same} udp"))));
     }
 
     fn throughput(&mut self, report: &mut Report) {
@@ -275,21 +223,14 @@ impl Scenario {
         match outcome {
             Ok(failover) => {
                 let (tried, through) = failover.before;
-                self.terminal
-                    .note(&format!("before: {through} of {tried} new connections through isp1"));
+                self.terminal.note(&format!("before: {through} of {tried} new connections through isp1"));
                 let (tried, lost) = failover.after;
-                self.terminal.note(&format!(
-                    "after: {tried} new connections, {lost} of them never answered"
-                ));
+                self.terminal.note(&format!("after: {tried} new connections, {lost} of them never answered"));
                 self.show(&["status"]);
                 let first = failover.first_answer;
                 let criterion = format!("under {}", milliseconds(FAILOVER_LIMIT));
                 let measured = milliseconds(first);
-                report.add(
-                    "cut to first answered connection",
-                    &criterion,
-                    Ok((first < FAILOVER_LIMIT, measured)),
-                );
+                report.add("cut to first answered connection", &criterion, Ok((first < FAILOVER_LIMIT, measured)));
                 let last = failover.last_unanswered;
                 let measured = format!("{} ({lost} of {tried} lost)", milliseconds(last));
                 report.add("cut to all answered", &criterion, Ok((last < FAILOVER_LIMIT, measured)));
@@ -301,20 +242,13 @@ impl Scenario {
         let survived: Vec<bool> = survivors.map(|flow| flow.echo().is_ok()).collect();
         let alive = survived.iter().filter(|alive| **alive).count();
         let good = !survived.is_empty() && alive == survived.len();
-        report.add(
-            "connections on isp2 survived the cut",
-            "all",
-            Ok((good, format!("{alive} of {}", survived.len()))),
-        );
+        report.add("connections on isp2 survived the cut", "all", Ok((good, format!("{alive} of {}", survived.len()))));
         report.add("isp1 is used again when mended", "new flows on both", self.mend());
     }
 
     fn cut(&self) -> Result<failover::Failover> {
         // Nearly everything on the uplink that is going to be cut, so that an answer afterwards says something.
-        ensure!(
-            self.show(&["weights", "isp1=4095", "isp2=1"]),
-            "mhctl weights was refused"
-        );
+        ensure!(self.show(&["weights", "isp1=4095", "isp2=1"]), "mhctl weights was refused");
         let isp = &self.lab.uplink(0)?.isp;
         let measured = failover::measure(&self.lab.client1, self.tcp.address(), self.source(0), || {
             isp.ip(&["link set eth0 down"])
@@ -330,9 +264,6 @@ impl Scenario {
         let flows = udp_flows(&self.lab.client1, self.udp.address(), 40)?;
         let split = Split::of(flows.iter().map(|flow| flow.seen));
         let (first, second) = (split.count(self.source(0)), split.count(self.source(1)));
-        Ok((
-            first > 0 && second > 0,
-            format!("{first} : {second}, up after {}", milliseconds(up_after)),
-        ))
+        Ok((first > 0 && second > 0, format!("{first} : {second}, up after {}", milliseconds(up_after))))
     }
 }

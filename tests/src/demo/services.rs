@@ -30,9 +30,7 @@ impl Services {
     pub(super) fn start(lab: &Lab, server: &Host) -> Result<Self> {
         let root = lab.directory().join("www");
         fs::create_dir(&root)?;
-        let page: Vec<u8> = (0..PAGE_BYTES / 10)
-            .flat_map(|line| format!("{line:09}\n").into_bytes())
-            .collect();
+        let page: Vec<u8> = (0..PAGE_BYTES / 10).flat_map(|line| format!("{line:09}\n").into_bytes()).collect();
         fs::write(root.join("page.txt"), &page)?;
         let access_log = lab.directory().join("nginx-access.log");
         let config = lab.directory().join("nginx.conf");
@@ -58,17 +56,9 @@ impl Services {
         iperf3.wait_for_line("Server listening", START_TIMEOUT)?;
         wait_until("nginx to listen", START_TIMEOUT, || {
             ensure!(nginx.is_running(), "nginx ended: {}", nginx.stderr());
-            Ok(server
-                .enter(|| TcpStream::connect(SocketAddrV4::new(SERVER, 80)))?
-                .is_ok())
+            Ok(server.enter(|| TcpStream::connect(SocketAddrV4::new(SERVER, 80)))?.is_ok())
         })?;
-        Ok(Self {
-            server: server.clone(),
-            page,
-            access_log,
-            _nginx: nginx,
-            iperf3,
-        })
+        Ok(Self { server: server.clone(), page, access_log, _nginx: nginx, iperf3 })
     }
 
     /// Fetches the page `count` times with curl, each on a connection of its own, and compares every byte. Gives the sources
@@ -78,17 +68,10 @@ impl Services {
         let url = format!("http://{SERVER}/page.txt");
         for _ in 0..count {
             let body = client.run(&["curl", "-sS", "--fail", "--max-time", "10", &url])?;
-            ensure!(
-                body.as_bytes() == self.page,
-                "{}: {} bytes of another page",
-                client.name(),
-                body.len()
-            );
+            ensure!(body.as_bytes() == self.page, "{}: {} bytes of another page", client.name(), body.len());
         }
         // nginx logs a request when it has sent the answer, which may be after curl has got it.
-        wait_until("nginx's log", START_TIMEOUT, || {
-            Ok(self.logged()?.len() >= before + count)
-        })?;
+        wait_until("nginx's log", START_TIMEOUT, || Ok(self.logged()?.len() >= before + count))?;
         Ok(Split::of(self.logged()?.split_off(before)))
     }
 
@@ -96,27 +79,18 @@ impl Services {
     fn logged(&self) -> Result<Vec<SocketAddrV4>> {
         let log = fs::read_to_string(&self.access_log).with_context(|| self.server.name().to_owned())?;
         let complete = log.rsplit_once('\n').map_or("", |(lines, _)| lines);
-        complete
-            .lines()
-            .map(|line| line.parse().with_context(|| format!("nginx logged {line:?}")))
-            .collect()
+        complete.lines().map(|line| line.parse().with_context(|| format!("nginx logged {line:?}"))).collect()
     }
 
     /// Runs iperf3 from `client` for two seconds, downwards if `reverse`; gives bits per second as the receiver counted.
     pub(super) fn throughput_bps(&mut self, client: &Host, reverse: bool) -> Result<f64> {
-        ensure!(
-            self.iperf3.is_running(),
-            "iperf3's server ended: {}",
-            self.iperf3.stderr()
-        );
+        ensure!(self.iperf3.is_running(), "iperf3's server ended: {}", self.iperf3.stderr());
         let server = SERVER.to_string();
         let mut arguments = vec!["iperf3", "-c", &server, "-t", "2", "-J", "--connect-timeout", "3000"];
         arguments.extend(reverse.then_some("-R"));
         let printed = client.run(&arguments)?;
         let result: Value = serde_json::from_str(&printed).context("iperf3's JSON")?;
         let received = &result["end"]["sum_received"]["bits_per_second"];
-        received
-            .as_f64()
-            .with_context(|| format!("iperf3 says {}", result["error"]))
+        received.as_f64().with_context(|| format!("iperf3 says {}", result["error"]))
     }
 }

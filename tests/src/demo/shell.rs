@@ -18,11 +18,7 @@ pub(super) fn open(lab: &TwoIsps, mhd: &Mhd) -> Result<()> {
         mhd.socket().display(),
     );
     for host in &hosts {
-        rc += &format!(
-            "{}() {{ nsenter --net={} \"$@\"; }}\n",
-            host.name(),
-            host.namespace_path()
-        );
+        rc += &format!("{}() {{ nsenter --net={} \"$@\"; }}\n", host.name(), host.namespace_path());
     }
     let file = lab.lab().directory().join("shell.rc");
     fs::write(&file, rc)?;
@@ -30,9 +26,7 @@ pub(super) fn open(lab: &TwoIsps, mhd: &Mhd) -> Result<()> {
     println!("  mhctl status; mhctl flows list; mhctl weights isp1=9 isp2=1; tcpdump -ni wan1");
     let names: Vec<&str> = hosts.iter().map(|host| host.name()).collect();
     println!("  client1 ping 192.0.2.10     (likewise {})\n", names[1..].join(", "));
-    let mut shell = lab
-        .router
-        .command(&["bash", "--rcfile", &file.display().to_string(), "-i"]);
+    let mut shell = lab.router.command(&["bash", "--rcfile", &file.display().to_string(), "-i"]);
     shell.status().context("bash")?;
     Ok(())
 }

@@ -45,11 +45,7 @@ pub struct Output {
 impl Host {
     pub(super) fn new(name: &str, directory: &Path) -> Result<Self> {
         let namespace = Namespace::new().with_context(|| format!("namespaces of {name}"))?;
-        let inner = Inner {
-            name: name.to_owned(),
-            namespace,
-            directory: directory.to_path_buf(),
-        };
+        let inner = Inner { name: name.to_owned(), namespace, directory: directory.to_path_buf() };
         let host = Self { inner: Arc::new(inner) };
         host.ip(&["link set lo up"])?;
         Ok(host)
@@ -101,11 +97,7 @@ impl Host {
         let output = self.output_with_input(arguments, input)?;
         if !output.status.success() {
             let Output { status, stdout, stderr } = output;
-            bail!(
-                "{}: `{}`: {status}\n{input}{stdout}{stderr}",
-                self.name(),
-                arguments.join(" ")
-            );
+            bail!("{}: `{}`: {status}\n{input}{stdout}{stderr}", self.name(), arguments.join(" "));
         }
         Ok(output.stdout)
     }
@@ -123,9 +115,7 @@ impl Host {
             // A command that doesn't read its input is free to; inputs here are shorter than a pipe.
             let _ = stdin.write_all(input.as_bytes());
         }
-        let output = child
-            .wait_with_output()
-            .with_context(|| format!("wait for {program}"))?;
+        let output = child.wait_with_output().with_context(|| format!("wait for {program}"))?;
         Ok(Output {
             status: output.status,
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
@@ -146,11 +136,7 @@ impl Host {
     /// process lives.
     #[must_use]
     pub fn namespace_path(&self) -> String {
-        format!(
-            "/proc/{}/fd/{}",
-            std::process::id(),
-            self.inner.namespace.net().as_raw_fd()
-        )
+        format!("/proc/{}/fd/{}", std::process::id(), self.inner.namespace.net().as_raw_fd())
     }
 
     /// Runs a closure on a thread inside the host's network namespace, and waits for it. Sockets that it makes belong to the
@@ -160,12 +146,10 @@ impl Host {
     /// If the thread can't be made or can't enter. A panic inside is passed on.
     pub fn enter<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         thread::scope(|scope| {
-            let thread = thread::Builder::new()
-                .name(self.name().to_owned())
-                .spawn_scoped(scope, || {
-                    self.inner.namespace.enter_net()?;
-                    anyhow::Ok(work())
-                })?;
+            let thread = thread::Builder::new().name(self.name().to_owned()).spawn_scoped(scope, || {
+                self.inner.namespace.enter_net()?;
+                anyhow::Ok(work())
+            })?;
             thread.join().unwrap_or_else(|panic| resume_unwind(panic))
         })
         .with_context(|| format!("enter {}", self.name()))
@@ -185,8 +169,7 @@ impl Host {
     /// # Errors
     /// If nft refuses it.
     pub fn nft(&self, ruleset: &str) -> Result<()> {
-        self.run_with_input(&["nft", "-f", "-"], &format!("{ruleset}\n"))
-            .map(drop)
+        self.run_with_input(&["nft", "-f", "-"], &format!("{ruleset}\n")).map(drop)
     }
 
     /// Sets a network sysctl, named as under /proc/sys/net with slashes: `ipv4/ip_forward`.
@@ -196,8 +179,7 @@ impl Host {
     pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
         let file = format!("/proc/sys/net/{name}");
         // What /proc/sys/net shows is the namespace of the thread that looks.
-        self.enter(|| fs::write(&file, value))?
-            .with_context(|| format!("{}: {file} = {value}", self.name()))
+        self.enter(|| fs::write(&file, value))?.with_context(|| format!("{}: {file} = {value}", self.name()))
     }
 
     /// Switches offload features of an interface: `ethtool -K interface features…`.
@@ -231,10 +213,7 @@ impl Host {
     pub fn wait_for_link(&self, interface: &str) -> Result<()> {
         let what = format!("{}'s {interface} to come up", self.name());
         let file = format!("/sys/class/net/{interface}/operstate");
-        wait_until(&what, Duration::from_secs(5), || {
-            Ok(self.run(&["cat", &file])?.trim() == "up")
-        })
-        .map(drop)
+        wait_until(&what, Duration::from_secs(5), || Ok(self.run(&["cat", &file])?.trim() == "up")).map(drop)
     }
 
     /// Pings with the system's `ping`: `count` requests, 50 ms apart; gives the number of replies.
@@ -252,20 +231,13 @@ impl Host {
     pub fn ping_timed(&self, to: Ipv4Addr, count: u32) -> Result<(u32, Duration)> {
         let count = count.to_string();
         let output = self.output(&["ping", "-n", "-c", &count, "-i", "0.05", "-W", "1", &to.to_string()])?;
-        let replies = output
-            .stdout
-            .split(", ")
-            .find_map(|part| part.strip_suffix(" received"));
+        let replies = output.stdout.split(", ").find_map(|part| part.strip_suffix(" received"));
         let replies = replies
             .and_then(|number| number.parse().ok())
             .with_context(|| format!("{}: ping {to}: {}{}", self.name(), output.stdout, output.stderr))?;
         // rtt min/avg/max/mdev = 0.036/0.051/0.103/0.018 ms
         let times = output.stdout.rsplit(" = ").next().unwrap_or_default();
-        let average_ms: f64 = times
-            .split('/')
-            .nth(1)
-            .and_then(|time| time.parse().ok())
-            .unwrap_or_default();
+        let average_ms: f64 = times.split('/').nth(1).and_then(|time| time.parse().ok()).unwrap_or_default();
         Ok((replies, Duration::from_secs_f64(average_ms / 1e3)))
     }
 }

@@ -27,26 +27,15 @@ pub fn binary(name: &str) -> Result<String> {
             let executable = std::env::current_exe().context("where this executable is")?;
             let directory = executable.parent().context("the executable's directory")?;
             // Test executables are one level below the programs.
-            let parent = if directory.ends_with("deps") {
-                directory.parent()
-            } else {
-                None
-            };
+            let parent = if directory.ends_with("deps") { directory.parent() } else { None };
             parent.unwrap_or(directory).to_path_buf()
         }
     };
     let file = directory.join(name);
-    ensure!(
-        file.is_file(),
-        "{} is missing: run `cargo xtask build`, or set MH_BIN_DIR",
-        file.display()
-    );
+    ensure!(file.is_file(), "{} is missing: run `cargo xtask build`, or set MH_BIN_DIR", file.display());
     // Entering a mount namespace changes the working directory.
     let file = file.canonicalize()?;
-    Ok(file
-        .to_str()
-        .context("the path of mh's programs is not UTF-8")?
-        .to_owned())
+    Ok(file.to_str().context("the path of mh's programs is not UTF-8")?.to_owned())
 }
 
 /// A running (or just killed) mhd in a host, with its config and socket in the laboratory's directory.
@@ -123,9 +112,7 @@ impl Mhd {
         let level = std::env::var("MH_LAB_LOG").unwrap_or_else(|_| "info".into());
         let config = self.config.display().to_string();
         let socket = self.socket.display().to_string();
-        let options = [
-            "--config", &config, "--socket", &socket, "--bpffs", BPFFS, "--log", &level,
-        ];
+        let options = ["--config", &config, "--socket", &socket, "--bpffs", BPFFS, "--log", &level];
         arguments.extend(options.map(str::to_owned));
         Ok(arguments)
     }
@@ -146,10 +133,7 @@ impl Mhd {
     /// If it isn't running, or doesn't end within 10 seconds.
     pub fn sigterm(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
-        self.process
-            .as_mut()
-            .context("mhd isn't running")?
-            .wait(Duration::from_secs(10))
+        self.process.as_mut().context("mhd isn't running")?.wait(Duration::from_secs(10))
     }
 
     /// Kills it with SIGKILL and waits for the end.
@@ -158,11 +142,7 @@ impl Mhd {
     /// If it isn't running.
     pub fn sigkill(&mut self) -> Result<()> {
         self.signal(Signal::SIGKILL)?;
-        self.process
-            .as_mut()
-            .context("mhd isn't running")?
-            .wait(Duration::from_secs(10))
-            .map(drop)
+        self.process.as_mut().context("mhd isn't running")?.wait(Duration::from_secs(10)).map(drop)
     }
 
     /// Sends it a signal.
@@ -205,10 +185,7 @@ impl Mhd {
     /// Everything that mhd logged, over all its starts.
     #[must_use]
     pub fn log(&self) -> String {
-        let current = self
-            .process
-            .as_ref()
-            .map(|process| process.stderr() + &process.stdout());
+        let current = self.process.as_ref().map(|process| process.stderr() + &process.stdout());
         format!("{}{}", self.old_logs, current.unwrap_or_default())
     }
 
@@ -229,11 +206,7 @@ impl Mhd {
     /// If it ends with a status other than 0.
     pub fn ctl(&self, arguments: &[&str]) -> Result<String> {
         let Output { status, stdout, stderr } = self.ctl_output(arguments)?;
-        ensure!(
-            status.success(),
-            "`mhctl {}`: {status}\n{stdout}{stderr}",
-            arguments.join(" ")
-        );
+        ensure!(status.success(), "`mhctl {}`: {status}\n{stdout}{stderr}", arguments.join(" "));
         Ok(stdout)
     }
 
@@ -269,9 +242,7 @@ impl Mhd {
             last = self.uplink(name)?;
             Ok((last["state"] == state).then_some(()))
         });
-        waited
-            .map(|((), elapsed)| elapsed)
-            .with_context(|| format!("last seen: {last}"))
+        waited.map(|((), elapsed)| elapsed).with_context(|| format!("last seen: {last}"))
     }
 
     /// What `mhctl flows list --json` gives with these further arguments.

@@ -81,10 +81,7 @@ impl Lab {
         if soft < wanted {
             setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).context("open file limit")?;
         }
-        let directory = tempfile::Builder::new()
-            .prefix("mh-lab-")
-            .tempdir()
-            .context("laboratory's directory")?;
+        let directory = tempfile::Builder::new().prefix("mh-lab-").tempdir().context("laboratory's directory")?;
         if let Ok(mut directories) = DIRECTORIES.lock() {
             directories.push(directory.path().to_path_buf());
         }
@@ -157,11 +154,7 @@ pub fn skipped() -> bool {
 /// # Errors
 /// Names every missing program and the command that installs them.
 pub fn require_tools(tools: &[&str]) -> Result<()> {
-    let missing: Vec<&str> = tools
-        .iter()
-        .copied()
-        .filter(|tool| find_program(tool.as_ref()).is_none())
-        .collect();
+    let missing: Vec<&str> = tools.iter().copied().filter(|tool| find_program(tool.as_ref()).is_none()).collect();
     if !missing.is_empty() {
         bail!("not installed: {}: run `cargo xtask setup`", missing.join(", "));
     }
@@ -174,10 +167,7 @@ fn find_program(name: &OsStr) -> Option<PathBuf> {
     std::env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
         .map(|directory| directory.join(name))
-        .find(|file| {
-            file.metadata()
-                .is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0)
-        })
+        .find(|file| file.metadata().is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0))
 }
 
 /// Asks until the answer is yes (`Some`), at most for `timeout`; gives the answer and how long it took.

@@ -28,10 +28,7 @@ type Job = Box<dyn FnOnce() + Send>;
 /// Parent death signals follow the thread that forked, and test threads come and go: all guarded children are forked here.
 static SPAWNER: LazyLock<Option<mpsc::Sender<Job>>> = LazyLock::new(|| {
     let (sender, jobs) = mpsc::channel::<Job>();
-    thread::Builder::new()
-        .name("spawner".into())
-        .spawn(move || jobs.into_iter().for_each(|job| job()))
-        .ok()?;
+    thread::Builder::new().name("spawner".into()).spawn(move || jobs.into_iter().for_each(|job| job())).ok()?;
     Some(sender)
 });
 
@@ -99,22 +96,12 @@ impl Process {
                 let _ = sender.send(command.spawn());
             }))
             .map_err(|_| anyhow!("the spawner thread is gone"))?;
-        let child = answer
-            .recv()
-            .context("the spawner thread is gone")?
-            .map_err(|error| explain(name, error))?;
+        let child = answer.recv().context("the spawner thread is gone")?.map_err(|error| explain(name, error))?;
         let group = Pid::from_raw(i32::try_from(child.id())?);
         if let Ok(mut groups) = GROUPS.lock() {
             groups.insert(group.as_raw());
         }
-        Ok(Self {
-            name: name.to_owned(),
-            child,
-            group,
-            status: None,
-            stdout,
-            stderr,
-        })
+        Ok(Self { name: name.to_owned(), child, group, status: None, stdout, stderr })
     }
 
     /// What it wrote to stdout so far.
@@ -195,10 +182,7 @@ impl Process {
 
     fn try_wait(&mut self) -> Result<Option<ExitStatus>> {
         if self.status.is_none() {
-            self.status = self
-                .child
-                .try_wait()
-                .with_context(|| format!("wait for {}", self.name))?;
+            self.status = self.child.try_wait().with_context(|| format!("wait for {}", self.name))?;
             if self.status.is_some() {
                 self.forget();
             }
@@ -229,7 +213,5 @@ pub(super) fn explain(program: &str, error: io::Error) -> anyhow::Error {
 }
 
 fn read_lossy(file: &Path) -> String {
-    std::fs::read(file)
-        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-        .unwrap_or_default()
+    std::fs::read(file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
 }

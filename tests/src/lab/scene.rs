@@ -48,9 +48,7 @@ impl Scene {
     /// # Errors
     /// If mhctl refuses.
     pub fn set_weights(&self, isp1: u32, isp2: u32) -> Result<()> {
-        self.mhd
-            .ctl(&["weights", &format!("isp1={isp1}"), &format!("isp2={isp2}")])
-            .map(drop)
+        self.mhd.ctl(&["weights", &format!("isp1={isp1}"), &format!("isp2={isp2}")]).map(drop)
     }
 
     /// What to look at when something failed.
@@ -86,11 +84,7 @@ pub fn run(mode: Mode, test: fn(&mut Scene) -> Result<()>) -> Result<()> {
     if !matches!(outcome, Ok(Ok(()))) {
         let name = std::thread::current().name().unwrap_or("test").to_owned();
         // In one piece, since tests run side by side; to no avail if the terminal is gone.
-        let _ = writeln!(
-            std::io::stderr(),
-            "=== {name} failed: its laboratory\n{}=== end of {name}",
-            scene.report()
-        );
+        let _ = writeln!(std::io::stderr(), "=== {name} failed: its laboratory\n{}=== end of {name}", scene.report());
     }
     outcome.unwrap_or_else(|panic| resume_unwind(panic))
 }

@@ -39,12 +39,7 @@ impl Options {
     /// Two ISPs, MTU 1500.
     #[must_use]
     pub fn new(mode: Mode) -> Self {
-        Self {
-            mode,
-            uplinks: 2,
-            lan_mtu: 1500,
-            uplink_mtu: 1500,
-        }
+        Self { mode, uplinks: 2, lan_mtu: 1500, uplink_mtu: 1500 }
     }
 }
 
@@ -109,11 +104,7 @@ pub struct TwoIsps {
 
 impl TwoIsps {
     pub(super) fn new(options: &Options) -> Result<Self> {
-        ensure!(
-            (1..=3).contains(&options.uplinks),
-            "1 to 3 uplinks, not {}",
-            options.uplinks
-        );
+        ensure!((1..=3).contains(&options.uplinks), "1 to 3 uplinks, not {}", options.uplinks);
         require_tools(&["ip", "ethtool", "ping", "nft"])?;
         let lab = Lab::new()?;
         let mut uplinks = Vec::new();
@@ -155,18 +146,13 @@ impl TwoIsps {
     /// # Errors
     /// If there is none.
     pub fn uplink(&self, index: usize) -> Result<&Uplink> {
-        self.uplinks
-            .get(index)
-            .with_context(|| format!("there is no uplink {index} in this laboratory"))
+        self.uplinks.get(index).with_context(|| format!("there is no uplink {index} in this laboratory"))
     }
 
     /// The name of the uplink with that outside address.
     #[must_use]
     pub fn uplink_of(&self, source: Ipv4Addr) -> Option<&str> {
-        self.uplinks
-            .iter()
-            .find(|uplink| uplink.address == source)
-            .map(|uplink| uplink.name.as_str())
+        self.uplinks.iter().find(|uplink| uplink.address == source).map(|uplink| uplink.name.as_str())
     }
 
     /// The internet host's address with a port.
@@ -184,13 +170,7 @@ impl TwoIsps {
             self.options.mode.name(),
         );
         for (uplink, weight) in self.uplinks.iter().zip(weights) {
-            let Uplink {
-                name,
-                interface,
-                gateway,
-                address,
-                ..
-            } = uplink;
+            let Uplink { name, interface, gateway, address, .. } = uplink;
             // Writing into a String can't fail.
             let _ = write!(
                 config,
@@ -219,20 +199,11 @@ impl TwoIsps {
     pub fn restore_default_route(&self, index: usize) -> Result<()> {
         let Uplink { interface, gateway, .. } = self.uplink(index)?;
         let metric = (index + 1) * 100;
-        self.router.ip(&[format!(
-            "route replace default via {gateway} dev {interface} metric {metric}"
-        )])
+        self.router.ip(&[format!("route replace default via {gateway} dev {interface} metric {metric}")])
     }
 
     fn build_lans(&self) -> Result<()> {
-        let Self {
-            client1,
-            client2,
-            client3,
-            switch,
-            router,
-            ..
-        } = self;
+        let Self { client1, client2, client3, switch, router, .. } = self;
         router.sysctl("ipv4/ip_forward", "1")?;
         router.sysctl("ipv4/conf/all/rp_filter", "0")?;
         router.sysctl("ipv4/conf/default/rp_filter", "0")?;
@@ -249,20 +220,11 @@ impl TwoIsps {
         ])?;
         self.prepare_for_mode(switch, "router")?;
         self.prepare_for_mode(client3, "eth0")?;
-        router.ip(&[
-            format!("addr add {ROUTER_LAN0}/24 dev lan0"),
-            format!("addr add {ROUTER_LAN1}/24 dev lan1"),
-        ])?;
-        let clients = [
-            (client1, CLIENT1, ROUTER_LAN0),
-            (client2, CLIENT2, ROUTER_LAN0),
-            (client3, CLIENT3, ROUTER_LAN1),
-        ];
+        router.ip(&[format!("addr add {ROUTER_LAN0}/24 dev lan0"), format!("addr add {ROUTER_LAN1}/24 dev lan1")])?;
+        let clients =
+            [(client1, CLIENT1, ROUTER_LAN0), (client2, CLIENT2, ROUTER_LAN0), (client3, CLIENT3, ROUTER_LAN1)];
         for (client, address, gateway) in clients {
-            client.ip(&[
-                format!("addr add {address}/24 dev eth0"),
-                format!("route add default via {gateway}"),
-            ])?;
+            client.ip(&[format!("addr add {address}/24 dev eth0"), format!("route add default via {gateway}")])?;
         }
         let mtu = self.options.lan_mtu;
         for (host, interface) in [
@@ -284,13 +246,7 @@ impl TwoIsps {
         let Self { router, server, .. } = self;
         server.ip(&[format!("addr add {SERVER}/32 dev lo")])?;
         for (index, uplink) in self.uplinks.iter().enumerate() {
-            let Uplink {
-                interface,
-                gateway,
-                address,
-                isp,
-                ..
-            } = uplink;
+            let Uplink { interface, gateway, address, isp, .. } = uplink;
             let number = index + 1;
             let transit = format!("10.99.{number}");
             let server_interface = format!("eth{number}");
@@ -298,10 +254,8 @@ impl TwoIsps {
             router.connect(interface, isp, "eth0")?;
             isp.connect("eth1", server, &server_interface)?;
             let mtu = self.options.uplink_mtu;
-            router.ip(&[
-                format!("link set {interface} mtu {mtu}"),
-                format!("addr add {address}/24 dev {interface}"),
-            ])?;
+            router
+                .ip(&[format!("link set {interface} mtu {mtu}"), format!("addr add {address}/24 dev {interface}")])?;
             self.restore_default_route(index)?;
             isp.ip(&[
                 format!("link set eth0 mtu {mtu}"),
@@ -322,14 +276,7 @@ impl TwoIsps {
     }
 
     fn wait_for_links(&self) -> Result<()> {
-        let Self {
-            client1,
-            client2,
-            client3,
-            switch,
-            router,
-            ..
-        } = self;
+        let Self { client1, client2, client3, switch, router, .. } = self;
         for client in [client1, client2, client3] {
             client.wait_for_link("eth0")?;
         }

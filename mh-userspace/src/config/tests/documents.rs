@@ -103,9 +103,7 @@ fn the_mends_mend() {
     let mut refused = false;
     for line in WHOLE_FORMAT.lines() {
         if line.starts_with('[') {
-            refused = ["probe", "rule", "set.", "forward", "hooks", "metrics"]
-                .iter()
-                .any(|part| line.contains(part));
+            refused = ["probe", "rule", "set.", "forward", "hooks", "metrics"].iter().any(|part| line.contains(part));
         }
         if !refused && !line.starts_with("address6") && !line.starts_with("nptv6") {
             kept += &line.replace(", { lte = 1 }", "");
@@ -138,16 +136,8 @@ fn the_reference_describes_every_key_and_its_example_is_valid() {
     let reference = std::fs::read_to_string(docs().join("config.md")).unwrap();
     let (supported, later) = reference.split_once("## Not supported yet").unwrap();
     for entry in SECTIONS.iter().flat_map(|section| section.entries) {
-        let part = if entry.support == Support::Now {
-            supported
-        } else {
-            later
-        };
-        assert!(
-            part.contains(&format!("`{}`", entry.name)),
-            "docs/config.md does not describe {}",
-            entry.name
-        );
+        let part = if entry.support == Support::Now { supported } else { later };
+        assert!(part.contains(&format!("`{}`", entry.name)), "docs/config.md does not describe {}", entry.name);
     }
     let (_, example) = reference.split_once("```toml\n").unwrap();
     let (example, _) = example.split_once("```").unwrap();

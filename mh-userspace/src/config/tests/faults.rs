@@ -5,11 +5,7 @@ use super::{ONE_UPLINK, faults, warnings};
 /// Asserts the faults of some lines put after [`ONE_UPLINK`].
 #[track_caller]
 fn after(lines: &str, expected: &[&str]) {
-    assert_eq!(
-        faults(&format!("{ONE_UPLINK}{lines}")),
-        expected.join("\n"),
-        "{lines}"
-    );
+    assert_eq!(faults(&format!("{ONE_UPLINK}{lines}")), expected.join("\n"), "{lines}");
 }
 
 /// Asserts the faults of a whole text.
@@ -21,11 +17,7 @@ fn whole(text: &str, expected: &[&str]) {
 /// Asserts the warnings about some lines put after [`ONE_UPLINK`].
 #[track_caller]
 fn warned(lines: &str, expected: &[&str]) {
-    assert_eq!(
-        warnings(&format!("{ONE_UPLINK}{lines}")),
-        expected.join("\n"),
-        "{lines}"
-    );
+    assert_eq!(warnings(&format!("{ONE_UPLINK}{lines}")), expected.join("\n"), "{lines}");
 }
 
 const NO_LAN: &str = "1:1: lan is missing; add lan = [\"INTERFACE\"] at the top of the file, above the first [section]";
@@ -34,39 +26,15 @@ const NO_UPLINK: &str = "1:1: there is no uplink; add [uplink.NAME] with interfa
 #[test]
 fn syntax() {
     whole("x = ", &["1:5: a value is missing; write one after the ="]);
-    whole(
-        "[datapath]\nmode = \n[a]\n",
-        &["2:8: a value is missing; write one after the ="],
-    );
-    whole(
-        "mode = auto\n",
-        &["1:8: not a TOML value; if it is a string, write it in quotes: \"auto\""],
-    );
-    whole(
-        "lan = [",
-        &["1:8: not valid TOML: unclosed array, expected `]`"],
-    );
-    whole(
-        "a = 1\na = 2\n",
-        &["2:1: \"a\" is defined twice; keep one of them"],
-    );
-    whole(
-        "\"a b\" = 1\n'a b' = 2\n",
-        &["2:1: \"a b\" is defined twice; keep one of them"],
-    );
-    whole(
-        "\"é\" = 012",
-        &["1:7: not valid TOML: unexpected leading zero"],
-    );
-    whole(
-        "a = 'b\nc'",
-        &["1:7: not valid TOML: invalid literal string, expected `'`"],
-    );
+    whole("[datapath]\nmode = \n[a]\n", &["2:8: a value is missing; write one after the ="]);
+    whole("mode = auto\n", &["1:8: not a TOML value; if it is a string, write it in quotes: \"auto\""]);
+    whole("lan = [", &["1:8: not valid TOML: unclosed array, expected `]`"]);
+    whole("a = 1\na = 2\n", &["2:1: \"a\" is defined twice; keep one of them"]);
+    whole("\"a b\" = 1\n'a b' = 2\n", &["2:1: \"a b\" is defined twice; keep one of them"]);
+    whole("\"é\" = 012", &["1:7: not valid TOML: unexpected leading zero"]);
+    whole("a = 'b\nc'", &["1:7: not valid TOML: invalid literal string, expected `'`"]);
     // The same uplink twice is a fault of TOML already.
-    after(
-        "[uplink.isp1]\n",
-        &["4:9: \"isp1\" is defined twice; keep one of them"],
-    );
+    after("[uplink.isp1]\n", &["4:9: \"isp1\" is defined twice; keep one of them"]);
 }
 
 #[test]
@@ -84,33 +52,12 @@ fn deep_nesting_is_refused() {
 #[test]
 fn top_level() {
     whole("", &[NO_LAN, NO_UPLINK]);
-    whole(
-        "uplink = 3",
-        &[
-            NO_LAN,
-            "1:10: uplink must be a table, [uplink.NAME], not a whole number 3",
-        ],
-    );
-    whole(
-        "[[uplink]]",
-        &[
-            NO_LAN,
-            "1:1: uplink must be a table, [uplink.NAME], not a list",
-        ],
-    );
-    whole(
-        "[uplink]",
-        &[
-            NO_LAN,
-            "1:2: there is no uplink; add [uplink.NAME] with interface = \"INTERFACE\"",
-        ],
-    );
+    whole("uplink = 3", &[NO_LAN, "1:10: uplink must be a table, [uplink.NAME], not a whole number 3"]);
+    whole("[[uplink]]", &[NO_LAN, "1:1: uplink must be a table, [uplink.NAME], not a list"]);
+    whole("[uplink]", &[NO_LAN, "1:2: there is no uplink; add [uplink.NAME] with interface = \"INTERFACE\""]);
     whole(
         "[uplink]\ninterface = \"wan1\"",
-        &[
-            NO_LAN,
-            "2:1: interface stands in [uplink] itself; it belongs in [uplink.NAME], which names the uplink",
-        ],
+        &[NO_LAN, "2:1: interface stands in [uplink] itself; it belongs in [uplink.NAME], which names the uplink"],
     );
     whole(
         "lan = [\"lan0\"]\n[uplink]\nisp1 = 1",
@@ -129,40 +76,26 @@ fn top_level() {
 fn lan() {
     whole(
         "lan = \"lan0\"",
-        &[
-            NO_UPLINK,
-            "1:7: lan must be a list of interface names such as [\"lan0\", \"vlan*\"], not a string \"lan0\"",
-        ],
+        &[NO_UPLINK, "1:7: lan must be a list of interface names such as [\"lan0\", \"vlan*\"], not a string \"lan0\""],
     );
     whole(
         "lan = []",
-        &[
-            NO_UPLINK,
-            "1:7: lan must be a list of interface names such as [\"lan0\", \"vlan*\"], not an empty list",
-        ],
+        &[NO_UPLINK, "1:7: lan must be a list of interface names such as [\"lan0\", \"vlan*\"], not an empty list"],
     );
     let names = "lan must name interfaces, such as \"lan0\" or \"vlan*\"";
     whole(
         "lan = [\n \"a b\", \"a/b\",\n 3,\n \"x*y\",\n \"lo\",\n \"\",\n \"abcdefghijklmnop\",\n \"lan0\", \"..\"]\n[uplink.a]\ninterface = \"w\"",
         &[
-            &format!(
-                "2:2: {names}, not \"a b\": white space, \"/\", \":\", \".\" and \"..\" are not allowed"
-            ),
-            &format!(
-                "2:9: {names}, not \"a/b\": white space, \"/\", \":\", \".\" and \"..\" are not allowed"
-            ),
+            &format!("2:2: {names}, not \"a b\": white space, \"/\", \":\", \".\" and \"..\" are not allowed"),
+            &format!("2:9: {names}, not \"a/b\": white space, \"/\", \":\", \".\" and \"..\" are not allowed"),
             "3:2: lan must be a list of interface names such as [\"lan0\", \"vlan*\"], without a whole number 3 in it",
             &format!(
                 "4:2: {names}, not \"x*y\": a * stands for the rest of a name and is allowed at the end of lan's only"
             ),
-            &format!(
-                "5:2: {names}, not \"lo\": the loopback interface carries no traffic to steer"
-            ),
+            &format!("5:2: {names}, not \"lo\": the loopback interface carries no traffic to steer"),
             &format!("6:2: {names}, not \"\": it is empty"),
             &format!("7:2: {names}, not \"abcdefghijklmnop\": it is longer than 15 bytes"),
-            &format!(
-                "8:10: {names}, not \"..\": white space, \"/\", \":\", \".\" and \"..\" are not allowed"
-            ),
+            &format!("8:10: {names}, not \"..\": white space, \"/\", \":\", \".\" and \"..\" are not allowed"),
         ],
     );
     assert_eq!(
@@ -173,10 +106,7 @@ fn lan() {
 
 #[test]
 fn unknown_keys() {
-    after(
-        "wieght = 2",
-        &["4:1: unknown key \"wieght\" in [uplink.isp1]; did you mean \"weight\"?"],
-    );
+    after("wieght = 2", &["4:1: unknown key \"wieght\" in [uplink.isp1]; did you mean \"weight\"?"]);
     after(
         "foo = 2",
         &[
@@ -206,10 +136,7 @@ fn unknown_keys() {
     );
     whole(
         "[uplink.isp2]\ninterface = \"wan2\"\nlan = [\"lan0\"]",
-        &[
-            NO_LAN,
-            "3:1: unknown key \"lan\" in [uplink.isp2]; it belongs at the top level, above the first [section]",
-        ],
+        &[NO_LAN, "3:1: unknown key \"lan\" in [uplink.isp2]; it belongs at the top level, above the first [section]"],
     );
     after(
         "[datapth]\nmode = 1\n[rules]\n[policy.default]\nteirs = []\n[timeouts]\nicpm = 3",
@@ -255,10 +182,7 @@ fn columns_count_characters() {
     );
     whole(
         "\u{feff}lan = 3",
-        &[
-            NO_UPLINK,
-            "1:7: lan must be a list of interface names such as [\"lan0\", \"vlan*\"], not a whole number 3",
-        ],
+        &[NO_UPLINK, "1:7: lan must be a list of interface names such as [\"lan0\", \"vlan*\"], not a whole number 3"],
     );
 }
 
@@ -321,62 +245,36 @@ fn weights() {
     ] {
         after(
             &format!("weight = {value}"),
-            &[&format!(
-                "4:10: weight must be a whole number from 0 to 65535, not {what}"
-            )],
+            &[&format!("4:10: weight must be a whole number from 0 to 65535, not {what}")],
         );
     }
     warned(
         "weight = 0",
-        &[
-            "2:9: no uplink has a weight above 0: no new flow will get an uplink; give at least one uplink a weight",
-        ],
+        &["2:9: no uplink has a weight above 0: no new flow will get an uplink; give at least one uplink a weight"],
     );
 }
 
 #[test]
 fn addresses() {
-    let gateway =
-        "gateway must be the IPv4 address of the next router, such as \"198.51.100.1\", not";
+    let gateway = "gateway must be the IPv4 address of the next router, such as \"198.51.100.1\", not";
     let address = "address must be an IPv4 address such as \"198.51.100.2\", not";
     for (text, reason) in [
-        (
-            "0.0.0.0",
-            ": it is the unspecified address, not one machine's",
-        ),
-        (
-            "0.1.2.3",
-            ": it is an address of \"this network\", 0.0.0.0/8, not one machine's",
-        ),
+        ("0.0.0.0", ": it is the unspecified address, not one machine's"),
+        ("0.1.2.3", ": it is an address of \"this network\", 0.0.0.0/8, not one machine's"),
         ("127.0.0.1", ": it is a loopback address, not one machine's"),
-        (
-            "224.0.0.1",
-            ": it is a multicast address, not one machine's",
-        ),
-        (
-            "239.255.255.255",
-            ": it is a multicast address, not one machine's",
-        ),
-        (
-            "255.255.255.255",
-            ": it is the broadcast address, not one machine's",
-        ),
+        ("224.0.0.1", ": it is a multicast address, not one machine's"),
+        ("239.255.255.255", ": it is a multicast address, not one machine's"),
+        ("255.255.255.255", ": it is the broadcast address, not one machine's"),
         ("2001:db8::1", ""),
         ("198.51.100", ""),
         ("router", ""),
     ] {
         after(
             &format!("gateway = \"{text}\"\naddress = \"{text}\""),
-            &[
-                &format!("4:11: {gateway} \"{text}\"{reason}"),
-                &format!("5:11: {address} \"{text}\"{reason}"),
-            ],
+            &[&format!("4:11: {gateway} \"{text}\"{reason}"), &format!("5:11: {address} \"{text}\"{reason}")],
         );
     }
-    after(
-        "gateway = [\"10.0.0.1\"]",
-        &[&format!("4:11: {gateway} a list")],
-    );
+    after("gateway = [\"10.0.0.1\"]", &[&format!("4:11: {gateway} a list")]);
     after(
         "address = [3, \"x\", [\"10.0.0.1\"]]",
         &[
@@ -388,9 +286,7 @@ fn addresses() {
     after("address = []", &[&format!("4:11: {address} an empty list")]);
     after(
         "gateway = \"10.0.0.1\"\naddress = [\"10.0.0.1\"]",
-        &[
-            "4:11: gateway 10.0.0.1 is the uplink's own address; write the address of the next router",
-        ],
+        &["4:11: gateway 10.0.0.1 is the uplink's own address; write the address of the next router"],
     );
     let pool = "4:1: a pool of addresses in uplink.isp1.address is not supported by this version of mh yet; remove it, or write one \
                 address";
@@ -439,9 +335,7 @@ fn other_uplink_keys() {
     );
     after(
         "mss_clamp = \"on\"",
-        &[
-            "4:13: mss_clamp must be \"auto\", \"off\" or a whole number from 536 to 65495, not \"on\"",
-        ],
+        &["4:13: mss_clamp must be \"auto\", \"off\" or a whole number from 536 to 65495, not \"on\""],
     );
     warned(
         "on_down = \"reset\"\nmss_clamp = 1400",
@@ -486,9 +380,7 @@ fn uplinks_against_each_other() {
     let long = "a".repeat(33);
     after(
         &format!("[uplink.{long}]\ninterface = \"wan2\""),
-        &[&format!(
-            "4:9: \"{long}\" is no name for an uplink; use 1 to 32 of the characters a-z, A-Z, 0-9, _ and -"
-        )],
+        &[&format!("4:9: \"{long}\" is no name for an uplink; use 1 to 32 of the characters a-z, A-Z, 0-9, _ and -")],
     );
 }
 
@@ -500,10 +392,7 @@ fn too_many_uplinks() {
     }
     assert_eq!(super::config(&text).uplinks.len(), 32);
     text += "[uplink.more]\ninterface = \"more\"\n[uplink.yet-more]\ninterface = \"yet-more\"\n";
-    whole(
-        &text,
-        &["66:9: uplink \"more\" is one too many; keep at most 32 uplinks"],
-    );
+    whole(&text, &["66:9: uplink \"more\" is one too many; keep at most 32 uplinks"]);
 }
 
 #[test]
@@ -538,30 +427,22 @@ fn default_policy() {
     );
     after(
         "[policy.default]\nsticky = \"5m\"",
-        &[
-            "5:1: policy.default.sticky other than \"0s\" is not supported by this version of mh yet; remove it",
-        ],
+        &["5:1: policy.default.sticky other than \"0s\" is not supported by this version of mh yet; remove it"],
     );
-    after(
-        "[policy]\ndefault = 1",
-        &["5:11: policy.default must be a table, [policy.default], not a whole number 1"],
-    );
+    after("[policy]\ndefault = 1", &["5:11: policy.default must be a table, [policy.default], not a whole number 1"]);
     whole(
         &format!("policy = 1\n{ONE_UPLINK}"),
         &["1:10: policy must be a table, [policy.default], not a whole number 1"],
     );
     warned(
         "[policy.default]\ntiers = [{ isp1 = 0 }]\nsticky = \"0s\"",
-        &[
-            "5:10: no uplink has a weight above 0: no new flow will get an uplink; give at least one uplink a weight",
-        ],
+        &["5:10: no uplink has a weight above 0: no new flow will get an uplink; give at least one uplink a weight"],
     );
 }
 
 #[test]
 fn timeouts() {
-    let wants =
-        "must be a duration in quotes from \"1s\" to \"720h\", such as \"300s\" or \"1h30m\", not";
+    let wants = "must be a duration in quotes from \"1s\" to \"720h\", such as \"300s\" or \"1h30m\", not";
     after(
         "[timeouts]\nudp = 300\ntcp_established = \"0s\"\ntcp_transitory = \"1m1h\"\nicmp = \"721h\"",
         &[
@@ -581,10 +462,7 @@ fn timeouts() {
             &format!("8:8: icmp is less than the 60s that RFC 5508 REQ-2 {idle}"),
         ],
     );
-    warned(
-        "[timeouts]\nudp = \"2m\"\ntcp_established = \"2h4m\"\ntcp_transitory = \"4m\"\nicmp = \"1m\"",
-        &[],
-    );
+    warned("[timeouts]\nudp = \"2m\"\ntcp_established = \"2h4m\"\ntcp_transitory = \"4m\"\nicmp = \"1m\"", &[]);
 }
 
 #[test]

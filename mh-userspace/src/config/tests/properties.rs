@@ -11,8 +11,7 @@ use proptest::sample::{Index, select};
 
 use super::super::schema::{SECTIONS, Section};
 use super::super::{
-    Config, Datapath, HashMode, InterfacePattern, Mode, MssClamp, OnDown, Policy, PortRange,
-    Timeouts, Uplink, parse,
+    Config, Datapath, HashMode, InterfacePattern, Mode, MssClamp, OnDown, Policy, PortRange, Timeouts, Uplink, parse,
 };
 use super::{ONE_UPLINK, faults, loaded};
 
@@ -79,108 +78,67 @@ fn unicast() -> impl Strategy<Value = Ipv4Addr> {
 }
 
 fn port_range() -> impl Strategy<Value = PortRange> {
-    (1..=u16::MAX, 1..=u16::MAX).prop_map(|(one, other)| PortRange {
-        first: one.min(other),
-        last: one.max(other),
-    })
+    (1..=u16::MAX, 1..=u16::MAX).prop_map(|(one, other)| PortRange { first: one.min(other), last: one.max(other) })
 }
 
 fn mss_clamp() -> impl Strategy<Value = MssClamp> {
-    prop_oneof![
-        Just(MssClamp::Auto),
-        Just(MssClamp::Off),
-        (536_u16..=65_495).prop_map(MssClamp::Bytes),
-    ]
+    prop_oneof![Just(MssClamp::Auto), Just(MssClamp::Off), (536_u16..=65_495).prop_map(MssClamp::Bytes),]
 }
 
 fn uplink(name: String, interface: String) -> impl Strategy<Value = Uplink> {
     (
         (option::of(unicast()), option::of(unicast()), any::<u16>()),
-        (
-            port_range(),
-            select(OnDown::ALL),
-            mss_clamp(),
-            any::<bool>(),
-        ),
+        (port_range(), select(OnDown::ALL), mss_clamp(), any::<bool>()),
     )
-        .prop_map(
-            move |((gateway, address, weight), (ports, on_down, mss_clamp, nat))| Uplink {
-                name: name.clone(),
-                interface: interface.clone(),
-                gateway: gateway.filter(|gateway| Some(*gateway) != address),
-                address,
-                weight,
-                ports,
-                on_down,
-                mss_clamp,
-                nat,
-            },
-        )
+        .prop_map(move |((gateway, address, weight), (ports, on_down, mss_clamp, nat))| Uplink {
+            name: name.clone(),
+            interface: interface.clone(),
+            gateway: gateway.filter(|gateway| Some(*gateway) != address),
+            address,
+            weight,
+            ports,
+            on_down,
+            mss_clamp,
+            nat,
+        })
 }
 
 fn uplinks() -> impl Strategy<Value = Vec<Uplink>> {
     (1_usize..=8)
-        .prop_flat_map(|count| {
-            (
-                btree_set("[a-zA-Z0-9_-]{1,32}", count),
-                btree_set("w[a-z0-9._-]{1,14}", count),
-            )
-        })
+        .prop_flat_map(|count| (btree_set("[a-zA-Z0-9_-]{1,32}", count), btree_set("w[a-z0-9._-]{1,14}", count)))
         .prop_flat_map(|(names, interfaces)| {
-            names
-                .into_iter()
-                .zip(interfaces)
-                .map(|(name, interface)| uplink(name, interface))
-                .collect::<Vec<_>>()
+            names.into_iter().zip(interfaces).map(|(name, interface)| uplink(name, interface)).collect::<Vec<_>>()
         })
         .prop_shuffle()
 }
 
 fn datapath() -> impl Strategy<Value = Datapath> {
-    (
-        select(Mode::ALL),
-        1024_u32..=16_777_216,
-        64_u32..=16_777_216,
-        (0_u32..32, 1_u32..=32),
-        any::<bool>(),
+    (select(Mode::ALL), 1024_u32..=16_777_216, 64_u32..=16_777_216, (0_u32..32, 1_u32..=32), any::<bool>()).prop_map(
+        |(mode, conntrack_entries, bindings, (shift, width), host_traffic)| Datapath {
+            mode,
+            conntrack_entries,
+            bindings,
+            mark_mask: (u32::MAX >> (32 - width)) << shift,
+            host_traffic,
+        },
     )
-        .prop_map(
-            |(mode, conntrack_entries, bindings, (shift, width), host_traffic)| Datapath {
-                mode,
-                conntrack_entries,
-                bindings,
-                mark_mask: (u32::MAX >> (32 - width)) << shift,
-                host_traffic,
-            },
-        )
 }
 
 fn timeouts() -> impl Strategy<Value = Timeouts> {
-    (
-        1000_u64..=2_592_000_000,
-        1_u64..=2_592_000,
-        1000_u64..=2_592_000_000,
-        1_u64..=2_592_000,
-    )
-        .prop_map(|(udp_ms, established_s, transitory_ms, icmp_s)| Timeouts {
+    (1000_u64..=2_592_000_000, 1_u64..=2_592_000, 1000_u64..=2_592_000_000, 1_u64..=2_592_000).prop_map(
+        |(udp_ms, established_s, transitory_ms, icmp_s)| Timeouts {
             udp: Duration::from_millis(udp_ms),
             tcp_established: Duration::from_secs(established_s),
             tcp_transitory: Duration::from_millis(transitory_ms),
             icmp: Duration::from_secs(icmp_s),
-        })
+        },
+    )
 }
 
 fn configs() -> impl Strategy<Value = Config> {
     let lan = btree_set("(l[a-km-z0-9._-]{1,13}|vlan\\*|x[a-z]{0,10}\\*)", 1..4);
-    (
-        lan,
-        datapath(),
-        uplinks(),
-        vec((any::<Index>(), any::<u16>()), 1..8),
-        select(HashMode::ALL),
-        timeouts(),
-    )
-        .prop_map(|(lan, datapath, uplinks, named, hash, timeouts)| {
+    (lan, datapath(), uplinks(), vec((any::<Index>(), any::<u16>()), 1..8), select(HashMode::ALL), timeouts()).prop_map(
+        |(lan, datapath, uplinks, named, hash, timeouts)| {
             let mut members: Vec<(usize, u16)> = Vec::new();
             for (index, weight) in named {
                 let index = index.index(uplinks.len());
@@ -188,23 +146,17 @@ fn configs() -> impl Strategy<Value = Config> {
                     members.push((index, weight));
                 }
             }
-            let lan: Vec<InterfacePattern> = lan
-                .iter()
-                .filter(|name| name.as_str() != "lo")
-                .map(|name| name.parse().unwrap())
-                .collect();
+            let lan: Vec<InterfacePattern> =
+                lan.iter().filter(|name| name.as_str() != "lo").map(|name| name.parse().unwrap()).collect();
             Config {
-                lan: if lan.is_empty() {
-                    vec!["lan0".parse().unwrap()]
-                } else {
-                    lan
-                },
+                lan: if lan.is_empty() { vec!["lan0".parse().unwrap()] } else { lan },
                 datapath,
                 uplinks,
                 default_policy: Policy { members, hash },
                 timeouts,
             }
-        })
+        },
+    )
 }
 
 /// Parses, and if there are faults, they are in order and on one line each.
@@ -232,18 +184,9 @@ fn misspellings(name: &str) -> Vec<String> {
     for at in 0..=letters.len() {
         let (head, tail) = letters.split_at(at);
         let mut put = |middle: &[char], skip: usize| {
-            names.push(
-                head.iter()
-                    .chain(middle)
-                    .chain(&tail[skip..])
-                    .collect::<String>(),
-            );
+            names.push(head.iter().chain(middle).chain(&tail[skip..]).collect::<String>());
         };
-        for letter in ['a'..='z', '0'..='9', 'A'..='Z']
-            .into_iter()
-            .flatten()
-            .chain(['_', '-'])
-        {
+        for letter in ['a'..='z', '0'..='9', 'A'..='Z'].into_iter().flatten().chain(['_', '-']) {
             put(&[letter], 0);
             if !tail.is_empty() {
                 put(&[letter], 1);

@@ -4,8 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::super::{
-    Config, Datapath, HashMode, InterfacePattern, LoadError, Mode, MssClamp, OnDown, Policy,
-    PortRange, Timeouts, Uplink, check, load, warning_lines,
+    Config, Datapath, HashMode, InterfacePattern, LoadError, Mode, MssClamp, OnDown, Policy, PortRange, Timeouts,
+    Uplink, check, load, warning_lines,
 };
 use super::{ONE_UPLINK, config, faults, loaded};
 
@@ -28,18 +28,12 @@ fn everything_that_may_be_left_out_has_its_default() {
                 gateway: None,
                 address: None,
                 weight: 1,
-                ports: PortRange {
-                    first: 1024,
-                    last: 65535
-                },
+                ports: PortRange { first: 1024, last: 65535 },
                 on_down: OnDown::Reset,
                 mss_clamp: MssClamp::Off,
                 nat: true,
             }],
-            default_policy: Policy {
-                members: vec![(0, 1)],
-                hash: HashMode::Flow,
-            },
+            default_policy: Policy { members: vec![(0, 1)], hash: HashMode::Flow },
             timeouts: Timeouts {
                 udp: Duration::from_secs(300),
                 tcp_established: Duration::from_secs(7440),
@@ -66,7 +60,8 @@ fn uplinks_keep_the_order_of_the_file() {
 #[test]
 fn every_way_to_write_a_table_is_the_same() {
     let dotted = "lan = [\"lan0\"]\nuplink.isp1.interface = \"wan1\"\nuplink.isp1.weight = 3\ndatapath.mode = \"tc\"\n";
-    let inline = "lan = [\"lan0\"]\nuplink = { isp1 = { interface = \"wan1\", weight = 0x3 } }\ndatapath = { mode = \"tc\" }\n";
+    let inline =
+        "lan = [\"lan0\"]\nuplink = { isp1 = { interface = \"wan1\", weight = 0x3 } }\ndatapath = { mode = \"tc\" }\n";
     let headers = "lan = [\"lan0\"]\n[uplink.isp1]\ninterface = 'wan1'\nweight = +3\n[datapath]\nmode = \"tc\"\n";
     assert_eq!(config(dotted), config(inline));
     assert_eq!(config(dotted), config(headers));
@@ -74,10 +69,9 @@ fn every_way_to_write_a_table_is_the_same() {
 
 #[test]
 fn values_without_effect_are_kept() {
-    let config = loaded(&format!(
-        "{ONE_UPLINK}on_down = \"reset\"\nmss_clamp = \"auto\"\n[datapath]\nhost_traffic = true"
-    ))
-    .config;
+    let config =
+        loaded(&format!("{ONE_UPLINK}on_down = \"reset\"\nmss_clamp = \"auto\"\n[datapath]\nhost_traffic = true"))
+            .config;
     assert_eq!(config.uplinks[0].on_down, OnDown::Reset);
     assert_eq!(config.uplinks[0].mss_clamp, MssClamp::Auto);
     assert!(config.datapath.host_traffic);
@@ -93,11 +87,7 @@ fn an_address_may_be_a_list_of_one() {
 
 #[test]
 fn ports() {
-    for (text, first, last) in [
-        ("1024-65535", 1024, 65535),
-        ("5000", 5000, 5000),
-        ("1 - 2", 1, 2),
-    ] {
+    for (text, first, last) in [("1024-65535", 1024, 65535), ("5000", 5000, 5000), ("1 - 2", 1, 2)] {
         let config = config(&format!("{ONE_UPLINK}ports = \"{text}\""));
         let ports = config.uplinks[0].ports;
         assert_eq!(ports, PortRange { first, last });
@@ -107,13 +97,9 @@ fn ports() {
 
 #[test]
 fn mark_masks() {
-    for (text, mask) in [
-        ("0x00ff0000", 0x00ff_0000),
-        ("0XFF", 0xff),
-        ("0x1", 1),
-        ("0x80000000", 1 << 31),
-        ("0xffffffff", u32::MAX),
-    ] {
+    for (text, mask) in
+        [("0x00ff0000", 0x00ff_0000), ("0XFF", 0xff), ("0x1", 1), ("0x80000000", 1 << 31), ("0xffffffff", u32::MAX)]
+    {
         let config = config(&format!("{ONE_UPLINK}[datapath]\nmark_mask = \"{text}\""));
         assert_eq!(config.datapath.mark_mask, mask);
     }
@@ -151,10 +137,7 @@ fn durations() {
         "٣s",
     ] {
         let faults = faults(&format!("{ONE_UPLINK}[timeouts]\nudp = \"{text}\""));
-        assert!(
-            faults.starts_with("5:7: udp must be a duration"),
-            "{faults}"
-        );
+        assert!(faults.starts_with("5:7: udp must be a duration"), "{faults}");
     }
 }
 
@@ -173,21 +156,8 @@ fn interface_patterns() {
     for text in ["lan0", "lan*", "*"] {
         assert_eq!(pattern(text).to_string(), text);
     }
-    for text in [
-        "",
-        "a b",
-        "a\tb",
-        "a/b",
-        "a:b",
-        "*a",
-        "**",
-        ".",
-        "..",
-        "lo",
-        "a\0",
-        "abcdefghijklmnop",
-        "éééééééé",
-    ] {
+    for text in ["", "a b", "a\tb", "a/b", "a:b", "*a", "**", ".", "..", "lo", "a\0", "abcdefghijklmnop", "éééééééé"]
+    {
         assert!(text.parse::<InterfacePattern>().is_err(), "{text:?}");
     }
 }
@@ -201,10 +171,7 @@ fn faults_of_a_file_name_the_file() {
     assert!(matches!(&error, LoadError::Io(at, _) if *at == path));
     assert_eq!(
         error.to_string(),
-        format!(
-            "{}: cannot read the config: No such file or directory (os error 2)",
-            path.display()
-        )
+        format!("{}: cannot read the config: No such file or directory (os error 2)", path.display())
     );
 
     std::fs::write(&path, format!("{ONE_UPLINK}wieght = 2\nnat = 3\n")).unwrap();
@@ -220,10 +187,7 @@ fn faults_of_a_file_name_the_file() {
     std::fs::write(&path, b"lan = [\"lan0\"] # \xc3\xbc\n# \xc3\xbc \xff\n").unwrap();
     assert_eq!(
         check(&path).unwrap_err().to_string(),
-        format!(
-            "{}:2:5: this is not UTF-8 text; save the file as UTF-8",
-            path.display()
-        )
+        format!("{}:2:5: this is not UTF-8 text; save the file as UTF-8", path.display())
     );
 
     std::fs::write(&path, ONE_UPLINK).unwrap();
@@ -233,10 +197,7 @@ fn faults_of_a_file_name_the_file() {
 
 #[test]
 fn warnings_say_that_they_are() {
-    let warnings = loaded(&format!(
-        "{ONE_UPLINK}on_down = \"reset\"\nmss_clamp = 1400\n"
-    ))
-    .warnings;
+    let warnings = loaded(&format!("{ONE_UPLINK}on_down = \"reset\"\nmss_clamp = 1400\n")).warnings;
     assert_eq!(
         warning_lines(Path::new("mh.toml"), &warnings),
         "mh.toml:4:11: warning: on_down = \"reset\" sends no RST in this version of mh yet: TCP connections are held, all other flows are bound anew\n\

@@ -29,18 +29,7 @@ impl Sniffer {
     /// If tcpdump is not installed, or doesn't like the filter.
     pub fn start(host: &Host, filter: &str) -> Result<Self> {
         require_tools(&["tcpdump"])?;
-        let arguments = [
-            "tcpdump",
-            "-n",
-            "-l",
-            "--immediate-mode",
-            "-t",
-            "-Q",
-            "in",
-            "-i",
-            "any",
-            filter,
-        ];
+        let arguments = ["tcpdump", "-n", "-l", "--immediate-mode", "-t", "-Q", "in", "-i", "any", filter];
         let mut tcpdump = host.spawn("tcpdump", &arguments)?;
         tcpdump.wait_for_line("listening on", Duration::from_secs(10))?;
         Ok(Self { tcpdump })
@@ -58,10 +47,7 @@ fn parse(line: &str) -> Option<Segment> {
     let (left, right) = line.split_once(" > ")?;
     let source = left.rsplit(' ').next()?;
     let (destination, _) = right.split_once(':')?;
-    Some(Segment {
-        source: address(source)?,
-        destination: address(destination)?,
-    })
+    Some(Segment { source: address(source)?, destination: address(destination)? })
 }
 
 /// Reads tcpdump's `ADDRESS.PORT`.
@@ -82,9 +68,6 @@ mod tests {
             segment.map(|segment| (segment.source.to_string(), segment.destination.to_string())),
             Some(("198.51.100.2:40000".into(), "192.0.2.10:7777".into())),
         );
-        assert_eq!(
-            parse("eth1  In  ARP, Request who-has 10.99.1.1 tell 10.99.1.2, length 28"),
-            None
-        );
+        assert_eq!(parse("eth1  In  ARP, Request who-has 10.99.1.1 tell 10.99.1.2, length 28"), None);
     }
 }

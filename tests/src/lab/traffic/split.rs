@@ -45,11 +45,7 @@ impl Split {
     pub fn sigmas(&self, source: Ipv4Addr, share: f64) -> f64 {
         let total = self.total() as f64;
         let difference = (self.count(source) as f64 - total * share).abs();
-        if difference == 0.0 {
-            0.0
-        } else {
-            difference / (total * share * (1.0 - share)).sqrt()
-        }
+        if difference == 0.0 { 0.0 } else { difference / (total * share * (1.0 - share)).sqrt() }
     }
 
     /// Checks that the sources are these and no others, each with its part of all flows within 4 standard deviations.
@@ -64,10 +60,7 @@ impl Split {
         for &(source, weight) in weights {
             let share = f64::from(weight) / f64::from(sum);
             let sigmas = self.sigmas(source, share);
-            ensure!(
-                sigmas <= 4.0,
-                "{source} is {sigmas:.1} sigma from its share of {share:.3}: {self}"
-            );
+            ensure!(sigmas <= 4.0, "{source} is {sigmas:.1} sigma from its share of {share:.3}: {self}");
         }
         Ok(())
     }
@@ -93,9 +86,7 @@ mod tests {
     const B: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 
     fn split(a: usize, b: usize) -> Split {
-        let flows = [(A, a), (B, b)]
-            .into_iter()
-            .flat_map(|(ip, n)| (0..n).map(move |_| SocketAddrV4::new(ip, 1)));
+        let flows = [(A, a), (B, b)].into_iter().flat_map(|(ip, n)| (0..n).map(move |_| SocketAddrV4::new(ip, 1)));
         Split::of(flows)
     }
 

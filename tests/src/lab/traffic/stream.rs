@@ -30,10 +30,7 @@ static PATTERN: LazyLock<Vec<u8>> = LazyLock::new(|| {
         state ^= state >> 27;
         state.wrapping_mul(0x2545_f491_4f6c_dd1d)
     });
-    words
-        .take(BLOCK_BYTES as usize / 8)
-        .flat_map(u64::to_be_bytes)
-        .collect()
+    words.take(BLOCK_BYTES as usize / 8).flat_map(u64::to_be_bytes).collect()
 });
 
 /// Which way the bytes go.
@@ -114,9 +111,7 @@ pub(super) fn receive(stream: &TcpStream, progress: impl Fn(u64)) -> Result<Rece
         if length == 0 {
             break;
         }
-        let part = block
-            .get_mut(..length as usize)
-            .with_context(|| format!("a block of {length} bytes"))?;
+        let part = block.get_mut(..length as usize).with_context(|| format!("a block of {length} bytes"))?;
         stream.read_exact(part).context("receive")?;
         hasher.update(&*part);
         bytes += u64::from(length);
@@ -125,10 +120,7 @@ pub(super) fn receive(stream: &TcpStream, progress: impl Fn(u64)) -> Result<Rece
     let hash: [u8; 32] = hasher.finalize().into();
     let mut claimed = [0; 32];
     stream.read_exact(&mut claimed).context("receive the hash")?;
-    ensure!(
-        hash == claimed,
-        "{bytes} bytes arrived with another hash than they were sent with"
-    );
+    ensure!(hash == claimed, "{bytes} bytes arrived with another hash than they were sent with");
     Ok(Received { bytes, hash })
 }
 
@@ -158,12 +150,7 @@ fn upload(flow: TcpFlow, amount: Amount<'_>, progress: impl Fn(u64)) -> Result<T
     let mut hash = [0; 32];
     stream.read_exact(&mut hash).context("receive the server's hash")?;
     ensure!(hash == sent.hash, "the server computed another hash");
-    Ok(Transferred {
-        bytes: sent.bytes,
-        hash,
-        elapsed: begun.elapsed(),
-        seen,
-    })
+    Ok(Transferred { bytes: sent.bytes, hash, elapsed: begun.elapsed(), seen })
 }
 
 fn download(flow: TcpFlow, length: u64, progress: impl Fn(&TcpStream, u64)) -> Result<Transferred> {
@@ -173,12 +160,7 @@ fn download(flow: TcpFlow, length: u64, progress: impl Fn(&TcpStream, u64)) -> R
     stream.write_all(b"d")?;
     stream.write_all(&length.to_be_bytes())?;
     let Received { bytes, hash } = receive(&stream, |bytes| progress(&stream, bytes))?;
-    Ok(Transferred {
-        bytes,
-        hash,
-        elapsed: begun.elapsed(),
-        seen,
-    })
+    Ok(Transferred { bytes, hash, elapsed: begun.elapsed(), seen })
 }
 
 /// Transfers `bytes` between `client` and a [`TcpServer`] and compares the hashes of both ends.
@@ -192,11 +174,7 @@ pub fn transfer(client: &Host, to: SocketAddrV4, direction: Direction, bytes: u6
         Direction::Download => download(flow, bytes, |_, _| ()),
     };
     let transferred = transferred.with_context(|| format!("{direction:?} between {} and {to}", client.name()))?;
-    ensure!(
-        transferred.bytes == bytes,
-        "{} bytes of {bytes} arrived",
-        transferred.bytes
-    );
+    ensure!(transferred.bytes == bytes, "{} bytes of {bytes} arrived", transferred.bytes);
     Ok(transferred)
 }
 
@@ -248,10 +226,7 @@ impl OpenTransfer {
     pub fn advance(&self, bytes: u64) -> Result<()> {
         let goal = self.progress() + bytes;
         super::super::wait_until("a transfer to advance", STALL_TIMEOUT, || {
-            ensure!(
-                !self.thread.is_finished() || self.progress() >= goal,
-                "the transfer ended early"
-            );
+            ensure!(!self.thread.is_finished() || self.progress() >= goal, "the transfer ended early");
             Ok(self.progress() >= goal)
         })
         .map(drop)
@@ -263,9 +238,6 @@ impl OpenTransfer {
     /// If the connection failed or stalled at any time, or the hashes differ.
     pub fn finish(self) -> Result<Transferred> {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread
-            .join()
-            .map_err(|_| anyhow!("the transfer's thread panicked"))?
-            .context("open transfer")
+        self.thread.join().map_err(|_| anyhow!("the transfer's thread panicked"))?.context("open transfer")
     }
 }

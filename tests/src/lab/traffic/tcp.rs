@@ -55,12 +55,7 @@ impl TcpServer {
                 }
             }
         })?;
-        Ok(Self {
-            address,
-            listener,
-            shared,
-            thread: Some(thread),
-        })
+        Ok(Self { address, listener, shared, thread: Some(thread) })
     }
 
     /// Where it listens.
@@ -170,8 +165,7 @@ impl TcpFlow {
     /// # Errors
     /// If there is no connection, or no word from the server, within `timeout` each.
     pub fn connect(host: &Host, to: SocketAddrV4, timeout: Duration) -> Result<Self> {
-        host.enter(|| Self::connect_here(to, timeout))?
-            .with_context(|| format!("{} to tcp {to}", host.name()))
+        host.enter(|| Self::connect_here(to, timeout))?.with_context(|| format!("{} to tcp {to}", host.name()))
     }
 
     /// [`TcpFlow::connect`] from the namespace that this thread is in.
@@ -183,25 +177,12 @@ impl TcpFlow {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
-        let SocketAddr::V4(local) = stream.local_addr()? else {
-            bail!("no IPv4 socket")
-        };
+        let SocketAddr::V4(local) = stream.local_addr()? else { bail!("no IPv4 socket") };
         let mut stream = BufReader::new(stream);
         let mut line = String::new();
-        stream
-            .read_line(&mut line)
-            .context("read which source the server saw")?;
-        let seen = line
-            .trim()
-            .parse()
-            .with_context(|| format!("the server's greeting: {line:?}"))?;
-        Ok(Self {
-            stream,
-            local,
-            remote: to,
-            seen,
-            echoes: false,
-        })
+        stream.read_line(&mut line).context("read which source the server saw")?;
+        let seen = line.trim().parse().with_context(|| format!("the server's greeting: {line:?}"))?;
+        Ok(Self { stream, local, remote: to, seen, echoes: false })
     }
 
     /// Sends a few bytes and checks that they come back: the connection is alive in both directions.
@@ -209,9 +190,7 @@ impl TcpFlow {
     /// # Errors
     /// If they don't come back in time, or differently.
     pub fn echo(&mut self) -> Result<()> {
-        let Self {
-            local, remote, seen, ..
-        } = *self;
+        let Self { local, remote, seen, .. } = *self;
         let mut exchange = || -> Result<()> {
             if !self.echoes {
                 self.stream.get_mut().write_all(b"e")?;

@@ -54,12 +54,7 @@ impl UdpServer {
                 }
             }
         })?;
-        Ok(Self {
-            address,
-            seen,
-            stop,
-            thread: Some(thread),
-        })
+        Ok(Self { address, seen, stop, thread: Some(thread) })
     }
 
     /// Where it listens.
@@ -112,23 +107,14 @@ impl UdpFlow {
     /// # Errors
     /// If the port is taken, or no answer comes.
     pub fn open_from(host: &Host, port: u16, to: SocketAddrV4) -> Result<Self> {
-        host.enter(|| Self::open_here(port, to))?
-            .with_context(|| format!("{} to udp {to}", host.name()))
+        host.enter(|| Self::open_here(port, to))?.with_context(|| format!("{} to udp {to}", host.name()))
     }
 
     fn open_here(port: u16, to: SocketAddrV4) -> Result<Self> {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).with_context(|| format!("bind port {port}"))?;
         socket.connect(to).context("connect")?;
-        let SocketAddr::V4(local) = socket.local_addr()? else {
-            bail!("no IPv4 socket")
-        };
-        let mut flow = Self {
-            socket,
-            questions: AtomicU64::new(0),
-            local,
-            remote: to,
-            seen: local,
-        };
+        let SocketAddr::V4(local) = socket.local_addr()? else { bail!("no IPv4 socket") };
+        let mut flow = Self { socket, questions: AtomicU64::new(0), local, remote: to, seen: local };
         flow.seen = flow.ask()?;
         Ok(flow)
     }
@@ -143,10 +129,7 @@ impl UdpFlow {
             let until = Instant::now() + TRY_TIMEOUT;
             // An ICMP error that came back is told once by the next call: the next try decides.
             let _ = self.socket.send(question.as_bytes());
-            while let Some(left) = until
-                .checked_duration_since(Instant::now())
-                .filter(|left| !left.is_zero())
-            {
+            while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
                 self.socket.set_read_timeout(Some(left))?;
                 let mut buffer = [0; 256];
                 let Ok(length) = self.socket.recv(&mut buffer) else {
@@ -155,17 +138,11 @@ impl UdpFlow {
                 let answer = String::from_utf8_lossy(&buffer[..length]);
                 // Answers to earlier questions, sent twice, are late ones.
                 if let Some((source, _)) = answer.split_once(' ').filter(|(_, about)| *about == question) {
-                    return source
-                        .parse()
-                        .with_context(|| format!("the server's answer: {answer:?}"));
+                    return source.parse().with_context(|| format!("the server's answer: {answer:?}"));
                 }
             }
         }
-        bail!(
-            "no answer to {TRIES} datagrams from {} to udp {}",
-            self.local,
-            self.remote
-        )
+        bail!("no answer to {TRIES} datagrams from {} to udp {}", self.local, self.remote)
     }
 }
 
@@ -174,10 +151,6 @@ impl UdpFlow {
 /// # Errors
 /// If one gets no answer.
 pub fn udp_flows(host: &Host, to: SocketAddrV4, count: usize) -> Result<Vec<UdpFlow>> {
-    host.enter(|| {
-        (0..count)
-            .map(|_| UdpFlow::open_here(0, to))
-            .collect::<Result<Vec<_>>>()
-    })?
-    .with_context(|| format!("{} to udp {to}", host.name()))
+    host.enter(|| (0..count).map(|_| UdpFlow::open_here(0, to)).collect::<Result<Vec<_>>>())?
+        .with_context(|| format!("{} to udp {to}", host.name()))
 }
