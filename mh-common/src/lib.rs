@@ -16,6 +16,10 @@
 //! Failure behaviour: nothing here panics; functions that can fail return `Option` or a small `Copy` enum.
 
 #![cfg_attr(not(test), no_std)]
+#![allow(
+    clippy::cast_possible_truncation,
+    reason = "arithmetic on bits of known width in const functions, where TryFrom can't be called; bounds stand beside it"
+)]
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod abi;

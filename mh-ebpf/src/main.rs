@@ -13,6 +13,11 @@
 //! The crate compiles for the host as well (an empty `main`), so that clippy and rust-analyzer see it.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "helpers take and return C integers; TryFrom's failure branch would be code that the verifier has to walk"
+)]
 #![allow(missing_docs, reason = "the entry points' macros make functions that can't be documented")]
 
 mod access;
@@ -43,9 +48,7 @@ pub fn mh_tc(ctx: TcContext) -> i32 {
 pub fn mh_xdp(ctx: XdpContext) -> u32 {
     let mut frame = XdpFrame::new(ctx);
     let outcome = track::established(&mut frame);
-    #[allow(clippy::cast_sign_loss, reason = "XDP actions are small positive numbers")]
-    let action = count::finish(&frame, outcome) as u32;
-    action
+    count::finish(&frame, outcome) as u32
 }
 
 /// Debug and tail helpers need a GPL-compatible licence; so does nothing else here, but the kernel asks per object.

@@ -3,6 +3,8 @@
 //! Dependencies point one way: [`config`] <- [`core`] and [`reconcile`] (sans-IO) <- [`netlink`], [`datapath`], [`control`] <-
 //! [`daemon`] <- the binaries `mhd` and `mhctl`. [`cli`] renders what [`control`] brings.
 
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may"))]
+
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -44,7 +44,11 @@ pub struct Packet {
 
 impl Packet {
     /// A packet with a TTL of 64, no options and a few bytes of payload.
+    ///
+    /// # Panics
+    /// If an address and port don't parse.
     #[must_use]
+    #[allow(clippy::panic, reason = "a test's own text is wrong")]
     pub fn new(to: Mac, from: Mac, src: &str, dst: &str, transport: Transport) -> Self {
         let parse = |text: &str| text.parse().unwrap_or_else(|_| panic!("{text:?} is no address and port"));
         let (src, dst) = (parse(src), parse(dst));

@@ -65,7 +65,7 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
             let request = WeightsRequest { weights: parse_weights(&weights)?, save };
             let unchanged = request.weights.is_empty() && !save;
             let list = if unchanged { client.weights().await? } else { client.set_weights(&request).await? };
-            output.show(&list, render::weights)
+            output.show(&list, |list, colour| render::weights(list, colour))
         }
         Command::Drain { name } => {
             client.set_drain(&name, true).await?;
@@ -82,7 +82,9 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
         Command::Flows(flows) => {
             let filter = filter(&flows)?;
             match flows.action.unwrap_or(FlowsAction::List) {
-                FlowsAction::List => output.show(&client.flows(&filter).await?, render::flows),
+                FlowsAction::List => {
+                    output.show(&client.flows(&filter).await?, |list, colour| render::flows(list, colour))
+                }
                 FlowsAction::Count => {
                     output.show(&client.count_flows(&filter).await?, |count, _| format!("{}\n", count.count))
                 }
@@ -90,7 +92,7 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
                     .show(&client.flush_flows(&filter).await?, |count, _| format!("{} flows removed\n", count.count)),
             }
         }
-        Command::Bindings => output.show(&client.bindings().await?, render::bindings),
+        Command::Bindings => output.show(&client.bindings().await?, |list, colour| render::bindings(list, colour)),
         Command::Stats => output.show(&client.stats().await?, render::stats),
         Command::Reload => output.show(&client.reload().await?, render::reloaded),
         Command::Check { file } => {

@@ -85,7 +85,7 @@ pub fn status(status: &Status, colour: bool) -> String {
     )
 }
 
-pub fn weights(weights: &Vec<Weight>, _colour: bool) -> String {
+pub fn weights(weights: &[Weight], _colour: bool) -> String {
     let rows = weights
         .iter()
         .map(|w| {
@@ -102,7 +102,7 @@ pub fn weights(weights: &Vec<Weight>, _colour: bool) -> String {
     table(&columns, rows)
 }
 
-pub fn flows(flows: &Vec<Flow>, _colour: bool) -> String {
+pub fn flows(flows: &[Flow], _colour: bool) -> String {
     let rows = flows
         .iter()
         .map(|f| {
@@ -141,7 +141,7 @@ pub fn flows(flows: &Vec<Flow>, _colour: bool) -> String {
     )
 }
 
-pub fn bindings(bindings: &Vec<Binding>, _colour: bool) -> String {
+pub fn bindings(bindings: &[Binding], _colour: bool) -> String {
     let rows = bindings
         .iter()
         .map(|b| {
@@ -245,7 +245,7 @@ mod tests {
             packets_in: 4,
             bytes_in: 10,
         };
-        let text = flows(&vec![flow], false);
+        let text = flows(&[flow], false);
         let row = text.lines().nth(1).unwrap();
         assert_eq!(
             row.split_whitespace().collect::<Vec<_>>()[..6],

@@ -69,7 +69,11 @@ impl Controller {
 
     /// Takes in events; returns whether anything changed.
     pub fn observe(&mut self, events: Vec<Event>) -> bool {
-        events.into_iter().fold(false, |changed, event| self.observed.apply(event) || changed)
+        let mut changed = false;
+        for event in events {
+            changed |= self.observed.apply(event);
+        }
+        changed
     }
 
     /// The first reconciliation: also removes what a former controller left and nobody wants. Fails if anything can't be put in force.

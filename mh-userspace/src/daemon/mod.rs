@@ -11,7 +11,6 @@ mod controller;
 mod saved;
 
 use std::{
-    future::Future,
     path::{Path, PathBuf},
     pin::pin,
     sync::Arc,
@@ -176,10 +175,9 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
     outcome.map(|()| detach)
 }
 
-fn ended(mut stopped: watch::Receiver<bool>) -> impl Future<Output = ()> + Send + 'static {
-    async move {
-        let _ = stopped.wait_for(|stop| *stop).await;
-    }
+async fn ended(mut stopped: watch::Receiver<bool>) {
+    // If the sender is gone, so is the loop.
+    let _ = stopped.wait_for(|stop| *stop).await;
 }
 
 fn warn_of(path: &Path, loaded: &config::Loaded) {

@@ -34,6 +34,9 @@ pub struct Filter {
     pub protocol: Option<u8>,
 }
 
+/// A binding, by its inside and its outside.
+pub type Binding = (End<Ipv4>, Outside<Ipv4>);
+
 /// A flow: its forward half, and its reply half if that is there.
 #[derive(Debug, Clone, Copy)]
 pub struct Flow {
@@ -172,7 +175,7 @@ impl Tables {
     }
 
     /// All bindings.
-    pub fn bindings(&self) -> Result<Vec<(End<Ipv4>, Outside<Ipv4>)>, DatapathError> {
+    pub fn bindings(&self) -> Result<Vec<Binding>, DatapathError> {
         let mut bindings = Vec::new();
         self.by_inside4.walk(|inside, outside| bindings.push((inside, outside)))?;
         Ok(bindings)
