@@ -400,8 +400,8 @@ fn restore_reply<Fam: Tables + Header>(
     let key = &packet.key;
     let end = End { address: key.dst, port: key.dport, protocol: key.protocol, uplink };
     let answer = match Fam::by_outside().get_ptr_mut(end) {
-        // SAFETY: a live map value that is copied.
         Some(inside) => {
+            // SAFETY: a live map value that is copied.
             let inside = unsafe { *inside };
             Key::new(key.src, inside.address, key.sport, inside.port, key.protocol)
         }
