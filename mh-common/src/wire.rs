@@ -3,56 +3,66 @@
 //! Sources: IEEE 802.3 (Ethernet), RFC 791 (IPv4), RFC 8200 (IPv6), RFC 9293 (TCP), RFC 768 (UDP), RFC 792 and RFC 4443 (ICMP).
 //! Offsets are in bytes from the start of the header that they belong to.
 
+use core::mem::offset_of;
+
+use network_types::{
+    eth::{EthHdr, EtherType},
+    icmp::Icmpv4Hdr,
+    ip::{IpProto, Ipv4Hdr},
+    tcp::TcpHdr,
+    udp::UdpHdr,
+};
+
 /// EtherType of IPv4.
-pub const ETHERTYPE_IPV4: u16 = 0x0800;
+pub const ETHERTYPE_IPV4: u16 = (EtherType::Ipv4 as u16).to_be();
 /// EtherType of IPv6.
-pub const ETHERTYPE_IPV6: u16 = 0x86dd;
+pub const ETHERTYPE_IPV6: u16 = (EtherType::Ipv6 as u16).to_be();
 /// EtherType of an 802.1Q tag.
-pub const ETHERTYPE_VLAN: u16 = 0x8100;
+pub const ETHERTYPE_VLAN: u16 = (EtherType::Ieee8021q as u16).to_be();
 /// EtherType of an 802.1ad tag.
-pub const ETHERTYPE_QINQ: u16 = 0x88a8;
+pub const ETHERTYPE_QINQ: u16 = (EtherType::Ieee8021ad as u16).to_be();
 
 /// Protocol number of ICMP.
-pub const PROTOCOL_ICMP: u8 = 1;
+pub const PROTOCOL_ICMP: u8 = IpProto::Icmp as u8;
 /// Protocol number of TCP.
-pub const PROTOCOL_TCP: u8 = 6;
+pub const PROTOCOL_TCP: u8 = IpProto::Tcp as u8;
 /// Protocol number of UDP.
-pub const PROTOCOL_UDP: u8 = 17;
+pub const PROTOCOL_UDP: u8 = IpProto::Udp as u8;
 /// Protocol number of ICMPv6.
-pub const PROTOCOL_ICMPV6: u8 = 58;
+pub const PROTOCOL_ICMPV6: u8 = IpProto::Ipv6Icmp as u8;
 
 /// Length of an Ethernet header without tags.
-pub const ETHERNET_LEN: usize = 14;
+pub const ETHERNET_LEN: usize = EthHdr::LEN;
 /// Offset of the source address in an Ethernet header.
-pub const ETHERNET_SRC: usize = 6;
+pub const ETHERNET_SRC: usize = offset_of!(EthHdr, src_addr);
 /// Offset of the EtherType.
-pub const ETHERNET_TYPE: usize = 12;
+pub const ETHERNET_TYPE: usize = offset_of!(EthHdr, ether_type);
 
 /// Length of an IPv4 header without options.
-pub const IPV4_LEN: usize = 20;
+pub const IPV4_LEN: usize = Ipv4Hdr::LEN;
 /// Length of the longest IPv4 header.
 pub const IPV4_MAX_LEN: usize = 60;
 /// Offset of the fragment flags and offset in an IPv4 header.
-pub const IPV4_FRAGMENT: usize = 6;
+pub const IPV4_FRAGMENT: usize = offset_of!(Ipv4Hdr, frags);
 /// Offset of the TTL.
-pub const IPV4_TTL: usize = 8;
+pub const IPV4_TTL: usize = offset_of!(Ipv4Hdr, ttl);
 /// Offset of the header checksum.
-pub const IPV4_CHECKSUM: usize = 10;
+pub const IPV4_CHECKSUM: usize = offset_of!(Ipv4Hdr, check);
 /// Offset of the source address.
-pub const IPV4_SRC: usize = 12;
+pub const IPV4_SRC: usize = offset_of!(Ipv4Hdr, src_addr);
 /// Offset of the destination address.
-pub const IPV4_DST: usize = 16;
+pub const IPV4_DST: usize = offset_of!(Ipv4Hdr, dst_addr);
 /// More-fragments bit and fragment offset, in host byte order: a packet is whole if all are zero.
 pub const IPV4_FRAGMENT_MASK: u16 = 0x3fff;
 /// The don't-fragment bit, in host byte order.
 pub const IPV4_DONT_FRAGMENT: u16 = 0x4000;
 
 /// Length of a TCP header without options.
-pub const TCP_LEN: usize = 20;
+pub const TCP_LEN: usize = TcpHdr::LEN;
 /// Offset of the data offset and flags in a TCP header.
-pub const TCP_OFFSET_FLAGS: usize = 12;
+pub const TCP_OFFSET_FLAGS: usize = offset_of!(TcpHdr, _bitfield_1);
 /// Offset of the checksum.
-pub const TCP_CHECKSUM: usize = 16;
+pub const TCP_CHECKSUM: usize = offset_of!(TcpHdr, check);
 /// FIN.
 pub const TCP_FIN: u8 = 0x01;
 /// SYN.
@@ -63,19 +73,36 @@ pub const TCP_RST: u8 = 0x04;
 pub const TCP_ACK: u8 = 0x10;
 
 /// Length of a UDP header.
-pub const UDP_LEN: usize = 8;
+pub const UDP_LEN: usize = UdpHdr::LEN;
 /// Offset of the checksum in a UDP header.
-pub const UDP_CHECKSUM: usize = 6;
+pub const UDP_CHECKSUM: usize = offset_of!(UdpHdr, check);
 
 /// Length of an ICMP echo header.
-pub const ICMP_LEN: usize = 8;
+pub const ICMP_LEN: usize = Icmpv4Hdr::LEN;
 /// Offset of the checksum in an ICMP header.
-pub const ICMP_CHECKSUM: usize = 2;
+pub const ICMP_CHECKSUM: usize = offset_of!(Icmpv4Hdr, check);
 /// Offset of the identifier of an echo message.
-pub const ICMP_ID: usize = 4;
+pub const ICMP_ID: usize = offset_of!(Icmpv4Hdr, data);
 
 /// The longest run of headers that the datapath looks at: Ethernet, IPv4 with all options, TCP without.
 pub const MAX_HEADERS_LEN: usize = ETHERNET_LEN + IPV4_MAX_LEN + TCP_LEN;
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The offsets come from network-types; these are the RFCs'.
+    #[test]
+    fn layouts_are_those_of_the_standards() {
+        assert_eq!((ETHERNET_LEN, ETHERNET_SRC, ETHERNET_TYPE), (14, 6, 12));
+        assert_eq!((IPV4_LEN, IPV4_FRAGMENT, IPV4_TTL, IPV4_CHECKSUM, IPV4_SRC, IPV4_DST), (20, 6, 8, 10, 12, 16));
+        assert_eq!((TCP_LEN, TCP_OFFSET_FLAGS, TCP_CHECKSUM), (20, 12, 16));
+        assert_eq!((UDP_LEN, UDP_CHECKSUM), (8, 6));
+        assert_eq!((ICMP_LEN, ICMP_CHECKSUM, ICMP_ID), (8, 2, 4));
+        assert_eq!((ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, ETHERTYPE_QINQ), (0x0800, 0x86dd, 0x8100, 0x88a8));
+        assert_eq!((PROTOCOL_ICMP, PROTOCOL_TCP, PROTOCOL_UDP, PROTOCOL_ICMPV6), (1, 6, 17, 58));
+    }
+}

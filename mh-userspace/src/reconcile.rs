@@ -104,3 +104,112 @@ pub fn plan(in_force: Option<&Desired>, desired: &Desired) -> Vec<Action> {
     }
     actions
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::core::Hook;
+
+    /// What the kernel would hold after actions.
+    #[derive(Debug, Default, PartialEq)]
+    struct Model {
+        healthy: u64,
+        neighbour_epoch: u32,
+        count: u32,
+        timeouts: abi::Timeouts,
+        uplinks: BTreeMap<u8, abi::Uplink>,
+        policy: Option<([u32; abi::MAX_UPLINKS], u64, u32)>,
+        local: BTreeSet<Ipv4Addr>,
+        interfaces: BTreeMap<u32, ManagedInterface>,
+    }
+
+    impl Model {
+        fn apply(&mut self, action: &Action) {
+            match action.clone() {
+                Action::SetLive { healthy, neighbour_epoch } => {
+                    (self.healthy, self.neighbour_epoch) = (healthy, neighbour_epoch);
+                }
+                Action::SetSettings { uplinks, timeouts } => (self.count, self.timeouts) = (uplinks, timeouts),
+                Action::SetUplink(index, uplink) => drop(self.uplinks.insert(index, uplink)),
+                Action::RemoveUplink(index) => drop(self.uplinks.remove(&index)),
+                Action::SetPolicy { weights, members, hash_mode } => self.policy = Some((weights, members, hash_mode)),
+                Action::AddLocal(address) => drop(self.local.insert(address)),
+                Action::RemoveLocal(address) => drop(self.local.remove(&address)),
+                Action::Attach(ifindex, interface) => drop(self.interfaces.insert(ifindex, interface)),
+                Action::Detach(ifindex) => drop(self.interfaces.remove(&ifindex)),
+            }
+            // At every step a usable uplink has a record.
+            let recorded: u64 = self.uplinks.keys().map(|index| 1 << index).sum();
+            assert_eq!(self.healthy & !recorded, 0, "after {action:?}");
+        }
+
+        fn of(desired: &Desired) -> Self {
+            let mut model = Self::default();
+            plan(None, desired).iter().for_each(|action| model.apply(action));
+            model
+        }
+    }
+
+    fn desired() -> impl Strategy<Value = Desired> {
+        let uplinks = prop::collection::btree_map(0u8..4, (1u32..4, any::<bool>(), 0u32..3), 0..4);
+        let interfaces = prop::collection::btree_map(1u32..6, any::<bool>(), 0..5);
+        let local = prop::collection::btree_set((0u8..4).prop_map(|n| Ipv4Addr::new(192, 0, 2, n)), 0..4);
+        (uplinks, interfaces, local, 0u32..3).prop_map(|(uplinks, interfaces, local, neighbour_epoch)| {
+            let mut desired = Desired {
+                uplinks: BTreeMap::new(),
+                views: Vec::new(),
+                weights: [0; abi::MAX_UPLINKS],
+                members: 0,
+                healthy: 0,
+                hash_mode: mh_common::hash::HashMode::Flow,
+                timeouts: abi::Timeouts::default(),
+                interfaces: BTreeMap::new(),
+                local,
+                neighbour_epoch,
+            };
+            for (index, (ifindex, healthy, weight)) in uplinks {
+                desired.uplinks.insert(index, abi::Uplink { ifindex, ..abi::Uplink::default() });
+                desired.healthy |= u64::from(healthy) << index;
+                desired.members |= u64::from(healthy && weight > 0) << index;
+                desired.weights[usize::from(index)] = weight;
+            }
+            for (ifindex, lan) in interfaces {
+                let role = if lan { abi::ROLE_LAN } else { abi::ROLE_UPLINK };
+                let interface = abi::Interface { role, ..abi::Interface::default() };
+                let managed = ManagedInterface { name: format!("if{ifindex}"), interface, hook: Hook::Tc };
+                desired.interfaces.insert(ifindex, managed);
+            }
+            desired
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_plan_leads_from_anything_to_what_is_desired(steps in prop::collection::vec(desired(), 1..5)) {
+            let mut model = Model::of(&steps[0]);
+            for pair in steps.windows(2) {
+                plan(Some(&pair[0]), &pair[1]).iter().for_each(|action| model.apply(action));
+                prop_assert_eq!(&model, &Model::of(&pair[1]));
+            }
+        }
+
+        #[test]
+        fn nothing_is_done_twice(desired in desired()) {
+            prop_assert_eq!(plan(Some(&desired), &desired), []);
+        }
+
+        #[test]
+        fn lost_health_comes_first(before in desired(), after in desired()) {
+            let lost = before.healthy & !after.healthy;
+            if lost != 0 {
+                let first = plan(Some(&before), &after).swap_remove(0);
+                let cleared = matches!(first, Action::SetLive { healthy, .. } if healthy & lost == 0);
+                prop_assert!(cleared);
+            }
+        }
+    }
+}
