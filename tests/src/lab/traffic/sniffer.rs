@@ -29,7 +29,8 @@ impl Sniffer {
     /// If tcpdump is not installed, or doesn't like the filter.
     pub fn start(host: &Host, filter: &str) -> Result<Self> {
         require_tools(&["tcpdump"])?;
-        let arguments = ["tcpdump", "-n", "-l", "--immediate-mode", "-t", "-Q", "in", "-i", "any", filter];
+        // With the default snapshot length a slot of the capture's ring takes 256 KiB: a burst of more than eight packets is lost.
+        let arguments = ["tcpdump", "-n", "-l", "--immediate-mode", "-s", "128", "-t", "-Q", "in", "-i", "any", filter];
         let mut tcpdump = host.spawn("tcpdump", &arguments)?;
         tcpdump.wait_for_line("listening on", Duration::from_secs(10))?;
         Ok(Self { tcpdump })
