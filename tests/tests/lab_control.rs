@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use aya::programs::{SchedClassifier, TcAttachType};
+use aya::util::KernelVersion;
 use mh_tests::in_both_modes;
 use mh_tests::lab::traffic::{Split, TcpFlow, tcp_flows, udp_flows};
 use mh_tests::lab::{Host, SERVER, Scene, binary, wait_until};
@@ -136,6 +137,12 @@ fn reload_changes_weights(scene: &mut Scene) -> Result<()> {
     flows.iter_mut().try_for_each(TcpFlow::echo)
 }
 
+fn tcx_programs(interface: &str) -> Result<usize> {
+    let (_, ingress) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress)?;
+    let (_, egress) = SchedClassifier::query_tcx(interface, TcAttachType::Egress)?;
+    Ok(ingress.len() + egress.len())
+}
+
 /// How many programs are attached to an interface: XDP, tcx and clsact together.
 fn attached(host: &Host, interface: &str) -> Result<usize> {
     let link = host.run(&["ip", "-d", "link", "show", "dev", interface])?;
@@ -145,11 +152,9 @@ fn attached(host: &Host, interface: &str) -> Result<usize> {
         // Without a clsact qdisc, tc complains instead of listing nothing.
         tc += host.output(&["tc", "filter", "show", "dev", interface, direction])?.stdout.matches("bpf").count();
     }
-    let tcx = host.enter(|| -> Result<usize> {
-        let (_, ingress) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress)?;
-        let (_, egress) = SchedClassifier::query_tcx(interface, TcAttachType::Egress)?;
-        Ok(ingress.len() + egress.len())
-    })??;
+    // Before 6.6 there are no tcx links, and asking for them is refused.
+    let has_tcx = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0));
+    let tcx = if has_tcx { host.enter(|| tcx_programs(interface))?? } else { 0 };
     Ok(xdp + tc + tcx)
 }
 

@@ -5,11 +5,13 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use mh_common::{abi, time};
 use mh_tests::lab::skipped;
 use mh_tests::packet::{Packet, Transport};
 use mh_tests::rig::{
     GATEWAY1, HOST, HOST2, LAN, Outcome, Rig, TC_DROP, TC_NEXT, TC_REDIRECT, WAN1, XDP_PASS, XDP_REDIRECT,
 };
+use mh_userspace::datapath::{flows, sweep};
 
 const FIN: u8 = 0x01;
 const SYN: u8 = 0x02;
@@ -280,7 +282,7 @@ fn an_evicted_half_is_restored_with_its_port() {
         rig.tc("lan0", &syn)?;
         rig.tc("wan1", &back(Transport::Tcp(SYN | ACK)).build())?;
         let mut flows = Vec::new();
-        rig.tables.each_flow(&mh_userspace::datapath::flows::Filter::default(), |flow| {
+        rig.tables.each_flow(&flows::Filter::default(), |flow| {
             flows.push(flow);
             true
         })?;
@@ -369,4 +371,55 @@ fn an_uplink_that_dies_loses_its_udp_flows_and_keeps_its_tcp_flows() {
         Ok(())
     })
     .unwrap();
+}
+
+/// Expiry looks at a clock that the test sets: what has been idle too long goes, with its binding; what has not stays.
+#[test]
+fn idle_flows_and_unused_bindings_expire() {
+    on_rig(|rig| {
+        let seconds = |s: u64| time::ticks_for(s * 1_000_000_000);
+        let timeouts = abi::Timeouts {
+            udp: seconds(300),
+            tcp_established: seconds(7440),
+            tcp_transitory: seconds(240),
+            icmp: seconds(60),
+        };
+        for (first, answer) in [(Transport::Udp, Transport::Udp), (Transport::Tcp(SYN), Transport::Tcp(SYN | ACK))] {
+            rig.tc("lan0", &out(first).build())?;
+            rig.tc("wan1", &back(answer).build())?;
+        }
+        rig.tc("lan0", &out(Transport::Tcp(ACK)).build())?;
+        let half_open = Packet::new(LAN, HOST, "192.168.1.10:40009", REMOTE, Transport::Tcp(SYN));
+        rig.tc("lan0", &half_open.build())?;
+
+        let now = flows::now();
+        let mut swept = |after: u64| {
+            let swept = sweep::sweep(&mut rig.tables, &timeouts, now + seconds(after))?;
+            anyhow::Ok((swept.flows, swept.bindings))
+        };
+        assert_eq!(swept(200)?, (0, 0));
+        assert_eq!(swept(250)?, (1, 1), "the handshake that never ended");
+        assert_eq!(swept(350)?, (1, 1), "the UDP flow");
+        assert_eq!(swept(7000)?, (0, 0), "an established connection holds its flow and its binding");
+        assert_eq!(swept(7500)?, (1, 1));
+        assert_eq!(rig.tables.totals()?.0 + rig.tables.totals()?.1, 0);
+        assert_eq!(rig.tables.bindings()?, []);
+        assert_eq!(rig.tables.usage()?.iter().map(|(_, usage)| usage.used).sum::<u64>(), 0);
+        Ok(())
+    });
+}
+
+/// The end of a connection frees its port after the transitory timeout, not after hours.
+#[test]
+fn a_closed_connection_gives_its_port_back() {
+    on_rig(|rig| {
+        rig.tc("lan0", &out(Transport::Tcp(SYN)).build())?;
+        rig.tc("wan1", &back(Transport::Tcp(SYN | ACK)).build())?;
+        let left = |rig: &Rig| anyhow::Ok(time::since(rig.tables.bindings()?[0].1.expires, flows::now()));
+        rig.tc("lan0", &out(Transport::Tcp(FIN | ACK)).build())?;
+        rig.tc("wan1", &back(Transport::Tcp(FIN | ACK)).build())?;
+        let transitory = time::ticks_for(240_000_000_000);
+        assert!(left(rig)? <= transitory, "{}", left(rig)?);
+        Ok(())
+    });
 }

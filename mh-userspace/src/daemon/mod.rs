@@ -61,16 +61,16 @@ pub struct Options {
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
     /// The configuration has faults.
-    #[error("{0}")]
+    #[error(transparent)]
     Config(#[from] config::LoadError),
     /// The datapath could not be set up.
-    #[error("{0}")]
+    #[error(transparent)]
     Datapath(#[from] DatapathError),
     /// Netlink does not answer.
-    #[error("{0}")]
+    #[error(transparent)]
     Netlink(#[from] netlink::NetlinkError),
     /// The control socket could not be opened.
-    #[error("{0}")]
+    #[error(transparent)]
     Socket(#[from] server::BindError),
     /// Something of the runtime failed.
     #[error("cannot {what}: {source}")]

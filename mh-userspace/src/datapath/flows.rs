@@ -131,6 +131,25 @@ impl Tables {
         Ok(())
     }
 
+    /// Calls `each` with the key of every reply half that has been idle for more ticks than `longest` says and has lost its forward
+    /// half, so that no flow shows it.
+    pub fn each_lone_reply(
+        &self,
+        now: Tick,
+        longest: impl Fn(u8) -> u32,
+        mut each: impl FnMut(Key<Ipv4>),
+    ) -> Result<(), DatapathError> {
+        for table in [&self.flows4, &self.new_flows4] {
+            table.walk(|key, reply| {
+                let idle = reply.is_reply() && time::since(now, reply.last_seen) > longest(key.protocol);
+                if idle && self.half(&reply.other_key(key.protocol)).is_none() {
+                    each(key);
+                }
+            })?;
+        }
+        Ok(())
+    }
+
     /// A half of a flow, from either table.
     pub fn half(&self, key: &Key<Ipv4>) -> Option<Entry<Ipv4>> {
         self.flows4.get(key, 0).or_else(|_| self.new_flows4.get(key, 0)).ok()

@@ -46,6 +46,11 @@ pub fn sweep(tables: &mut Tables, timeouts: &Timeouts, now: Tick) -> Result<Swep
         tables.remove_half(&flow.forward.other_key(flow.key.protocol))?;
         tables.remove_half(&flow.key)?;
     }
+    let mut lone = Vec::new();
+    tables.each_lone_reply(now, |protocol| State::Established.timeout(protocol, timeouts), |key| lone.push(key))?;
+    for key in &lone {
+        tables.remove_half(key)?;
+    }
     let mut swept = Swept { flows: expired.len() as u64, bindings: 0 };
     for (inside, outside) in &unused {
         // A new flow may have taken it up since.
