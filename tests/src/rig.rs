@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, Xdp};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, TestRunResult, Xdp};
 use mh_common::{
     abi::{self, program},
     verdict::Verdict,
@@ -176,18 +176,7 @@ impl Rig {
     /// # Errors
     /// If the kernel refuses the run.
     pub fn tc(&mut self, interface: &str, packet: &[u8]) -> Result<Outcome> {
-        let mut context = [0u8; 192];
-        context[40..44].copy_from_slice(&self.index(interface)?.to_ne_bytes());
-        let program: &mut SchedClassifier = program_of(self.datapath.ebpf(), program::TC)?;
-        let before = counters(&self.tables)?;
-        let mut out = vec![0; packet.len() + 64];
-        let result = program.test_run(TestRunOptions {
-            data_in: Some(packet),
-            data_out: Some(&mut out),
-            ctx_in: Some(&context),
-            ..TestRunOptions::new()
-        })?;
-        self.outcome(&before, result.return_value, out, result.data_size_out)
+        self.once(false, interface, packet)
     }
 
     /// Runs the XDP program on a packet that came in by the interface.
@@ -195,66 +184,58 @@ impl Rig {
     /// # Errors
     /// If the kernel refuses the run.
     pub fn xdp(&mut self, interface: &str, packet: &[u8]) -> Result<Outcome> {
-        let context = self.xdp_context(interface, packet)?;
-        let program: &mut Xdp = program_of(self.datapath.ebpf(), program::XDP)?;
-        let before = counters(&self.tables)?;
-        let mut out = vec![0; packet.len() + 64];
-        let result = program.test_run(TestRunOptions {
-            data_in: Some(packet),
-            data_out: Some(&mut out),
-            ctx_in: Some(&context),
-            ..TestRunOptions::new()
-        })?;
-        self.outcome(&before, result.return_value, out, result.data_size_out)
+        self.once(true, interface, packet)
     }
 
-    fn xdp_context(&self, interface: &str, packet: &[u8]) -> Result<[u8; 24]> {
-        let mut context = [0u8; 24];
-        context[4..8].copy_from_slice(&u32::try_from(packet.len())?.to_ne_bytes());
-        context[12..16].copy_from_slice(&self.index(interface)?.to_ne_bytes());
-        Ok(context)
-    }
-
-    /// Nanoseconds per packet of a program on a packet that it leaves as it is or rewrites to the same, over `repeat` runs.
+    /// Nanoseconds per packet of a program on a packet that it leaves as it is, over `repeat` runs.
     ///
     /// # Errors
     /// If the kernel refuses the run.
     pub fn cost_ns(&mut self, xdp: bool, interface: &str, packet: &[u8], repeat: u32) -> Result<u128> {
-        let mut context = [0u8; 192];
-        let xdp_context = self.xdp_context(interface, packet)?;
-        context[40..44].copy_from_slice(&self.index(interface)?.to_ne_bytes());
-        let options = TestRunOptions {
-            data_in: Some(packet),
-            ctx_in: Some(if xdp { &xdp_context } else { &context }),
-            repeat,
-            ..TestRunOptions::new()
-        };
-        let result = if xdp {
-            program_of::<Xdp>(self.datapath.ebpf(), program::XDP)?.test_run(options)?
-        } else {
-            program_of::<SchedClassifier>(self.datapath.ebpf(), program::TC)?.test_run(options)?
-        };
-        Ok(result.duration.as_nanos())
+        Ok(self.test_run(xdp, interface, packet, None, repeat)?.duration.as_nanos())
     }
 
-    fn index(&self, interface: &str) -> Result<u32> {
-        self.ifindex.get(interface).copied().with_context(|| format!("the rig has no {interface}"))
-    }
-
-    fn outcome(
-        &self,
-        before: &BTreeMap<&'static str, u64>,
-        code: u32,
-        mut packet: Vec<u8>,
-        len: u32,
-    ) -> Result<Outcome> {
-        packet.truncate(usize::try_from(len)?);
+    fn once(&mut self, xdp: bool, interface: &str, packet: &[u8]) -> Result<Outcome> {
+        let before = counters(&self.tables)?;
+        let mut out = vec![0; packet.len() + 64];
+        let result = self.test_run(xdp, interface, packet, Some(&mut out), 1)?;
+        out.truncate(usize::try_from(result.data_size_out)?);
         let mut counted = counters(&self.tables)?;
         counted.retain(|name, count| {
             *count -= before.get(name).copied().unwrap_or(0);
             *count > 0
         });
-        Ok(Outcome { code: code.cast_signed(), packet, counted })
+        Ok(Outcome { code: result.return_value.cast_signed(), packet: out, counted })
+    }
+
+    fn test_run(
+        &mut self,
+        xdp: bool,
+        interface: &str,
+        packet: &[u8],
+        data_out: Option<&mut [u8]>,
+        repeat: u32,
+    ) -> Result<TestRunResult> {
+        let ifindex = self.index(interface)?.to_ne_bytes();
+        // struct xdp_md: data_end at 4, ingress_ifindex at 12; struct __sk_buff: ifindex at 40.
+        let mut context = vec![0u8; if xdp { 24 } else { 192 }];
+        if xdp {
+            context[4..8].copy_from_slice(&u32::try_from(packet.len())?.to_ne_bytes());
+            context[12..16].copy_from_slice(&ifindex);
+        } else {
+            context[40..44].copy_from_slice(&ifindex);
+        }
+        let options =
+            TestRunOptions { data_in: Some(packet), data_out, ctx_in: Some(&context), repeat, ..TestRunOptions::new() };
+        Ok(if xdp {
+            program_of::<Xdp>(self.datapath.ebpf(), program::XDP)?.test_run(options)?
+        } else {
+            program_of::<SchedClassifier>(self.datapath.ebpf(), program::TC)?.test_run(options)?
+        })
+    }
+
+    fn index(&self, interface: &str) -> Result<u32> {
+        self.ifindex.get(interface).copied().with_context(|| format!("the rig has no {interface}"))
     }
 }
 

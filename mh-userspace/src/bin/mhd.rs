@@ -88,7 +88,8 @@ fn check(file: &std::path::Path) -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let programs = if arguments.log >= Level::DEBUG { "" } else { ",aya=warn,aya_obj=warn" };
+    // The loader's own log is about relocations: for trace alone.
+    let programs = if arguments.log > Level::DEBUG { "" } else { ",aya=warn,aya_obj=warn" };
     let filter = EnvFilter::builder()
         .with_default_directive(LevelFilter::from_level(arguments.log).into())
         .parse(format!("{}{programs}", arguments.log))?;
