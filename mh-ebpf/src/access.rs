@@ -145,9 +145,14 @@ impl Frame for TcFrame {
     #[inline(always)]
     fn segments(&self) -> u32 {
         // SAFETY: the context is valid for the program's whole run.
-        match unsafe { (*self.skb()).gso_segs } {
-            0 => 1,
-            n => n,
+        let (segments, size) = unsafe { ((*self.skb()).gso_segs, (*self.skb()).gso_size) };
+        if segments != 0 {
+            segments
+        } else if size != 0 {
+            // A guest or a tap device told the size of segments only.
+            self.len() / size + 1
+        } else {
+            1
         }
     }
 
