@@ -146,13 +146,10 @@ impl Frame for TcFrame {
     fn segments(&self) -> u32 {
         // SAFETY: the context is valid for the program's whole run.
         let (segments, size) = unsafe { ((*self.skb()).gso_segs, (*self.skb()).gso_size) };
-        if segments != 0 {
-            segments
-        } else if size != 0 {
-            // A guest or a tap device told the size of segments only.
-            self.len() / size + 1
-        } else {
-            1
+        match segments {
+            // A guest or a tap device told the size of segments only; or it is one packet, and size is zero.
+            0 => self.len().checked_div(size).map_or(1, |whole| whole + 1),
+            n => n,
         }
     }
 

@@ -1,0 +1,250 @@
+//! The control socket from both sides, against a backend that is no daemon; and mhctl as a process.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may")]
+
+use std::{
+    io::{Read as _, Write as _},
+    os::unix::{fs::PermissionsExt as _, net::UnixStream},
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::Arc,
+};
+
+use mh_userspace::control::{
+    api::{
+        Backend, Binding, ControlError, Count, Flow, FlowFilter, HealthOverride, Reloaded, Stats, Status, Version,
+        Weight, WeightsRequest,
+    },
+    client::Client,
+    server,
+};
+use tokio::sync::oneshot;
+
+/// Knows one uplink, isp1, and a number of flows.
+struct Fake;
+
+fn known(uplink: &str) -> Result<(), ControlError> {
+    if uplink == "isp1" { Ok(()) } else { Err(ControlError::NotFound(format!("there is no uplink {uplink:?}"))) }
+}
+
+fn nothing<T>() -> Result<T, ControlError> {
+    Err(ControlError::Internal("not asked for in this test".to_owned()))
+}
+
+impl Backend for Fake {
+    async fn status(&self) -> Result<Status, ControlError> {
+        nothing()
+    }
+    async fn weights(&self) -> Result<Vec<Weight>, ControlError> {
+        let (configured, weight, effective_weight) = (2, 3, 3);
+        Ok(vec![Weight { name: "isp1".to_owned(), configured, weight, effective_weight, share: 1.0 }])
+    }
+    async fn set_weights(&self, request: WeightsRequest) -> Result<Vec<Weight>, ControlError> {
+        for (name, weight) in &request.weights {
+            known(name)?;
+            if *weight > 65535 {
+                return Err(ControlError::Invalid(format!("weight {weight} of {name} is too large")));
+            }
+        }
+        self.weights().await
+    }
+    async fn set_drain(&self, uplink: String, _: bool) -> Result<(), ControlError> {
+        known(&uplink)
+    }
+    async fn set_health(&self, uplink: String, _: HealthOverride) -> Result<(), ControlError> {
+        known(&uplink)
+    }
+    async fn flows(&self, filter: FlowFilter) -> Result<Vec<Flow>, ControlError> {
+        let flow = Flow {
+            protocol: "udp".to_owned(),
+            src: "192.168.1.10".parse().unwrap(),
+            sport: 1,
+            dst: "192.0.2.10".parse().unwrap(),
+            dport: 2,
+            nat_src: "198.51.100.2".parse().unwrap(),
+            nat_sport: 3,
+            uplink: "isp1".to_owned(),
+            state: "new".to_owned(),
+            age_s: 0,
+            idle_s: 0,
+            packets_out: 1,
+            bytes_out: 1,
+            packets_in: 0,
+            bytes_in: 0,
+        };
+        Ok(vec![flow; filter.limit.unwrap_or(1)])
+    }
+    async fn count_flows(&self, filter: FlowFilter) -> Result<Count, ControlError> {
+        // The filter as it arrived, so that the test sees it.
+        assert_eq!(filter.src.unwrap().to_string(), "192.168.1.0/24");
+        Ok(Count { count: 17 })
+    }
+    async fn flush_flows(&self, _: FlowFilter) -> Result<Count, ControlError> {
+        nothing()
+    }
+    async fn bindings(&self) -> Result<Vec<Binding>, ControlError> {
+        Ok(Vec::new())
+    }
+    async fn stats(&self) -> Result<Stats, ControlError> {
+        nothing()
+    }
+    async fn reload(&self) -> Result<Reloaded, ControlError> {
+        Err(ControlError::Invalid("mh.toml:1:1: bad".to_owned()))
+    }
+    async fn detach(&self) -> Result<(), ControlError> {
+        Err(ControlError::Conflict("mhd is ending".to_owned()))
+    }
+    async fn version(&self) -> Result<Version, ControlError> {
+        nothing()
+    }
+}
+
+/// Runs a test beside a server on a socket in a directory of its own.
+fn served<T>(test: impl AsyncFnOnce(PathBuf) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("deeper").join("mhd.sock");
+        let listener = server::bind(&path).unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let task = tokio::spawn(server::serve(listener, Arc::new(Fake), async move {
+            let _ = stopped.await;
+        }));
+        let result = test(path.clone()).await;
+        drop(stop);
+        task.await.unwrap().unwrap();
+        assert!(!path.exists(), "the socket's file goes with the server");
+        result
+    })
+}
+
+async fn raw(path: &Path, request: &str) -> String {
+    let (path, request) = (path.to_owned(), request.to_owned());
+    let exchange = tokio::task::spawn_blocking(move || {
+        let mut stream = UnixStream::connect(path).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    });
+    exchange.await.unwrap()
+}
+
+#[test]
+fn bad_requests_get_their_reason_as_json() {
+    served(async |path| {
+        for (request, status, word) in [
+            ("GET /v1/nothing HTTP/1.1\r\nhost: mh\r\n\r\n", "404", "/v1/nothing"),
+            ("POST /v1/status HTTP/1.1\r\nhost: mh\r\ncontent-length: 0\r\n\r\n", "405", "POST"),
+            ("PUT /v1/weights HTTP/1.1\r\nhost: mh\r\ncontent-length: 2\r\n\r\n{]", "400", "JSON"),
+            ("PUT /v1/weights HTTP/1.1\r\nhost: mh\r\ncontent-length: 9\r\n\r\n{\"wat\":1}", "400", "wat"),
+            (
+                "PUT /v1/weights HTTP/1.1\r\nhost: mh\r\ncontent-length: 26\r\n\r\n{\"weights\":{\"isp1\":70000}}",
+                "400",
+                "too large",
+            ),
+            ("PUT /v1/uplinks/isp9/drain HTTP/1.1\r\nhost: mh\r\ncontent-length: 0\r\n\r\n", "404", "isp9"),
+            ("GET /v1/flows?limit=many HTTP/1.1\r\nhost: mh\r\n\r\n", "400", "limit"),
+            ("GET /v1/flows?colour=red HTTP/1.1\r\nhost: mh\r\n\r\n", "400", "colour"),
+            ("POST /v1/reload HTTP/1.1\r\nhost: mh\r\ncontent-length: 0\r\n\r\n", "400", "mh.toml:1:1"),
+            ("POST /v1/detach HTTP/1.1\r\nhost: mh\r\ncontent-length: 0\r\n\r\n", "409", "ending"),
+            ("GET /v1/stats HTTP/1.1\r\nhost: mh\r\n\r\n", "500", "not asked for"),
+        ] {
+            let answer = raw(&path, request).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {answer}");
+            let body = answer.split_once("\r\n\r\n").unwrap().1;
+            let document: serde_json::Value = serde_json::from_str(body).unwrap();
+            assert!(document["error"].as_str().unwrap().contains(word), "{request:?}: {answer}");
+        }
+    });
+}
+
+#[test]
+fn the_client_and_the_server_understand_each_other() {
+    served(async |path| {
+        let client = Client::new(&path);
+        assert_eq!(client.weights().await.unwrap()[0].weight, 3);
+        client.set_drain("isp1", true).await.unwrap();
+        client.set_drain("isp1", false).await.unwrap();
+        client.set_health("isp1", HealthOverride::Down).await.unwrap();
+        let error = client.set_drain("is/p 9", true).await.unwrap_err().to_string();
+        assert!(error.contains("is/p 9"), "{error}");
+        let filter = FlowFilter { src: Some("192.168.1.0/24".parse().unwrap()), ..FlowFilter::default() };
+        assert_eq!(client.count_flows(&filter).await.unwrap().count, 17);
+        let many = FlowFilter { limit: Some(50_000), ..FlowFilter::default() };
+        assert_eq!(client.flows(&many).await.unwrap().len(), 50_000);
+    });
+}
+
+#[test]
+fn a_stalled_client_holds_up_nobody() {
+    served(async |path| {
+        let stalled: Vec<UnixStream> = (0..8).map(|_| UnixStream::connect(&path).unwrap()).collect();
+        (&stalled[0]).write_all(b"GET /v1/wei").unwrap();
+        assert_eq!(Client::new(&path).weights().await.unwrap().len(), 1);
+        drop(stalled);
+    });
+}
+
+#[test]
+fn a_living_daemon_is_refused_and_a_dead_ones_socket_is_replaced() {
+    served(async |path| {
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o660);
+        let error = server::bind(&path).unwrap_err();
+        assert!(matches!(error, server::BindError::InUse(_)), "{error}");
+        let dead = path.with_file_name("dead.sock");
+        drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
+        drop(server::bind(&dead).unwrap());
+        let file = path.with_file_name("file");
+        std::fs::write(&file, "something of somebody's").unwrap();
+        assert!(matches!(server::bind(&file).unwrap_err(), server::BindError::NotSocket(_)));
+        assert!(file.exists());
+    });
+}
+
+fn mhctl(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_mhctl")).args(arguments).output().unwrap()
+}
+
+#[test]
+fn mhctl_says_in_one_line_what_is_wrong() {
+    for (arguments, code, word) in [
+        (&["--socket", "/nonexistent/mhd.sock", "status"][..], 1, "/nonexistent/mhd.sock"),
+        (&["weights", "isp1=x"], 1, "isp1"),
+        (&["weights", "=3"], 1, "=3"),
+        (&["weights", "isp1=1", "isp1=2"], 1, "isp1"),
+        (&["flows", "--src", "nowhere"], 1, "--src"),
+        (&["check", "/nonexistent/mh.toml"], 1, "/nonexistent/mh.toml"),
+    ] {
+        let output = mhctl(arguments);
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
+        assert_eq!(stderr.lines().count(), 1, "{arguments:?}: {stderr}");
+        assert!(stderr.contains(word), "{arguments:?}: {stderr}");
+    }
+    assert_eq!(mhctl(&["sideways"]).status.code(), Some(2));
+}
+
+#[test]
+fn mhctl_prints_tables_and_json() {
+    served(async |path| {
+        let socket = path.to_str().unwrap().to_owned();
+        let run = move |arguments: &'static [&'static str]| {
+            let socket = socket.clone();
+            tokio::task::spawn_blocking(move || {
+                let output = mhctl(&[&["--socket", &socket], arguments].concat());
+                assert!(output.status.success(), "{output:?}");
+                String::from_utf8(output.stdout).unwrap()
+            })
+        };
+        let table = run(&["weights"]).await.unwrap();
+        assert_eq!(
+            table,
+            "UPLINK  CONFIGURED  WEIGHT  EFFECTIVE    SHARE\nisp1             2       3          3  100.0 %\n"
+        );
+        let json: serde_json::Value = serde_json::from_str(&run(&["weights", "--json"]).await.unwrap()).unwrap();
+        assert_eq!(json[0]["weight"], 3);
+        assert_eq!(run(&["flows", "count", "--src", "192.168.1.0/24"]).await.unwrap(), "17\n");
+    });
+}
