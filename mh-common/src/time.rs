@@ -16,7 +16,8 @@ pub const TICK_NS: u64 = 1 << TICK_SHIFT;
 pub const SEEN_GRANULARITY_TICKS: u32 = 8;
 
 /// How often a flow is maintained (every 17.2 s, and when the neighbour epoch changes): its Ethernet addresses are resolved anew
-/// and its binding's life is extended. Timeouts are honoured to this precision, on the late side.
+/// and its binding's life is extended. Timeouts of flows whose entries are
+/// there are honoured to this precision, on the late side.
 pub const MAINTENANCE_TICKS: u32 = 128;
 
 /// The tick in which a point of `CLOCK_MONOTONIC` lies.

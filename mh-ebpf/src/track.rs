@@ -139,6 +139,8 @@ fn complete_of<Fam: Tables + Header>(frame: &mut TcFrame, interface: &Interface)
         let entry = unsafe { &*hit.entry };
         if !takes(entry, interface) {
             found = None;
+        } else if packet.ttl <= 1 {
+            return Err(Verdict::TtlExpired);
         } else if !entry.is_reply() && is_over(entry, &packet, live) {
             forget::<Fam>(&packet.key, entry);
             found = None;
@@ -155,9 +157,6 @@ fn complete_of<Fam: Tables + Header>(frame: &mut TcFrame, interface: &Interface)
     let hit = found.ok_or(Verdict::ConntrackFull)?;
     // SAFETY: as in `established_of`.
     let entry = unsafe { &mut *hit.entry };
-    if packet.ttl <= 1 {
-        return Err(Verdict::TtlExpired);
-    }
     if entry.is_reply() && verdict == Verdict::Forward {
         verdict = Verdict::Reply;
     }
@@ -169,11 +168,12 @@ fn complete_of<Fam: Tables + Header>(frame: &mut TcFrame, interface: &Interface)
     }
     let closing = packet.tcp & (wire::TCP_FIN | wire::TCP_RST) != 0;
     touch(entry, &packet, frame.segments(), now);
-    if is_due(entry, live, now) {
+    let due = is_due(entry, live, now);
+    if due {
         rewrite::resolve::<Fam, _>(frame, &packet, entry, live, now)?;
-        extend_binding::<Fam>(&packet, entry, settings, now, false);
-    } else if closing {
-        extend_binding::<Fam>(&packet, entry, settings, now, true);
+    }
+    if due || closing {
+        extend_binding::<Fam>(&packet, entry, settings, now, closing);
     }
     if hit.new && entry.is_reply() {
         promote::<Fam>(&packet.key, entry);
@@ -330,12 +330,18 @@ fn insert<Fam: Tables>(
 ) -> Result<(), Verdict> {
     let forward = Entry::translating(key, sent, uplink, 0, now);
     let reply_key = forward.other_key(key.protocol);
-    if find::<Fam>(&reply_key).is_none() {
-        let answer = Key::new(key.dst, key.src, key.dport, key.sport, key.protocol);
-        let reply = Entry::translating(&reply_key, &answer, uplink, flow::REPLY, now);
-        Fam::new_flows().insert(&reply_key, &reply, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)?;
+    let mut table = Fam::new_flows();
+    match find::<Fam>(&reply_key) {
+        // The halves of a flow live in the same table.
+        Some(reply) if !reply.new => table = Fam::flows(),
+        Some(_) => {}
+        None => {
+            let answer = Key::new(key.dst, key.src, key.dport, key.sport, key.protocol);
+            let reply = Entry::translating(&reply_key, &answer, uplink, flow::REPLY, now);
+            table.insert(&reply_key, &reply, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)?;
+        }
     }
-    Fam::new_flows().insert(key, &forward, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)
+    table.insert(key, &forward, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)
 }
 
 /// The uplink and the translated key of a flow whose forward half was evicted, if what is left tells them: its reply half, or, for a
@@ -348,7 +354,9 @@ fn evicted<Fam: Tables>(
 ) -> Option<(u8, Key<Fam::Address>)> {
     let key = &packet.key;
     // Without translation, the reply half is known by the flow's own addresses.
-    if let Some(uplink) = reply_uplink::<Fam>(&Key::new(key.dst, key.src, key.dport, key.sport, key.protocol)) {
+    if let Some(uplink) = reply_uplink::<Fam>(&Key::new(key.dst, key.src, key.dport, key.sport, key.protocol))
+        && live.healthy >> (uplink & 63) & 1 != 0
+    {
         return Some((uplink, *key));
     }
     let midstream = packet.transport == Transport::Tcp && packet.tcp & wire::TCP_SYN == 0;
@@ -413,6 +421,9 @@ fn restore_reply<Fam: Tables + Header>(
     let entry = unsafe { &*forward.entry };
     if entry.is_reply() || entry.uplink != uplink || entry.other_key(key.protocol) != *key {
         return Err(Verdict::NoFlow);
+    }
+    if packet.ttl <= 1 {
+        return Err(Verdict::TtlExpired);
     }
     let reply = Entry::translating(key, &answer, uplink, flow::REPLY, now);
     let table = if forward.new { Fam::new_flows() } else { Fam::flows() };

@@ -293,6 +293,8 @@ fn an_evicted_half_is_restored_with_its_port() {
         rig.tables.remove_half(&forward)?;
         let ack = out(Transport::Tcp(ACK)).build();
         assert_sent(&rig.tc("lan0", &ack)?, TC_REDIRECT, &out_sent(Transport::Tcp(ACK)), "restored");
+        // It is where its other half is, among the flows that XDP sees.
+        assert_sent(&rig.xdp("lan0", &ack)?, XDP_REDIRECT, &out_sent(Transport::Tcp(ACK)), "forward");
         // The reply half, restored from the forward half.
         rig.tables.remove_half(&reply)?;
         let answer = back(Transport::Tcp(ACK)).build();
