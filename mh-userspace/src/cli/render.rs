@@ -1,25 +1,21 @@
 //! Documents as tables.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr};
 
-use super::table::{Colour, painted, table};
+use super::table::{Colour, Painted, Table};
 use crate::control::api::{Binding, Flow, Reloaded, Stats, Status, UplinkState, Weight};
 
 fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
 }
 
-fn end(address: IpAddr, port: u16) -> String {
-    SocketAddr::new(address, port).to_string()
-}
-
-fn state(state: UplinkState, colour: bool) -> String {
-    let paint = match state {
+fn state(state: UplinkState) -> Painted<UplinkState> {
+    let colour = match state {
         UplinkState::Up => Colour::Green,
         UplinkState::Draining | UplinkState::Disabled => Colour::Yellow,
         UplinkState::Down => Colour::Red,
     };
-    painted(&state.to_string(), paint, colour)
+    Painted(state, colour)
 }
 
 /// A number of bytes with a binary unit.
@@ -47,154 +43,124 @@ pub fn status(status: &Status, colour: bool) -> String {
         status.bindings.used,
         status.bindings.capacity
     );
-    let rows = status
-        .uplinks
-        .iter()
-        .map(|u| {
-            let addresses: Vec<String> = u.address.iter().map(ToString::to_string).collect();
-            vec![
-                u.name.clone(),
-                state(u.state, colour),
-                format!("{} ({})", u.interface, u.hook),
-                if addresses.is_empty() { "-".to_owned() } else { addresses.join(",") },
-                u.gateway.map_or_else(|| "-".to_owned(), |gateway| gateway.to_string()),
-                u.weight.to_string(),
-                percent(u.share),
-                u.flows.to_string(),
-                size(u.tx_bytes),
-                size(u.rx_bytes),
-                u.reason.clone(),
-            ]
-        })
-        .collect();
-    head + &table(
-        &[
-            ("UPLINK", false),
-            ("STATE", false),
-            ("INTERFACE", false),
-            ("ADDRESS", false),
-            ("GATEWAY", false),
-            ("WEIGHT", true),
-            ("SHARE", true),
-            ("FLOWS", true),
-            ("SENT", true),
-            ("RECEIVED", true),
-            ("REASON", false),
-        ],
-        rows,
-    )
+    let mut table = Table::new([
+        ("UPLINK", false),
+        ("STATE", false),
+        ("INTERFACE", false),
+        ("ADDRESS", false),
+        ("GATEWAY", false),
+        ("WEIGHT", true),
+        ("SHARE", true),
+        ("FLOWS", true),
+        ("SENT", true),
+        ("RECEIVED", true),
+        ("REASON", false),
+    ]);
+    for u in &status.uplinks {
+        let addresses: Vec<String> = u.address.iter().map(ToString::to_string).collect();
+        table.row([
+            &u.name,
+            &state(u.state),
+            &format!("{} ({})", u.interface, u.hook),
+            &if addresses.is_empty() { "-".to_owned() } else { addresses.join(",") },
+            &u.gateway.map_or_else(|| "-".to_owned(), |gateway| gateway.to_string()),
+            &u.weight,
+            &percent(u.share),
+            &u.flows,
+            &size(u.tx_bytes),
+            &size(u.rx_bytes),
+            &u.reason,
+        ]);
+    }
+    head + &table.render(colour)
 }
 
-pub fn weights(weights: &[Weight], _colour: bool) -> String {
-    let rows = weights
-        .iter()
-        .map(|w| {
-            vec![
-                w.name.clone(),
-                w.configured.to_string(),
-                w.weight.to_string(),
-                w.effective_weight.to_string(),
-                percent(w.share),
-            ]
-        })
-        .collect();
-    let columns = [("UPLINK", false), ("CONFIGURED", true), ("WEIGHT", true), ("EFFECTIVE", true), ("SHARE", true)];
-    table(&columns, rows)
+pub fn weights(weights: &[Weight], colour: bool) -> String {
+    let mut table =
+        Table::new([("UPLINK", false), ("CONFIGURED", true), ("WEIGHT", true), ("EFFECTIVE", true), ("SHARE", true)]);
+    for w in weights {
+        table.row([&w.name, &w.configured, &w.weight, &w.effective_weight, &percent(w.share)]);
+    }
+    table.render(colour)
 }
 
-pub fn flows(flows: &[Flow], _colour: bool) -> String {
-    let rows = flows
-        .iter()
-        .map(|f| {
-            vec![
-                f.protocol.clone(),
-                end(f.src, f.sport),
-                end(f.dst, f.dport),
-                end(f.nat_src, f.nat_sport),
-                f.uplink.clone(),
-                f.state.clone(),
-                format!("{} s", f.age_s),
-                format!("{} s", f.idle_s),
-                f.packets_out.to_string(),
-                f.packets_in.to_string(),
-                size(f.bytes_out),
-                size(f.bytes_in),
-            ]
-        })
-        .collect();
-    table(
-        &[
-            ("PROTO", false),
-            ("INSIDE", false),
-            ("REMOTE", false),
-            ("OUTSIDE", false),
-            ("UPLINK", false),
-            ("STATE", false),
-            ("AGE", true),
-            ("IDLE", true),
-            ("PKTS OUT", true),
-            ("PKTS IN", true),
-            ("OUT", true),
-            ("IN", true),
-        ],
-        rows,
-    )
+pub fn flows(flows: &[Flow], colour: bool) -> String {
+    let mut table = Table::new([
+        ("PROTO", false),
+        ("INSIDE", false),
+        ("REMOTE", false),
+        ("OUTSIDE", false),
+        ("UPLINK", false),
+        ("STATE", false),
+        ("AGE", true),
+        ("IDLE", true),
+        ("PKTS OUT", true),
+        ("PKTS IN", true),
+        ("OUT", true),
+        ("IN", true),
+    ]);
+    for f in flows {
+        table.row([
+            &f.protocol,
+            &SocketAddr::new(f.src, f.sport),
+            &SocketAddr::new(f.dst, f.dport),
+            &SocketAddr::new(f.nat_src, f.nat_sport),
+            &f.uplink,
+            &f.state,
+            &format_args!("{} s", f.age_s),
+            &format_args!("{} s", f.idle_s),
+            &f.packets_out,
+            &f.packets_in,
+            &size(f.bytes_out),
+            &size(f.bytes_in),
+        ]);
+    }
+    table.render(colour)
 }
 
-pub fn bindings(bindings: &[Binding], _colour: bool) -> String {
-    let rows = bindings
-        .iter()
-        .map(|b| {
-            vec![
-                b.protocol.clone(),
-                end(b.inside, b.inside_port),
-                end(b.outside, b.outside_port),
-                b.uplink.clone(),
-                format!("{} s", b.expires_s),
-            ]
-        })
-        .collect();
-    table(&[("PROTO", false), ("INSIDE", false), ("OUTSIDE", false), ("UPLINK", false), ("EXPIRES", true)], rows)
+pub fn bindings(bindings: &[Binding], colour: bool) -> String {
+    let mut table =
+        Table::new([("PROTO", false), ("INSIDE", false), ("OUTSIDE", false), ("UPLINK", false), ("EXPIRES", true)]);
+    for b in bindings {
+        table.row([
+            &b.protocol,
+            &SocketAddr::new(b.inside, b.inside_port),
+            &SocketAddr::new(b.outside, b.outside_port),
+            &b.uplink,
+            &format_args!("{} s", b.expires_s),
+        ]);
+    }
+    table.render(colour)
 }
 
-pub fn stats(stats: &Stats, _colour: bool) -> String {
-    let uplinks = stats
-        .uplinks
-        .iter()
-        .map(|(name, u)| {
-            vec![
-                name.clone(),
-                u.tx_packets.to_string(),
-                u.tx_bytes.to_string(),
-                u.rx_packets.to_string(),
-                u.rx_bytes.to_string(),
-                u.new_flows.to_string(),
-            ]
-        })
-        .collect();
-    let counts = |list: &std::collections::BTreeMap<String, u64>| {
-        list.iter().map(|(name, count)| vec![name.clone(), count.to_string()]).collect()
+pub fn stats(stats: &Stats, colour: bool) -> String {
+    let mut uplinks = Table::new([
+        ("UPLINK", false),
+        ("TX PACKETS", true),
+        ("TX BYTES", true),
+        ("RX PACKETS", true),
+        ("RX BYTES", true),
+        ("NEW FLOWS", true),
+    ]);
+    for (name, u) in &stats.uplinks {
+        uplinks.row([name, &u.tx_packets, &u.tx_bytes, &u.rx_packets, &u.rx_bytes, &u.new_flows]);
+    }
+    let counts = |head, list: &BTreeMap<String, u64>| {
+        let mut table = Table::new([(head, false), ("PACKETS", true)]);
+        for (name, count) in list {
+            table.row([name, count]);
+        }
+        table.render(colour)
     };
-    let maps = stats
-        .maps
-        .iter()
-        .map(|(name, usage)| vec![name.clone(), usage.used.to_string(), usage.capacity.to_string()])
-        .collect();
+    let mut maps = Table::new([("MAP", false), ("USED", true), ("CAPACITY", true)]);
+    for (name, usage) in &stats.maps {
+        maps.row([name, &usage.used, &usage.capacity]);
+    }
     [
-        table(
-            &[
-                ("UPLINK", false),
-                ("TX PACKETS", true),
-                ("TX BYTES", true),
-                ("RX PACKETS", true),
-                ("RX BYTES", true),
-                ("NEW FLOWS", true),
-            ],
-            uplinks,
-        ),
-        table(&[("VERDICT", false), ("PACKETS", true)], counts(&stats.verdicts)),
-        table(&[("DROPPED BECAUSE", false), ("PACKETS", true)], counts(&stats.drops)),
-        table(&[("MAP", false), ("USED", true), ("CAPACITY", true)], maps),
+        uplinks.render(colour),
+        counts("VERDICT", &stats.verdicts),
+        counts("DROPPED BECAUSE", &stats.drops),
+        maps.render(colour),
     ]
     .join("\n")
 }
@@ -216,6 +182,10 @@ pub fn reloaded(reloaded: &Reloaded, _colour: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        cli::table::tests::bare,
+        control::api::{FlowTotals, UplinkStatus, Usage},
+    };
 
     #[test]
     fn sizes_have_three_digits_and_a_unit() {
@@ -223,6 +193,52 @@ mod tests {
         assert_eq!(size(1023), "1023 B");
         assert_eq!(size(1536), "1.5 KiB");
         assert_eq!(size(u64::MAX), "16384.0 PiB");
+    }
+
+    fn uplink(name: &str, state: UplinkState, reason: &str) -> UplinkStatus {
+        UplinkStatus {
+            name: name.into(),
+            interface: "wan0".into(),
+            state,
+            reason: reason.into(),
+            hook: "xdp".into(),
+            address: vec!["198.51.100.2".parse().unwrap()],
+            gateway: None,
+            weight: 1,
+            effective_weight: 1,
+            tier: 0,
+            share: 0.25,
+            rtt_ms: None,
+            loss: None,
+            tx_packets: 1,
+            tx_bytes: 1536,
+            rx_packets: 1,
+            rx_bytes: 10,
+            flows: 3,
+        }
+    }
+
+    #[test]
+    fn a_coloured_status_has_the_layout_of_a_plain_one() {
+        let document = Status {
+            version: "0.1.0".into(),
+            mode: "auto".into(),
+            uplinks: vec![
+                uplink("isp1", UplinkState::Up, ""),
+                uplink("a-longer-one", UplinkState::Draining, "drained by hand"),
+                uplink("isp3", UplinkState::Disabled, "disabled by hand"),
+                uplink("isp4", UplinkState::Down, "no carrier"),
+            ],
+            flows: FlowTotals::default(),
+            bindings: Usage::default(),
+        };
+        let plain = status(&document, false);
+        let coloured = status(&document, true);
+        assert_eq!(bare(&coloured), plain);
+        for state in ["\x1b[32mup\x1b[0m", "\x1b[33mdraining\x1b[0m", "\x1b[33mdisabled\x1b[0m", "\x1b[31mdown\x1b[0m"]
+        {
+            assert!(coloured.contains(state), "{coloured:?}");
+        }
     }
 
     #[test]
