@@ -4,6 +4,7 @@
 //! [`Fault`]s with a line and a column. Both count from 1, and columns count characters, not bytes, so that an editor's
 //! "go to line:column" lands on the spot. A byte order mark at the start of the file is no character of its first line.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -81,19 +82,32 @@ fn lines(path: &Path, kind: &str, faults: &[Fault]) -> String {
 /// Findings by byte offset, in the order in which they were made.
 #[derive(Debug, Default)]
 pub(super) struct Report {
-    faults: Vec<(usize, String)>,
-    warnings: Vec<(usize, String)>,
+    faults: Vec<Finding>,
+    warnings: Vec<Finding>,
+}
+
+/// A message about the text at byte `at`, which goes on with the line of byte `other`.
+#[derive(Debug)]
+struct Finding {
+    at: usize,
+    message: String,
+    other: Option<usize>,
 }
 
 impl Report {
     /// The config cannot be used: `message` is about the text at byte `at`.
     pub(super) fn fault(&mut self, at: usize, message: impl Into<String>) {
-        self.faults.push((at, message.into()));
+        self.faults.push(Finding { at, message: message.into(), other: None });
+    }
+
+    /// As [`Report::fault`], where the text at byte `other` has a part in it: its line ends the message, as ` line LINE`.
+    pub(super) fn fault_against(&mut self, at: usize, other: usize, message: impl Into<String>) {
+        self.faults.push(Finding { at, message: message.into(), other: Some(other) });
     }
 
     /// The config can be used, but its writer should know.
     pub(super) fn warning(&mut self, at: usize, message: impl Into<String>) {
-        self.warnings.push((at, message.into()));
+        self.warnings.push(Finding { at, message: message.into(), other: None });
     }
 
     /// The warnings in file order, or, if there is any fault, the faults.
@@ -107,14 +121,22 @@ impl Report {
     }
 }
 
-/// Findings in file order with lines and columns, in one pass over the text.
-fn placed(text: &str, mut findings: Vec<(usize, String)>) -> Vec<Fault> {
-    findings.sort_by_key(|(at, _)| *at);
+/// Findings in file order with lines and columns, in one pass over the text for these and one for the other places named.
+fn placed(text: &str, mut findings: Vec<Finding>) -> Vec<Fault> {
+    let mut others: Vec<usize> = findings.iter().filter_map(|finding| finding.other).collect();
+    others.sort_unstable();
+    let mut cursor = Cursor::new(text.as_bytes());
+    let lines: HashMap<usize, usize> = others.into_iter().map(|at| (at, cursor.advance_to(at).0)).collect();
+
+    findings.sort_by_key(|finding| finding.at);
     let mut cursor = Cursor::new(text.as_bytes());
     findings
         .into_iter()
-        .map(|(at, message)| {
+        .map(|Finding { at, mut message, other }| {
             let (line, column) = cursor.advance_to(at);
+            if let Some(line) = other.and_then(|at| lines.get(&at)) {
+                message += &format!(" line {line}");
+            }
             Fault { line, column, message }
         })
         .collect()

@@ -6,17 +6,19 @@
 //! or that belong to the format but are not supported by this version, are faults. Nothing here looks at the machine: whether an
 //! interface exists is not a matter of the config.
 //!
-//! `schema` lists the keys, `table` holds tables of the document against it, `value` reads single values, `read` puts sections
-//! together and checks them against each other.
+//! `schema` lists the keys, `table` holds tables of the document against it, `value` reads single values, `uplinks` and `forwards`
+//! read what their names say, `read` all other sections, and puts them together.
 //! The format is described in `docs/config.md`.
 
 mod fault;
+mod forwards;
 mod model;
 mod read;
 mod schema;
 mod table;
 #[cfg(test)]
 mod tests;
+mod uplinks;
 mod value;
 
 use std::path::Path;
@@ -25,8 +27,9 @@ use toml::de::DeTable;
 
 pub use fault::{Fault, Faults, LoadError, warning_lines};
 pub use model::{
-    Config, Datapath, HashMode, InterfaceNameError, InterfacePattern, MAX_INTERFACE_NAME, MAX_UPLINK_NAME, MAX_UPLINKS,
-    Mode, MssClamp, OnDown, Policy, PortRange, Timeouts, Uplink,
+    AddressRange, Config, Datapath, Filtering, Forward, ForwardProtocol, HashMode, InterfaceNameError,
+    InterfacePattern, Limits, MAX_ADDRESS_RANGES, MAX_ADDRESSES, MAX_FORWARDED_PORTS, MAX_INTERFACE_NAME,
+    MAX_UPLINK_NAME, MAX_UPLINKS, MIN_MARK_BITS, Mode, MssClamp, Nat, OnDown, Policy, PortRange, Timeouts, Uplink,
 };
 
 /// A config and what its writer should know about it.

@@ -1,8 +1,9 @@
 //! The typed config: what the rest of mh works with once a file has been found valid.
 //!
 //! Invariants of a [`Config`] that came out of [`parse`](super::parse): `lan` and `uplinks` are not empty, there are at most
-//! [`MAX_UPLINKS`] uplinks, uplink names and interfaces are unique, no uplink's interface is matched by `lan`, and every index in
-//! `default_policy` is one of `uplinks`.
+//! [`MAX_UPLINKS`] uplinks, uplink names and interfaces are unique, no uplink's interface is matched by `lan`, no address is in two
+//! [`AddressRange`]s, and every index in `default_policy` and `forwards` is one of `uplinks`. Forwards are on uplinks that translate
+//! only, no two of them have an uplink, a protocol and a port in common, and they are at most [`MAX_FORWARDED_PORTS`] ports.
 
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -18,6 +19,18 @@ pub const MAX_INTERFACE_NAME: usize = 15;
 /// The longest name of an uplink in bytes.
 pub const MAX_UPLINK_NAME: usize = 32;
 
+/// How many addresses an uplink may have.
+pub const MAX_ADDRESSES: u32 = 4096;
+
+/// How many [`AddressRange`]s an uplink may have.
+pub const MAX_ADDRESS_RANGES: usize = 16;
+
+/// How many ports may be forwarded, each counted for every uplink and protocol.
+pub const MAX_FORWARDED_PORTS: usize = 4096;
+
+/// The fewest bits that [`Datapath::mark_mask`] may have: for 32 uplinks and four more values.
+pub const MIN_MARK_BITS: u32 = 6;
+
 /// The whole config.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -29,6 +42,12 @@ pub struct Config {
     pub uplinks: Vec<Uplink>,
     /// The policy of new flows.
     pub default_policy: Policy,
+    /// The ports that are forwarded to inside hosts, in file order.
+    pub forwards: Vec<Forward>,
+    /// How addresses are translated on every uplink.
+    pub nat: Nat,
+    /// What one inside host may use up.
+    pub limits: Limits,
     /// How long idle flows and bindings are kept.
     pub timeouts: Timeouts,
 }
@@ -145,7 +164,7 @@ pub struct Datapath {
     pub conntrack_entries: u32,
     /// Capacity of the NAT bindings.
     pub bindings: u32,
-    /// The bits of `skb->mark` that are mh's: not zero, and one run.
+    /// The bits of `skb->mark` that are mh's: one run of at least [`MIN_MARK_BITS`].
     pub mark_mask: u32,
     /// Whether flows that this machine starts itself are steered too.
     pub host_traffic: bool,
@@ -158,7 +177,7 @@ impl Default for Datapath {
             conntrack_entries: 1_048_576,
             bindings: 262_144,
             mark_mask: 0x00ff_0000,
-            host_traffic: false,
+            host_traffic: true,
         }
     }
 }
@@ -244,8 +263,8 @@ pub struct Uplink {
     pub interface: String,
     /// The next router; `None`: learned from the interface's default route, and followed.
     pub gateway: Option<Ipv4Addr>,
-    /// The address that flows leave with; `None`: the interface's primary address, and followed.
-    pub address: Option<Ipv4Addr>,
+    /// The addresses that flows leave with, in file order; empty: the interface's primary address, and followed.
+    pub addresses: Vec<AddressRange>,
     /// Its share of new flows where the policy names none; 0: only when named by a rule.
     pub weight: u16,
     /// The outside ports (and ICMP identifiers) that NAT may use.
@@ -256,6 +275,37 @@ pub struct Uplink {
     pub mss_clamp: MssClamp,
     /// Whether source addresses are translated.
     pub nat: bool,
+}
+
+/// An address, or all addresses of a prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AddressRange {
+    /// The lowest address: a multiple of `count`.
+    pub first: Ipv4Addr,
+    /// How many addresses: a power of two, at most [`MAX_ADDRESSES`].
+    pub count: u32,
+}
+
+impl AddressRange {
+    /// The highest address.
+    #[must_use]
+    pub fn last(self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.first.to_bits().saturating_add(self.count.saturating_sub(1)))
+    }
+
+    /// Is `address` one of them?
+    #[must_use]
+    pub fn contains(self, address: Ipv4Addr) -> bool {
+        (self.first..=self.last()).contains(&address)
+    }
+}
+
+impl fmt::Display for AddressRange {
+    /// As in the config: `198.51.100.2`, `198.51.100.8/30`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.first)?;
+        if self.count > 1 { write!(f, "/{}", self.count.leading_zeros() + 1) } else { Ok(()) }
+    }
 }
 
 /// Ports from `first` to `last`, both included; `1 <= first <= last`.
@@ -272,6 +322,12 @@ impl PortRange {
     #[must_use]
     pub fn contains(self, port: u16) -> bool {
         (self.first..=self.last).contains(&port)
+    }
+
+    /// How many ports.
+    #[must_use]
+    pub fn count(self) -> usize {
+        usize::from(self.last.saturating_sub(self.first)) + 1
     }
 }
 
@@ -316,6 +372,69 @@ pub struct Policy {
     pub members: Vec<(usize, u16)>,
     /// What the choice depends on.
     pub hash: HashMode,
+}
+
+words! {
+    /// A protocol whose ports can be forwarded.
+    ForwardProtocol {
+        /// TCP.
+        Tcp = "tcp",
+        /// UDP.
+        Udp = "udp",
+    }
+}
+
+/// Ports that are forwarded from outside to an inside host: `[[forward]]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forward {
+    /// Indices into [`Config::uplinks`], without duplicates, all of them with `nat`.
+    pub uplinks: Vec<usize>,
+    /// The protocols, without duplicates.
+    pub protocols: Vec<ForwardProtocol>,
+    /// The outside ports.
+    pub ports: PortRange,
+    /// The inside host.
+    pub to: Ipv4Addr,
+    /// The inside port of the first outside port; those of the others follow, to 65535 at most.
+    pub to_port: u16,
+}
+
+words! {
+    /// From whom outside a packet may come to a port that an inside host has a binding for (RFC 4787 section 5).
+    Filtering {
+        /// From anyone.
+        EndpointIndependent = "endpoint-independent",
+        /// From the addresses that the inside host has sent to through the binding.
+        AddressDependent = "address-dependent",
+    }
+}
+
+/// How addresses are translated: `[nat]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Nat {
+    /// From whom outside packets may come.
+    pub filtering: Filtering,
+}
+
+impl Default for Nat {
+    fn default() -> Self {
+        Self { filtering: Filtering::EndpointIndependent }
+    }
+}
+
+/// What one inside host may use up (RFC 6888 REQ-4): `[limits]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Bindings at a time; 0: no limit.
+    pub bindings_per_source: u32,
+    /// New flows per second; 0: no limit.
+    pub new_flows_per_source: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { bindings_per_source: 16_384, new_flows_per_source: 5000 }
+    }
 }
 
 /// How long a flow and its binding are kept after the last packet: `[timeouts]`.

@@ -3,41 +3,34 @@
 //! Reading goes on after a fault, with a default in place of the faulty value, so that one run finds every fault; the [`Report`]
 //! keeps them, and its caller drops the config if there are any.
 
-use std::collections::HashMap;
-use std::net::Ipv4Addr;
-
-use toml::de::{DeTable, DeValue};
+use toml::de::DeTable;
 
 use super::fault::Report;
-use super::model::{
-    Config, Datapath, HashMode, InterfaceNameError, InterfacePattern, MAX_UPLINK_NAME, MAX_UPLINKS, MssClamp, OnDown,
-    Policy, PortRange, Timeouts, Uplink,
-};
-use super::schema::{self, did_you_mean, nearest};
-use super::table::{Key, Placed, Table, Value, dotted, entries_of, in_file_order, is_bare, list_of, read_as, refuse};
-use super::value::{AddressForm, describe, quoted};
-
-/// An uplink with what is needed to check it against the rest of the config.
-struct PlacedUplink {
-    uplink: Uplink,
-    name_at: usize,
-    /// Where its interface stands, if that could be read.
-    interface_at: Option<usize>,
-}
+use super::model::{Config, Datapath, HashMode, InterfaceNameError, InterfacePattern, Limits, Nat, Policy, Timeouts};
+use super::table::{Placed, Table, dotted, entries_of, in_file_order, list_of, read_as, refuse};
+use super::uplinks::{PlacedUplink, index_of};
+use super::value::{describe, quoted};
+use super::{forwards, schema, uplinks};
 
 /// Reads a whole document.
 pub(super) fn config(document: &DeTable<'_>, report: &mut Report) -> Config {
     let root = Table::new(&schema::ROOT, String::new(), 0, document, report);
     let lan = lan(&root, report);
     let datapath = datapath(&root, report);
-    let uplinks = uplinks(&root, &lan, report);
+    let uplinks = uplinks::uplinks(&root, &lan, report);
     let default_policy = default_policy(&root, &uplinks, report);
+    let forwards = forwards::forwards(&root, &uplinks, report);
+    let nat = nat(&root, report);
+    let limits = limits(&root, report);
     let timeouts = timeouts(&root, report);
     Config {
         lan,
         datapath,
         uplinks: uplinks.into_iter().map(|placed| placed.uplink).collect(),
         default_policy,
+        forwards,
+        nat,
+        limits,
         timeouts,
     }
 }
@@ -110,195 +103,8 @@ fn datapath(root: &Table<'_, '_>, report: &mut Report) -> Datapath {
     }
     if let Some(host_traffic) = table.read(&schema::HOST_TRAFFIC, report) {
         datapath.host_traffic = host_traffic.value;
-        if host_traffic.value {
-            report.warning(
-                host_traffic.at,
-                "host_traffic = true has no effect in this version of mh yet: flows that this machine starts itself are left to \
-                 the kernel",
-            );
-        }
     }
     datapath
-}
-
-fn uplinks(root: &Table<'_, '_>, lan: &[InterfacePattern], report: &mut Report) -> Vec<PlacedUplink> {
-    const MISSING: &str = "there is no uplink; add [uplink.NAME] with interface = \"INTERFACE\"";
-    let mut uplinks = Vec::new();
-    if root.lacks(schema::UPLINK_TABLE) {
-        report.fault(root.at, MISSING);
-    }
-    let Some((key, value)) = root.get(schema::UPLINK_TABLE) else {
-        return uplinks;
-    };
-    let Some(tables) = entries_of(schema::UPLINK_TABLE, "[uplink.NAME]", value, report) else {
-        return uplinks;
-    };
-    if tables.is_empty() {
-        report.fault(key.span().start, MISSING);
-    }
-    for (key, value) in in_file_order(tables) {
-        let name = key.get_ref();
-        if value.get_ref().as_table().is_none() && schema::UPLINK.entry(name).is_some() {
-            report.fault(
-                key.span().start,
-                format!("{name} stands in [uplink] itself; it belongs in [uplink.NAME], which names the uplink"),
-            );
-            continue;
-        }
-        if !is_uplink_name(name) {
-            report.fault(
-                key.span().start,
-                format!(
-                    "{} is no name for an uplink; use 1 to {MAX_UPLINK_NAME} of the characters a-z, A-Z, 0-9, _ and -",
-                    quoted(name)
-                ),
-            );
-        }
-        if uplinks.len() == MAX_UPLINKS {
-            report.fault(
-                key.span().start,
-                format!("uplink {} is one too many; keep at most {MAX_UPLINKS} uplinks", quoted(name)),
-            );
-        }
-        // The place in the list is kept even if the uplink is faulty: policies may name it.
-        uplinks.push(uplink(name, (key, value), report));
-    }
-    check_interfaces(&uplinks, lan, report);
-    uplinks
-}
-
-fn is_uplink_name(name: &str) -> bool {
-    is_bare(name) && name.len() <= MAX_UPLINK_NAME
-}
-
-fn uplink(name: &str, entry: (&Key<'_>, &Value<'_>), report: &mut Report) -> PlacedUplink {
-    let name_at = entry.0.span().start;
-    let mut uplink = Uplink {
-        name: name.to_owned(),
-        interface: String::new(),
-        gateway: None,
-        address: None,
-        weight: 1,
-        ports: PortRange::default(),
-        on_down: OnDown::Reset,
-        mss_clamp: MssClamp::Off,
-        nat: true,
-    };
-    let mut interface_at = None;
-    let path = dotted(schema::UPLINK_TABLE, name);
-    let Some(table) = Table::open(&schema::UPLINK, path, entry, report) else {
-        return PlacedUplink { uplink, name_at, interface_at };
-    };
-    if let Some(interface) = table.read(&schema::INTERFACE, report) {
-        uplink.interface = interface.value;
-        interface_at = Some(interface.at);
-    } else if table.lacks(schema::INTERFACE.name) {
-        report.fault(table.at, format!("[{}] names no interface; add interface = \"INTERFACE\"", table.path));
-    }
-    uplink.address = address(&table, report);
-    if let Some(gateway) = table.read(&schema::GATEWAY, report) {
-        uplink.gateway = Some(gateway.value);
-        if uplink.address == Some(gateway.value) {
-            report.fault(
-                gateway.at,
-                format!("gateway {} is the uplink's own address; write the address of the next router", gateway.value),
-            );
-        }
-    }
-    if let Some(weight) = table.read(&schema::WEIGHT, report) {
-        uplink.weight = weight.value;
-    }
-    if let Some(ports) = table.read(&schema::PORTS, report) {
-        uplink.ports = ports.value;
-    }
-    if let Some(on_down) = table.read(&schema::ON_DOWN, report) {
-        uplink.on_down = on_down.value;
-        if on_down.value == OnDown::Reset {
-            report.warning(
-                on_down.at,
-                "on_down = \"reset\" sends no RST in this version of mh yet: TCP connections are held, all other flows are \
-                     bound anew"
-                        .to_owned(),
-            );
-        }
-    }
-    if let Some(clamp) = table.read(&schema::MSS_CLAMP, report) {
-        uplink.mss_clamp = clamp.value;
-        if clamp.value != MssClamp::Off {
-            report.warning(
-                clamp.at,
-                format!(
-                    "mss_clamp = {} has no effect in this version of mh yet: segment sizes are left alone as with \"off\"",
-                    match clamp.value {
-                        MssClamp::Bytes(bytes) => bytes.to_string(),
-                        word => format!("\"{word}\""),
-                    }
-                ),
-            );
-        }
-    }
-    if let Some(nat) = table.read(&schema::NAT, report) {
-        uplink.nat = nat.value;
-    }
-    PlacedUplink { uplink, name_at, interface_at }
-}
-
-/// An uplink's address: one, or a list of one.
-fn address(table: &Table<'_, '_>, report: &mut Report) -> Option<Ipv4Addr> {
-    let (key, value) = table.get(schema::ADDRESS.name)?;
-    let elements = match value.get_ref() {
-        DeValue::Array(list) if !list.is_empty() => list.iter().collect(),
-        _ => vec![value],
-    };
-    let forms: Vec<AddressForm> = elements
-        .iter()
-        .filter_map(|element| read_as(schema::ADDRESS.name, &schema::ADDRESS, element, report))
-        .collect();
-    if forms.len() < elements.len() {
-        return None;
-    }
-    if let [AddressForm::One(address)] = forms[..] {
-        return Some(address);
-    }
-    report.fault(
-        key.span().start,
-        format!(
-            "a pool of addresses in {}.address is not supported by this version of mh yet; remove it, or write one address",
-            table.path
-        ),
-    );
-    None
-}
-
-/// An interface is one uplink's, or a LAN's.
-fn check_interfaces(uplinks: &[PlacedUplink], lan: &[InterfacePattern], report: &mut Report) {
-    let mut owners: HashMap<&str, &str> = HashMap::new();
-    for placed in uplinks {
-        let Some(at) = placed.interface_at else {
-            continue;
-        };
-        let interface = placed.uplink.interface.as_str();
-        match owners.get(interface) {
-            Some(owner) => report.fault(
-                at,
-                format!(
-                    "interface {interface:?} is already that of uplink {owner:?}; give each uplink an interface of its own"
-                ),
-            ),
-            None => {
-                owners.insert(interface, &placed.uplink.name);
-            }
-        }
-        if let Some(pattern) = lan.iter().find(|pattern| pattern.matches(interface)) {
-            report.fault(
-                at,
-                format!(
-                    "interface {interface:?} is also one of lan, by {:?}; an interface is a lan's or an uplink's, so change one of them",
-                    pattern.to_string()
-                ),
-            );
-        }
-    }
 }
 
 fn default_policy(root: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut Report) -> Policy {
@@ -358,29 +164,36 @@ fn tiers(table: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut Report) -
     }
     let mut members = Vec::new();
     for (name, weight) in in_file_order(entries) {
-        let index = uplinks.iter().position(|placed| placed.uplink.name == **name.get_ref());
+        let index = index_of(name.get_ref(), name.span().start, uplinks, report);
         let what = format!("the weight of {}", quoted(name.get_ref()));
         let weight = read_as(&what, &schema::WEIGHT, weight, report);
-        match (index, weight) {
-            (Some(index), Some(weight)) => members.push((index, weight)),
-            (Some(_), None) => {}
-            (None, _) => report.fault(
-                name.span().start,
-                format!("no uplink is named {}; {}", quoted(name.get_ref()), mend_uplink_name(name.get_ref(), uplinks)),
-            ),
-        }
+        members.extend(index.zip(weight));
     }
     Some(Placed { key_at: key.span().start, at: first.span().start, value: members })
 }
 
-fn mend_uplink_name(name: &str, uplinks: &[PlacedUplink]) -> String {
-    let names = || uplinks.iter().map(|placed| placed.uplink.name.as_str());
-    let near = nearest(name, names());
-    if !near.is_empty() {
-        return did_you_mean(&near);
+fn nat(root: &Table<'_, '_>, report: &mut Report) -> Nat {
+    let mut nat = Nat::default();
+    if let Some(table) = root.child(schema::NAT_TABLE, &schema::NAT_SECTION, report)
+        && let Some(filtering) = table.read(&schema::FILTERING, report)
+    {
+        nat.filtering = filtering.value;
     }
-    let all: Vec<String> = names().map(quoted).collect();
-    if all.is_empty() { "add [uplink.NAME]".to_owned() } else { format!("the uplinks are {}", all.join(", ")) }
+    nat
+}
+
+fn limits(root: &Table<'_, '_>, report: &mut Report) -> Limits {
+    let mut limits = Limits::default();
+    let Some(table) = root.child(schema::LIMITS_TABLE, &schema::LIMITS, report) else {
+        return limits;
+    };
+    if let Some(bindings) = table.read(&schema::BINDINGS_PER_SOURCE, report) {
+        limits.bindings_per_source = bindings.value;
+    }
+    if let Some(flows) = table.read(&schema::NEW_FLOWS_PER_SOURCE, report) {
+        limits.new_flows_per_source = flows.value;
+    }
+    limits
 }
 
 fn timeouts(root: &Table<'_, '_>, report: &mut Report) -> Timeouts {

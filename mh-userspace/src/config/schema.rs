@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::model::{HashMode, Mode, MssClamp, OnDown, PortRange, Timeouts};
-use super::value::{self, AddressForm, Mismatch};
+use super::model::{AddressRange, Filtering, ForwardProtocol, HashMode, Mode, MssClamp, OnDown, PortRange, Timeouts};
+use super::value::{self, Mismatch, Target};
 
 /// A key whose value is read in one piece.
 pub(super) struct Scalar<T> {
@@ -69,7 +69,8 @@ impl<T> Scalar<T> {
 }
 
 /// Every section that this version reads.
-pub(super) const SECTIONS: &[&Section] = &[&ROOT, &DATAPATH, &UPLINK, &POLICY, &TIMEOUTS];
+pub(super) const SECTIONS: &[&Section] =
+    &[&ROOT, &DATAPATH, &UPLINK, &POLICY, &FORWARD, &NAT_SECTION, &LIMITS, &TIMEOUTS];
 
 // The top level.
 
@@ -79,6 +80,9 @@ pub(super) const LAN_WANTS: &str = "a list of interface names such as [\"lan0\",
 pub(super) const DATAPATH_TABLE: &str = "datapath";
 pub(super) const UPLINK_TABLE: &str = "uplink";
 pub(super) const POLICY_TABLE: &str = "policy";
+pub(super) const FORWARD_TABLE: &str = "forward";
+pub(super) const NAT_TABLE: &str = "nat";
+pub(super) const LIMITS_TABLE: &str = "limits";
 pub(super) const TIMEOUTS_TABLE: &str = "timeouts";
 
 pub(super) const ROOT: Section = Section {
@@ -88,10 +92,12 @@ pub(super) const ROOT: Section = Section {
         now(DATAPATH_TABLE),
         now(UPLINK_TABLE),
         now(POLICY_TABLE),
+        now(FORWARD_TABLE),
+        now(NAT_TABLE),
+        now(LIMITS_TABLE),
         now(TIMEOUTS_TABLE),
         later_each("rule"),
         later_each("set"),
-        later_each("forward"),
         later("hooks"),
         later("metrics"),
     ],
@@ -113,7 +119,7 @@ pub(super) const BINDINGS: Scalar<u32> = Scalar {
 };
 pub(super) const MARK_MASK: Scalar<u32> = Scalar {
     name: "mark_mask",
-    wants: "a hexadecimal number of 32 bits in quotes with one run of bits set, such as \"0x00ff0000\"",
+    wants: "a hexadecimal number of 32 bits in quotes with one run of at least 6 bits set, such as \"0x00ff0000\"",
     read: value::mark_mask,
 };
 pub(super) const HOST_TRAFFIC: Scalar<bool> =
@@ -133,8 +139,12 @@ pub(super) const GATEWAY: Scalar<Ipv4Addr> = Scalar {
     wants: "the IPv4 address of the next router, such as \"198.51.100.1\"",
     read: value::address,
 };
-pub(super) const ADDRESS: Scalar<AddressForm> =
-    Scalar { name: "address", wants: "an IPv4 address such as \"198.51.100.2\"", read: value::address_form };
+/// Of the value, or of each element of a list.
+pub(super) const ADDRESS: Scalar<AddressRange> = Scalar {
+    name: "address",
+    wants: "an IPv4 address such as \"198.51.100.2\", a prefix such as \"198.51.100.8/30\", or a list of these",
+    read: value::addresses,
+};
 pub(super) const WEIGHT: Scalar<u16> =
     Scalar { name: "weight", wants: "a whole number from 0 to 65535", read: |value| value::integer(value, 0, 65_535) };
 pub(super) const PORTS: Scalar<PortRange> = Scalar {
@@ -190,6 +200,57 @@ pub(super) const STICKY: Scalar<Duration> =
 
 pub(super) const POLICY: Section =
     Section { place: "in [policy.NAME]", entries: &[now(TIERS), HASH.entry(), STICKY.entry()] };
+
+// [[forward]]
+
+pub(super) const UPLINKS: &str = "uplinks";
+/// What `uplinks` must be.
+pub(super) const UPLINKS_WANTS: &str = "a list of names of uplinks such as [\"isp1\", \"isp2\"]";
+/// Of the value, or of each element of a list.
+pub(super) const PROTOCOL: Scalar<ForwardProtocol> = Scalar {
+    name: "protocol",
+    wants: "\"tcp\", \"udp\" or a list of both",
+    read: |value| value::word(value, ForwardProtocol::from_word),
+};
+pub(super) const PORT: Scalar<PortRange> = Scalar {
+    name: "port",
+    wants: "a port such as \"8443\", or a range such as \"8000-8010\", from 1 to 65535",
+    read: value::port_or_ports,
+};
+pub(super) const TO: Scalar<Target> = Scalar {
+    name: "to",
+    wants: "the IPv4 address of an inside host, with or without a port, such as \"192.168.1.20:443\"",
+    read: value::target,
+};
+
+pub(super) const FORWARD: Section =
+    Section { place: "in [[forward]]", entries: &[now(UPLINKS), PROTOCOL.entry(), PORT.entry(), TO.entry()] };
+
+// [nat]
+
+pub(super) const FILTERING: Scalar<Filtering> = Scalar {
+    name: "filtering",
+    wants: "\"endpoint-independent\" or \"address-dependent\"",
+    read: |value| value::word(value, Filtering::from_word),
+};
+
+pub(super) const NAT_SECTION: Section = Section { place: "in [nat]", entries: &[FILTERING.entry()] };
+
+// [limits]
+
+pub(super) const BINDINGS_PER_SOURCE: Scalar<u32> = Scalar {
+    name: "bindings_per_source",
+    wants: "a whole number from 0 to 16777216, 0 for no limit",
+    read: |value| value::integer(value, 0, 16_777_216),
+};
+pub(super) const NEW_FLOWS_PER_SOURCE: Scalar<u32> = Scalar {
+    name: "new_flows_per_source",
+    wants: "a whole number from 0 to 10000000, 0 for no limit",
+    read: |value| value::integer(value, 0, 10_000_000),
+};
+
+pub(super) const LIMITS: Section =
+    Section { place: "in [limits]", entries: &[BINDINGS_PER_SOURCE.entry(), NEW_FLOWS_PER_SOURCE.entry()] };
 
 // [timeouts]
 
@@ -267,8 +328,10 @@ impl Section {
         if near.iter().any(|near| distance(name, near) <= 1) {
             return did_you_mean(&near);
         }
-        if let Some(other) = SECTIONS.iter().find(|section| section.entry(name).is_some()) {
-            return format!("it belongs {}", other.place);
+        let places: Vec<&str> =
+            SECTIONS.iter().filter(|section| section.entry(name).is_some()).map(|section| section.place).collect();
+        if !places.is_empty() {
+            return format!("it belongs {}", places.join(", or "));
         }
         if !near.is_empty() {
             return did_you_mean(&near);

@@ -65,6 +65,19 @@ impl<'t, 'i> Table<'t, 'i> {
         Some(Self::new(section, path, key.span().start, entries, report))
     }
 
+    /// An element of the list `name` at the top level as a table of its own, read as `section`.
+    ///
+    /// Its path is `[NAME]`, and so its header in messages `[[NAME]]`.
+    pub(super) fn element(
+        section: &'static Section,
+        name: &str,
+        value: &'t Value<'i>,
+        report: &mut Report,
+    ) -> Option<Self> {
+        let entries = entries_of(&format!("an element of {name}"), &format!("[[{name}]]"), value, report)?;
+        Some(Self::new(section, format!("[{name}]"), value.span().start, entries, report))
+    }
+
     /// The section at `name` of this table.
     pub(super) fn child(&self, name: &str, section: &'static Section, report: &mut Report) -> Option<Table<'t, 'i>> {
         let (key, value) = self.get(name)?;
@@ -156,6 +169,14 @@ pub(super) fn list_of<'t, 'i>(
         report.fault(value.span().start, format!("{name} must be {wants}, not {}", describe(value.get_ref())));
     }
     list
+}
+
+/// The elements of a list, or the value itself if it is another, or an empty list.
+pub(super) fn elements_or_value<'t, 'i>(value: &'t Value<'i>) -> Vec<&'t Value<'i>> {
+    match value.get_ref() {
+        DeValue::Array(list) if !list.is_empty() => list.iter().collect(),
+        _ => vec![value],
+    }
 }
 
 /// Keys and values as they follow each other in the text.

@@ -6,9 +6,12 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use toml::de::DeValue;
 
-use super::model::{MssClamp, PortRange, check_interface_name};
+use super::model::{
+    AddressRange, MAX_ADDRESSES, MAX_UPLINKS, MIN_MARK_BITS, MssClamp, PortRange, check_interface_name,
+};
 
 /// Why a value cannot stand where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,7 +84,7 @@ pub(super) fn word<T>(value: &DeValue<'_>, from: fn(&str) -> Option<T>) -> Resul
     from(text(value)?).ok_or(Mismatch::Value)
 }
 
-/// `0x` and 1 to 8 hexadecimal digits with one run of bits set.
+/// `0x` and 1 to 8 hexadecimal digits with one run of bits set, and at least [`MIN_MARK_BITS`] of them.
 pub(super) fn mark_mask(value: &DeValue<'_>) -> Result<u32, Mismatch> {
     let text = text(value)?;
     let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).ok_or(Mismatch::Value)?;
@@ -91,7 +94,13 @@ pub(super) fn mark_mask(value: &DeValue<'_>) -> Result<u32, Mismatch> {
     let mask = u32::from_str_radix(digits, 16).map_err(|_| Mismatch::Value)?;
     let bits_from_lowest_set = mask.checked_shr(mask.trailing_zeros());
     match bits_from_lowest_set {
-        Some(run) if run & run.wrapping_add(1) == 0 => Ok(mask),
+        Some(run) if run & run.wrapping_add(1) == 0 => match mask.count_ones() {
+            bits if bits < MIN_MARK_BITS => Err(Mismatch::Because(format!(
+                "it has {bits} bit{}, too few to tell {MAX_UPLINKS} uplinks and four more values apart",
+                if bits == 1 { "" } else { "s" }
+            ))),
+            _ => Ok(mask),
+        },
         // All bits are zero, or there is a gap between bits that are set.
         _ => Err(Mismatch::Value),
     }
@@ -105,37 +114,85 @@ pub(super) fn interface(value: &DeValue<'_>) -> Result<String, Mismatch> {
 
 /// A unicast IPv4 address that another machine can send to.
 pub(super) fn address(value: &DeValue<'_>) -> Result<Ipv4Addr, Mismatch> {
-    let address: Ipv4Addr = text(value)?.parse().map_err(|_| Mismatch::Value)?;
-    let kind = if address.is_unspecified() {
-        "the unspecified address"
+    one_address(text(value)?)
+}
+
+fn one_address(text: &str) -> Result<Ipv4Addr, Mismatch> {
+    let address: Ipv4Addr = text.parse().map_err(|_| Mismatch::Value)?;
+    match not_unicast(address) {
+        None => Ok(address),
+        Some(kind) => Err(Mismatch::Because(format!("it is {kind}, not one machine's"))),
+    }
+}
+
+/// What `address` is if it can't be that of one other machine.
+fn not_unicast(address: Ipv4Addr) -> Option<&'static str> {
+    if address.is_unspecified() {
+        Some("the unspecified address")
     } else if address.octets()[0] == 0 {
-        "an address of \"this network\", 0.0.0.0/8"
+        Some("an address of \"this network\", 0.0.0.0/8")
     } else if address.is_loopback() {
-        "a loopback address"
+        Some("a loopback address")
     } else if address.is_multicast() {
-        "a multicast address"
+        Some("a multicast address")
     } else if address.is_broadcast() {
-        "the broadcast address"
+        Some("the broadcast address")
     } else {
-        return Ok(address);
+        None
+    }
+}
+
+/// An address, or a prefix of at most [`MAX_ADDRESSES`], all of them unicast.
+pub(super) fn addresses(value: &DeValue<'_>) -> Result<AddressRange, Mismatch> {
+    let text = text(value)?;
+    if !text.contains('/') {
+        return one_address(text).map(|first| AddressRange { first, count: 1 });
+    }
+    let prefix: Ipv4Net = text.parse().map_err(|_| Mismatch::Value)?;
+    let Some(count) = 1_u32.checked_shl(32 - u32::from(prefix.prefix_len())).filter(|count| *count <= MAX_ADDRESSES)
+    else {
+        return Err(Mismatch::Because(format!(
+            "it has more than {MAX_ADDRESSES} addresses; write a prefix of /{} or longer",
+            MAX_ADDRESSES.leading_zeros() + 1
+        )));
     };
-    Err(Mismatch::Because(format!("it is {kind}, not one machine's")))
+    if prefix != prefix.trunc() {
+        return Err(Mismatch::Because(format!("it does not begin its prefix; write \"{}\"", prefix.trunc())));
+    }
+    // The two ends tell for all: what is not unicast is blocks of /8 and larger, and the broadcast address, which ends its prefix.
+    for address in [prefix.network(), prefix.broadcast()] {
+        if let Some(kind) = not_unicast(address) {
+            return Err(Mismatch::Because(format!("{address} in it is {kind}, not one machine's")));
+        }
+    }
+    Ok(AddressRange { first: prefix.network(), count })
 }
 
-/// What an address may be, or each element of a list of addresses.
+/// An inside host, and the port if one is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum AddressForm {
-    /// One address.
-    One(Ipv4Addr),
-    /// Several: a prefix.
-    Prefix,
+pub(super) struct Target {
+    pub(super) address: Ipv4Addr,
+    pub(super) port: Option<u16>,
 }
 
-/// An address or a prefix.
-pub(super) fn address_form(value: &DeValue<'_>) -> Result<AddressForm, Mismatch> {
-    match text(value)?.parse::<ipnet::Ipv4Net>() {
-        Ok(_) => Ok(AddressForm::Prefix),
-        Err(_) => address(value).map(AddressForm::One),
+/// `ADDRESS:PORT`, or an address alone.
+pub(super) fn target(value: &DeValue<'_>) -> Result<Target, Mismatch> {
+    let text = text(value)?;
+    let Some((address, digits)) = text.split_once(':') else {
+        return one_address(text).map(|address| Target { address, port: None });
+    };
+    let address = one_address(address)?;
+    if digits.contains('-') {
+        return Err(Mismatch::Because("write the first port alone; the others follow it".to_owned()));
+    }
+    port(digits).map(|port| Target { address, port: Some(port) }).ok_or(Mismatch::Value)
+}
+
+/// A port as a number, or what [`ports`] reads.
+pub(super) fn port_or_ports(value: &DeValue<'_>) -> Result<PortRange, Mismatch> {
+    match value {
+        DeValue::Integer(_) => integer(value, 1, 65_535).map(|port| PortRange { first: port, last: port }),
+        _ => ports(value),
     }
 }
 

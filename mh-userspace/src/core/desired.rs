@@ -192,7 +192,8 @@ impl Desired {
             let Some(index) = indices.get(&uplink.name) else { continue };
             let link = observed.link_named(&uplink.interface);
             let ifindex = link.map_or(0, |link| link.ifindex);
-            let address = uplink.address.or_else(|| observed.primary_address(ifindex));
+            let address =
+                uplink.addresses.first().map(|range| range.first).or_else(|| observed.primary_address(ifindex));
             let gateway = uplink.gateway.or_else(|| observed.default_gateway(ifindex));
             let configured_weight =
                 config.default_policy.members.iter().find(|(i, _)| *i == position).map_or(0, |(_, weight)| *weight);

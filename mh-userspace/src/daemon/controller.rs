@@ -1,6 +1,9 @@
 //! The state of the loop: configuration, orders by hand, observations, and what is in force.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use aya::Ebpf;
 use mh_common::abi::Timeouts;
@@ -12,7 +15,7 @@ use super::{
     saved,
 };
 use crate::{
-    config::{self, Config},
+    config::{self, Config, Forward},
     control::api::{ControlError, HealthOverride, Reloaded, UplinkState, WeightsRequest},
     core::{Desired, Event, Indices, Observed, Overrides},
     datapath::{DatapathError, apply::Datapath},
@@ -278,6 +281,72 @@ fn differences(old: &Config, new: &Config) -> Vec<String> {
         (names.collect::<BTreeMap<_, _>>(), config.default_policy.hash)
     };
     changed("policy default", named(old) != named(new));
+    // An index says nothing once uplinks have come or gone: compared are the uplinks that are meant.
+    let forwards = |config: &Config| -> Vec<(BTreeSet<String>, Forward)> {
+        let on = |forward: &Forward| {
+            forward.uplinks.iter().filter_map(|i| Some(config.uplinks.get(*i)?.name.clone())).collect()
+        };
+        config
+            .forwards
+            .iter()
+            .map(|forward| (on(forward), Forward { uplinks: Vec::new(), ..forward.clone() }))
+            .collect()
+    };
+    changed("forward", forwards(old) != forwards(new));
+    changed("nat", old.nat != new.nat);
+    changed("limits", old.limits != new.limits);
     changed("timeouts", old.timeouts != new.timeouts);
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: &str = r#"
+        lan = ["lan0"]
+        [uplink.isp1]
+        interface = "wan1"
+        address = ["198.51.100.2", "198.51.100.8/30"]
+        [uplink.isp2]
+        interface = "wan2"
+        [nat]
+        filtering = "endpoint-independent"
+        [limits]
+        bindings_per_source = 100
+        [[forward]]
+        uplinks = ["isp2"]
+        protocol = "tcp"
+        port = "8443"
+        to = "192.168.1.20:443"
+    "#;
+
+    fn changed(new: &str) -> Vec<String> {
+        differences(&config::parse(CONFIG).unwrap().config, &config::parse(new).unwrap().config)
+    }
+
+    #[test]
+    fn differences_name_the_sections_that_changed() {
+        assert_eq!(changed(CONFIG), [""; 0]);
+        for (from, to, expected) in [
+            ("198.51.100.8/30", "198.51.100.12/30", "uplink isp1 changed"),
+            ("\"endpoint-independent\"", "\"address-dependent\"", "nat changed"),
+            ("= 100", "= 101", "limits changed"),
+            ("= 100", "= 100\nnew_flows_per_source = 0", "limits changed"),
+            ("8443", "8444", "forward changed"),
+            ("20:443", "20:444", "forward changed"),
+            ("20:443", "21:443", "forward changed"),
+            ("\"tcp\"", "[\"tcp\", \"udp\"]", "forward changed"),
+            ("uplinks = [\"isp2\"]", "", "forward changed"),
+        ] {
+            assert!(CONFIG.contains(from), "{from}");
+            assert_eq!(changed(&CONFIG.replace(from, to)), [expected], "{from} -> {to}");
+        }
+    }
+
+    #[test]
+    fn a_forward_follows_its_uplink_and_not_its_place() {
+        let added = CONFIG.replace("[uplink.isp1]", "[uplink.isp0]\ninterface = \"wan0\"\n[uplink.isp1]");
+        assert_eq!(changed(&added), ["uplink isp0 added", "policy default changed"]);
+    }
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::super::schema::{SECTIONS, Support};
-use super::super::{MssClamp, OnDown, load};
+use super::super::{Config, MssClamp, OnDown, load};
 use super::{config, faults, loaded};
 
 /// The whole format, also the parts that this version refuses.
@@ -19,7 +19,7 @@ host_traffic = true
 [uplink.isp1]
 interface = "wan1"
 gateway   = "198.51.100.1"
-address   = "198.51.100.2"
+address   = ["198.51.100.2", "198.51.100.8/30"]
 weight    = 2
 ports     = "1024-65535"
 on_down   = "reset"
@@ -67,6 +67,13 @@ protocol = "tcp"
 port = "8443"
 to = "192.168.1.20:443"
 
+[nat]
+filtering = "endpoint-independent"
+
+[limits]
+bindings_per_source = 16384
+new_flows_per_source = 5000
+
 [timeouts]
 udp = "300s"
 tcp_established = "7440s"
@@ -90,9 +97,8 @@ fn the_whole_format_is_refused_part_by_part() {
          37:35: a second or further tier is not supported by this version of mh yet; remove it\n\
          41:1: [[rule]] is not supported by this version of mh yet; remove it\n\
          52:6: set.banks is not supported by this version of mh yet; remove it\n\
-         55:1: [[forward]] is not supported by this version of mh yet; remove it\n\
-         67:2: hooks is not supported by this version of mh yet; remove it\n\
-         70:2: metrics is not supported by this version of mh yet; remove it"
+         74:2: hooks is not supported by this version of mh yet; remove it\n\
+         77:2: metrics is not supported by this version of mh yet; remove it"
     );
 }
 
@@ -103,7 +109,7 @@ fn the_mends_mend() {
     let mut refused = false;
     for line in WHOLE_FORMAT.lines() {
         if line.starts_with('[') {
-            refused = ["probe", "rule", "set.", "forward", "hooks", "metrics"].iter().any(|part| line.contains(part));
+            refused = ["probe", "rule", "set.", "hooks", "metrics"].iter().any(|part| line.contains(part));
         }
         if !refused && !line.starts_with("address6") && !line.starts_with("nptv6") {
             kept += &line.replace(", { lte = 1 }", "");
@@ -112,11 +118,13 @@ fn the_mends_mend() {
     }
     let loaded = loaded(&kept);
     let lines: Vec<usize> = loaded.warnings.iter().map(|warning| warning.line).collect();
-    assert_eq!(lines, [8, 16, 17]);
+    assert_eq!(lines, [16]);
     let config = loaded.config;
     assert_eq!(config.default_policy.members, [(0, 2), (1, 1)]);
     assert_eq!(config.uplinks[0].on_down, OnDown::Reset);
     assert_eq!(config.uplinks[0].mss_clamp, MssClamp::Auto);
+    assert_eq!(config.uplinks[0].addresses.iter().map(|range| range.count).sum::<u32>(), 5);
+    assert_eq!(config.forwards[0].uplinks, [0, 1]);
     assert_eq!(config.uplinks[1].gateway, Some([203, 0, 113, 1].into()));
 }
 
@@ -124,11 +132,18 @@ fn docs() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs")
 }
 
-#[test]
-fn the_example_is_valid() {
-    let loaded = load(&docs().join("examples/two-uplinks.toml")).unwrap();
+fn example(name: &str) -> Config {
+    let loaded = load(&docs().join("examples").join(name)).unwrap();
     assert_eq!(loaded.warnings, []);
-    assert_eq!(loaded.config.default_policy.members, [(0, 2), (1, 1)]);
+    loaded.config
+}
+
+#[test]
+fn the_examples_are_valid() {
+    assert_eq!(example("two-uplinks.toml").default_policy.members, [(0, 2), (1, 1)]);
+    let servers = example("servers.toml");
+    assert_eq!(servers.forwards.iter().map(|forward| forward.uplinks.len()).collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(servers.uplinks[0].addresses.len(), 2);
 }
 
 #[test]

@@ -1,24 +1,6 @@
 //! Every fault and warning: its line, its column and its words.
 
-use super::{ONE_UPLINK, faults, warnings};
-
-/// Asserts the faults of some lines put after [`ONE_UPLINK`].
-#[track_caller]
-fn after(lines: &str, expected: &[&str]) {
-    assert_eq!(faults(&format!("{ONE_UPLINK}{lines}")), expected.join("\n"), "{lines}");
-}
-
-/// Asserts the faults of a whole text.
-#[track_caller]
-fn whole(text: &str, expected: &[&str]) {
-    assert_eq!(faults(text), expected.join("\n"), "{text}");
-}
-
-/// Asserts the warnings about some lines put after [`ONE_UPLINK`].
-#[track_caller]
-fn warned(lines: &str, expected: &[&str]) {
-    assert_eq!(warnings(&format!("{ONE_UPLINK}{lines}")), expected.join("\n"), "{lines}");
-}
+use super::{ONE_UPLINK, after, faults, warned, warnings, whole};
 
 const NO_LAN: &str = "1:1: lan is missing; add lan = [\"INTERFACE\"] at the top of the file, above the first [section]";
 const NO_UPLINK: &str = "1:1: there is no uplink; add [uplink.NAME] with interface = \"INTERFACE\"";
@@ -127,11 +109,12 @@ fn unknown_keys() {
     );
     // A key that is right elsewhere: TOML's sections end where the next one begins.
     after(
-        "mode = \"tc\"\n[datapath]\nhash = \"flow\"\nrule = []",
+        "mode = \"tc\"\n[datapath]\nhash = \"flow\"\nrule = []\nnat = true",
         &[
             "4:1: unknown key \"mode\" in [uplink.isp1]; it belongs in [datapath]",
             "6:1: unknown key \"hash\" in [datapath]; it belongs in [policy.NAME]",
             "7:1: unknown key \"rule\" in [datapath]; it belongs at the top level, above the first [section]",
+            "8:1: unknown key \"nat\" in [datapath]; it belongs at the top level, above the first [section], or in [uplink.NAME]",
         ],
     );
     whole(
@@ -174,7 +157,7 @@ fn columns_count_characters() {
     whole(
         "# ü\r\n\"ü\" = 1\r\nlan = [\"ü\", \"ü ü\"]\r\n[uplink.\"ü\"]\r\ninterface = \"wan1\"",
         &[
-            "2:1: unknown key \"ü\" at the top level; the keys here are lan, datapath, uplink, policy, timeouts",
+            "2:1: unknown key \"ü\" at the top level; the keys here are lan, datapath, uplink, policy, forward, nat, limits, timeouts",
             "3:13: lan must name interfaces, such as \"lan0\" or \"vlan*\", not \"ü ü\": white space, \"/\", \":\", \".\" and \"..\" are \
          not allowed",
             "4:9: \"ü\" is no name for an uplink; use 1 to 32 of the characters a-z, A-Z, 0-9, _ and -",
@@ -194,7 +177,7 @@ fn datapath() {
             "5:8: mode must be \"auto\", \"xdp\" or \"tc\", not \"native\"",
             "6:21: conntrack_entries must be a whole number from 1024 to 16777216, not 1023",
             "7:12: bindings must be a whole number from 64 to 16777216, not 63",
-            "8:13: mark_mask must be a hexadecimal number of 32 bits in quotes with one run of bits set, such as \"0x00ff0000\", \
+            "8:13: mark_mask must be a hexadecimal number of 32 bits in quotes with one run of at least 6 bits set, such as \"0x00ff0000\", \
              not \"0x0f0f0000\"",
             "9:16: host_traffic must be true or false, not a whole number 1",
         ],
@@ -205,7 +188,7 @@ fn datapath() {
             "5:8: mode must be \"auto\", \"xdp\" or \"tc\", not a whole number 3",
             "6:21: conntrack_entries must be a whole number from 1024 to 16777216, not 16777217",
             "7:12: bindings must be a whole number from 64 to 16777216, not 16777217",
-            "8:13: mark_mask must be a hexadecimal number of 32 bits in quotes with one run of bits set, such as \"0x00ff0000\", \
+            "8:13: mark_mask must be a hexadecimal number of 32 bits in quotes with one run of at least 6 bits set, such as \"0x00ff0000\", \
              not a whole number 0x00ff0000",
         ],
     );
@@ -213,8 +196,17 @@ fn datapath() {
         after(
             &format!("[datapath]\nmark_mask = \"{mask}\""),
             &[&format!(
-                "5:13: mark_mask must be a hexadecimal number of 32 bits in quotes with one run of bits set, such as \"0x00ff0000\", \
+                "5:13: mark_mask must be a hexadecimal number of 32 bits in quotes with one run of at least 6 bits set, such as \"0x00ff0000\", \
              not \"{mask}\""
+            )],
+        );
+    }
+    for (mask, bits) in [("0x1", "1 bit"), ("0x80000000", "1 bit"), ("0x001f0000", "5 bits")] {
+        after(
+            &format!("[datapath]\nmark_mask = \"{mask}\""),
+            &[&format!(
+                "5:13: mark_mask must be a hexadecimal number of 32 bits in quotes with one run of at least 6 bits set, such as \
+                 \"0x00ff0000\", not \"{mask}\": it has {bits}, too few to tell 32 uplinks and four more values apart"
             )],
         );
     }
@@ -223,8 +215,6 @@ fn datapath() {
         &[
             "5:12: bindings = 524289 is more than the 524288 flows that conntrack_entries = 1048576 has room for, at two entries a \
          flow; lower it, or raise conntrack_entries",
-            "6:16: host_traffic = true has no effect in this version of mh yet: flows that this machine starts itself are left to \
-         the kernel",
         ],
     );
 }
@@ -257,7 +247,8 @@ fn weights() {
 #[test]
 fn addresses() {
     let gateway = "gateway must be the IPv4 address of the next router, such as \"198.51.100.1\", not";
-    let address = "address must be an IPv4 address such as \"198.51.100.2\", not";
+    let address = "address must be an IPv4 address such as \"198.51.100.2\", a prefix such as \"198.51.100.8/30\", or a list of these, \
+                   not";
     for (text, reason) in [
         ("0.0.0.0", ": it is the unspecified address, not one machine's"),
         ("0.1.2.3", ": it is an address of \"this network\", 0.0.0.0/8, not one machine's"),
@@ -286,18 +277,74 @@ fn addresses() {
     after("address = []", &[&format!("4:11: {address} an empty list")]);
     after(
         "gateway = \"10.0.0.1\"\naddress = [\"10.0.0.1\"]",
-        &["4:11: gateway 10.0.0.1 is the uplink's own address; write the address of the next router"],
+        &[
+            "4:11: gateway 10.0.0.1 is an address of the uplink itself; write that of the next router, or take it out of address",
+        ],
     );
-    let pool = "4:1: a pool of addresses in uplink.isp1.address is not supported by this version of mh yet; remove it, or write one \
-                address";
-    for form in [
-        "\"10.0.0.0/30\"",
-        "[\"10.0.0.1/32\"]",
-        "[\"10.0.0.1\", \"10.0.0.2\"]",
-        "[\"198.51.100.2\", \"198.51.100.8/30\"]",
+}
+
+#[test]
+fn pools_of_addresses() {
+    let address = "address must be an IPv4 address such as \"198.51.100.2\", a prefix such as \"198.51.100.8/30\", or a list of these, \
+                   not";
+    for (text, reason) in [
+        ("10.0.0.0/0", ": it has more than 4096 addresses; write a prefix of /20 or longer"),
+        ("0.0.0.0/0", ": it has more than 4096 addresses; write a prefix of /20 or longer"),
+        ("10.0.0.0/19", ": it has more than 4096 addresses; write a prefix of /20 or longer"),
+        ("10.0.0.1/30", ": it does not begin its prefix; write \"10.0.0.0/30\""),
+        ("10.0.0.0/33", ""),
+        ("10.0.0.0/", ""),
+        ("10.0.0/24", ""),
+        ("10.0.0.0-10.0.0.3", ""),
+        ("2001:db8::/120", ""),
+        ("0.0.0.0/24", ": 0.0.0.0 in it is the unspecified address, not one machine's"),
+        ("0.1.0.0/24", ": 0.1.0.0 in it is an address of \"this network\", 0.0.0.0/8, not one machine's"),
+        ("127.0.0.0/20", ": 127.0.0.0 in it is a loopback address, not one machine's"),
+        ("239.255.255.252/30", ": 239.255.255.252 in it is a multicast address, not one machine's"),
+        ("255.255.255.252/30", ": 255.255.255.255 in it is the broadcast address, not one machine's"),
     ] {
-        after(&format!("address = {form}"), &[pool]);
+        after(&format!("address = \"{text}\""), &[&format!("4:11: {address} \"{text}\"{reason}")]);
+        after(&format!("address = [\"192.0.2.1\", \"{text}\"]"), &[&format!("4:25: {address} \"{text}\"{reason}")]);
     }
+    let many: Vec<String> = (1..=17).map(|host| format!("\"10.0.0.{host}\"")).collect();
+    after(
+        &format!("address = [{},\n{}]", many[..16].join(", "), many[16]),
+        &["5:1: address has 17 elements; keep at most 16, with prefixes in place of single addresses"],
+    );
+    after(
+        "address = [\"10.0.0.0/20\", \"10.1.0.0\"]",
+        &["4:11: address stands for 4097 addresses in all; keep at most 4096 for one uplink"],
+    );
+    after(
+        "gateway = \"10.0.0.9\"\naddress = [\"10.0.0.2\", \"10.0.0.8/30\"]",
+        &[
+            "4:11: gateway 10.0.0.9 is an address of the uplink itself; write that of the next router, or take it out of address",
+        ],
+    );
+}
+
+#[test]
+fn addresses_stand_in_one_place() {
+    after(
+        "address = [\"10.0.0.1\", \"10.0.0.2\",\n\"10.0.0.1/32\", \"10.0.0.1\"]",
+        &[
+            "5:1: 10.0.0.1 is in the address of uplink \"isp1\" already; keep one of them, the other is in line 4",
+            "5:16: 10.0.0.1 is in the address of uplink \"isp1\" already; keep one of them, the other is in line 4",
+        ],
+    );
+    // Whichever of two stands behind the other has the fault.
+    after(
+        "address = [\"10.0.0.1\", \"10.0.1.0/24\"]\n[uplink.isp2]\ninterface = \"wan2\"\naddress = [\n\"10.0.0.0/24\",\n\
+         \"10.0.1.255\", \"10.0.2.0\", \"9.255.255.255\"]",
+        &[
+            "8:1: 10.0.0.0/24 overlaps 10.0.0.1 in the address of uplink \"isp1\"; keep one of them, the other is in line 4",
+            "9:1: 10.0.1.255 overlaps 10.0.1.0/24 in the address of uplink \"isp1\"; keep one of them, the other is in line 4",
+        ],
+    );
+    after(
+        "address = \"10.0.0.1\"\n[uplink.isp2]\ninterface = \"wan2\"\naddress = \"10.0.0.1\"",
+        &["7:11: 10.0.0.1 is in the address of uplink \"isp1\" already; keep one of them, the other is in line 4"],
+    );
 }
 
 #[test]
@@ -342,15 +389,9 @@ fn other_uplink_keys() {
         &[
             "4:11: on_down = \"reset\" sends no RST in this version of mh yet: TCP connections are held, all other flows are bound \
              anew",
-            "5:13: mss_clamp = 1400 has no effect in this version of mh yet: segment sizes are left alone as with \"off\"",
         ],
     );
-    warned(
-        "on_down = \"repin\"\nmss_clamp = \"auto\"",
-        &[
-            "5:13: mss_clamp = \"auto\" has no effect in this version of mh yet: segment sizes are left alone as with \"off\"",
-        ],
-    );
+    warned("on_down = \"repin\"\nmss_clamp = \"auto\"", &[]);
     warned("on_down = \"hold\"\nmss_clamp = \"off\"", &[]);
 }
 
@@ -468,7 +509,7 @@ fn timeouts() {
 #[test]
 fn parts_of_the_format_that_are_not_supported_yet() {
     after(
-        "probe = {}\naddress6 = 1\ngateway6 = 1\nnptv6 = 1\nnat66 = true\n[set.a]\n[set.b]\n[[rule]]\n[[rule]]\n[[forward]]\n[hooks]\n\
+        "probe = {}\naddress6 = 1\ngateway6 = 1\nnptv6 = 1\nnat66 = true\n[set.a]\n[set.b]\n[[rule]]\n[[rule]]\n[hooks]\n\
          [metrics]",
         &[
             "4:1: uplink.isp1.probe is not supported by this version of mh yet; remove it",
@@ -480,17 +521,15 @@ fn parts_of_the_format_that_are_not_supported_yet() {
             "10:6: set.b is not supported by this version of mh yet; remove it",
             "11:1: [[rule]] is not supported by this version of mh yet; remove it",
             "12:1: [[rule]] is not supported by this version of mh yet; remove it",
-            "13:1: [[forward]] is not supported by this version of mh yet; remove it",
-            "14:2: hooks is not supported by this version of mh yet; remove it",
-            "15:2: metrics is not supported by this version of mh yet; remove it",
+            "13:2: hooks is not supported by this version of mh yet; remove it",
+            "14:2: metrics is not supported by this version of mh yet; remove it",
         ],
     );
     whole(
-        &format!("rule = [{{}}, {{}}]\nset = 3\nforward = []\n{ONE_UPLINK}"),
+        &format!("rule = [{{}}, {{}}]\nset = 3\n{ONE_UPLINK}"),
         &[
             "1:1: rule is not supported by this version of mh yet; remove it",
             "2:1: set is not supported by this version of mh yet; remove it",
-            "3:1: forward is not supported by this version of mh yet; remove it",
         ],
     );
 }

@@ -3,6 +3,7 @@
 
 mod documents;
 mod faults;
+mod forwards;
 mod properties;
 mod values;
 
@@ -34,4 +35,22 @@ fn config(text: &str) -> Config {
 /// The warnings of a text that is valid, one a line.
 fn warnings(text: &str) -> String {
     super::Faults(loaded(text).warnings).to_string()
+}
+
+/// Asserts the faults of some lines put after [`ONE_UPLINK`].
+#[track_caller]
+fn after(lines: &str, expected: &[&str]) {
+    assert_eq!(faults(&format!("{ONE_UPLINK}{lines}")), expected.join("\n"), "{lines}");
+}
+
+/// Asserts the faults of a whole text.
+#[track_caller]
+fn whole(text: &str, expected: &[&str]) {
+    assert_eq!(faults(text), expected.join("\n"), "{text}");
+}
+
+/// Asserts the warnings about some lines put after [`ONE_UPLINK`].
+#[track_caller]
+fn warned(lines: &str, expected: &[&str]) {
+    assert_eq!(warnings(&format!("{ONE_UPLINK}{lines}")), expected.join("\n"), "{lines}");
 }

@@ -7,11 +7,12 @@ use std::time::Duration;
 use proptest::collection::{btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
-use proptest::sample::{Index, select};
+use proptest::sample::{Index, select, subsequence};
 
 use super::super::schema::{SECTIONS, Section};
 use super::super::{
-    Config, Datapath, HashMode, InterfacePattern, Mode, MssClamp, OnDown, Policy, PortRange, Timeouts, Uplink, parse,
+    AddressRange, Config, Datapath, Filtering, Forward, ForwardProtocol, HashMode, InterfacePattern, Limits, Mode,
+    MssClamp, Nat, OnDown, Policy, PortRange, Timeouts, Uplink, parse,
 };
 use super::{ONE_UPLINK, faults, loaded};
 
@@ -55,10 +56,32 @@ fn render(config: &Config) -> String {
         if let Some(gateway) = uplink.gateway {
             writeln!(text, "gateway = \"{gateway}\"").unwrap();
         }
-        if let Some(address) = uplink.address {
-            writeln!(text, "address = \"{address}\"").unwrap();
+        let addresses = uplink.addresses.iter().map(|range| format!("\"{range}\"")).collect::<Vec<_>>();
+        if !addresses.is_empty() {
+            writeln!(text, "address = [{}]", addresses.join(", ")).unwrap();
         }
     }
+    for forward in &config.forwards {
+        let uplinks: Vec<String> =
+            forward.uplinks.iter().map(|index| format!("\"{}\"", config.uplinks[*index].name)).collect();
+        let protocols: Vec<String> = forward.protocols.iter().map(|protocol| format!("\"{protocol}\"")).collect();
+        writeln!(
+            text,
+            "[[forward]]\nuplinks = [{}]\nprotocol = [{}]\nport = \"{}\"\nto = \"{}:{}\"",
+            uplinks.join(", "),
+            protocols.join(", "),
+            forward.ports,
+            forward.to,
+            forward.to_port
+        )
+        .unwrap();
+    }
+    writeln!(
+        text,
+        "[nat]\nfiltering = \"{}\"\n[limits]\nbindings_per_source = {}\nnew_flows_per_source = {}",
+        config.nat.filtering, config.limits.bindings_per_source, config.limits.new_flows_per_source
+    )
+    .unwrap();
     writeln!(
         text,
         "[timeouts]\nudp = \"{}ms\"\ntcp_established = \"{}s\"\ntcp_transitory = \"{}ms\"\nicmp = \"{}s\"",
@@ -77,6 +100,71 @@ fn unicast() -> impl Strategy<Value = Ipv4Addr> {
         .prop_map(|(a, [b, c, d])| Ipv4Addr::new(a, b, c, d))
 }
 
+/// An address or a prefix of up to 1024, so that four of them are not too many.
+fn address_range() -> impl Strategy<Value = AddressRange> {
+    (unicast(), 0_u32..=10).prop_map(|(address, bits)| AddressRange {
+        first: Ipv4Addr::from_bits(address.to_bits() >> bits << bits),
+        count: 1 << bits,
+    })
+}
+
+/// Takes out addresses that overlap with some further to the front.
+fn without_overlaps(mut uplinks: Vec<Uplink>) -> Vec<Uplink> {
+    let mut seen: Vec<AddressRange> = Vec::new();
+    for uplink in &mut uplinks {
+        uplink.addresses.retain(|range| {
+            let apart = !seen.iter().any(|other| other.contains(range.first) || range.contains(other.first));
+            if apart {
+                seen.push(*range);
+            }
+            apart
+        });
+    }
+    uplinks
+}
+
+fn forwards() -> impl Strategy<Value = Vec<(Vec<Index>, Forward)>> {
+    let protocols = subsequence(ForwardProtocol::ALL, 1..=2).prop_shuffle();
+    let forward = (protocols, 1..=u16::MAX, 0_u16..50, unicast(), 1..=u16::MAX).prop_map(
+        |(protocols, first, more, to, to_port)| {
+            let more = more.min(u16::MAX - first).min(u16::MAX - to_port);
+            Forward { uplinks: Vec::new(), protocols, ports: PortRange { first, last: first + more }, to, to_port }
+        },
+    );
+    vec((vec(any::<Index>(), 1..4), forward), 0..6)
+}
+
+/// Puts forwards on those of their uplinks that translate, and leaves out those that none is left of or that overlap.
+fn on_uplinks(forwards: Vec<(Vec<Index>, Forward)>, uplinks: &[Uplink]) -> Vec<Forward> {
+    let mut kept: Vec<Forward> = Vec::new();
+    for (indices, mut forward) in forwards {
+        for index in indices {
+            let index = index.index(uplinks.len());
+            if uplinks[index].nat && !forward.uplinks.contains(&index) {
+                forward.uplinks.push(index);
+            }
+        }
+        let overlaps = |other: &Forward| {
+            other.uplinks.iter().any(|index| forward.uplinks.contains(index))
+                && other.protocols.iter().any(|protocol| forward.protocols.contains(protocol))
+                && other.ports.first <= forward.ports.last
+                && forward.ports.first <= other.ports.last
+        };
+        if !forward.uplinks.is_empty() && !kept.iter().any(overlaps) {
+            kept.push(forward);
+        }
+    }
+    kept
+}
+
+fn nat_and_limits() -> impl Strategy<Value = (Nat, Limits)> {
+    (select(Filtering::ALL), 0_u32..=16_777_216, 0_u32..=10_000_000).prop_map(
+        |(filtering, bindings_per_source, new_flows_per_source)| {
+            (Nat { filtering }, Limits { bindings_per_source, new_flows_per_source })
+        },
+    )
+}
+
 fn port_range() -> impl Strategy<Value = PortRange> {
     (1..=u16::MAX, 1..=u16::MAX).prop_map(|(one, other)| PortRange { first: one.min(other), last: one.max(other) })
 }
@@ -87,14 +175,14 @@ fn mss_clamp() -> impl Strategy<Value = MssClamp> {
 
 fn uplink(name: String, interface: String) -> impl Strategy<Value = Uplink> {
     (
-        (option::of(unicast()), option::of(unicast()), any::<u16>()),
+        (option::of(unicast()), vec(address_range(), 0..4), any::<u16>()),
         (port_range(), select(OnDown::ALL), mss_clamp(), any::<bool>()),
     )
-        .prop_map(move |((gateway, address, weight), (ports, on_down, mss_clamp, nat))| Uplink {
+        .prop_map(move |((gateway, addresses, weight), (ports, on_down, mss_clamp, nat))| Uplink {
             name: name.clone(),
             interface: interface.clone(),
-            gateway: gateway.filter(|gateway| Some(*gateway) != address),
-            address,
+            gateway: gateway.filter(|gateway| !addresses.iter().any(|range| range.contains(*gateway))),
+            addresses,
             weight,
             ports,
             on_down,
@@ -110,10 +198,11 @@ fn uplinks() -> impl Strategy<Value = Vec<Uplink>> {
             names.into_iter().zip(interfaces).map(|(name, interface)| uplink(name, interface)).collect::<Vec<_>>()
         })
         .prop_shuffle()
+        .prop_map(without_overlaps)
 }
 
 fn datapath() -> impl Strategy<Value = Datapath> {
-    (select(Mode::ALL), 1024_u32..=16_777_216, 64_u32..=16_777_216, (0_u32..32, 1_u32..=32), any::<bool>()).prop_map(
+    (select(Mode::ALL), 1024_u32..=16_777_216, 64_u32..=16_777_216, (0_u32..=26, 6_u32..=32), any::<bool>()).prop_map(
         |(mode, conntrack_entries, bindings, (shift, width), host_traffic)| Datapath {
             mode,
             conntrack_entries,
@@ -137,8 +226,9 @@ fn timeouts() -> impl Strategy<Value = Timeouts> {
 
 fn configs() -> impl Strategy<Value = Config> {
     let lan = btree_set("(l[a-km-z0-9._-]{1,13}|vlan\\*|x[a-z]{0,10}\\*)", 1..4);
-    (lan, datapath(), uplinks(), vec((any::<Index>(), any::<u16>()), 1..8), select(HashMode::ALL), timeouts()).prop_map(
-        |(lan, datapath, uplinks, named, hash, timeouts)| {
+    let policy = (vec((any::<Index>(), any::<u16>()), 1..8), select(HashMode::ALL));
+    (lan, datapath(), uplinks(), policy, forwards(), nat_and_limits(), timeouts()).prop_map(
+        |(lan, datapath, uplinks, (named, hash), forwards, (nat, limits), timeouts)| {
             let mut members: Vec<(usize, u16)> = Vec::new();
             for (index, weight) in named {
                 let index = index.index(uplinks.len());
@@ -151,8 +241,11 @@ fn configs() -> impl Strategy<Value = Config> {
             Config {
                 lan: if lan.is_empty() { vec!["lan0".parse().unwrap()] } else { lan },
                 datapath,
+                forwards: on_uplinks(forwards, &uplinks),
                 uplinks,
                 default_policy: Policy { members, hash },
+                nat,
+                limits,
                 timeouts,
             }
         },
@@ -210,6 +303,9 @@ fn place_of(section: &Section) -> (&'static str, &'static str) {
         "in [datapath]" => ("[datapath]\n", "in [datapath]"),
         "in [uplink.NAME]" => ("[uplink.isp1]\ninterface = \"wan1\"\n", "in [uplink.isp1]"),
         "in [policy.NAME]" => ("[policy.default]\n", "in [policy.default]"),
+        "in [[forward]]" => ("[[forward]]\n", "in [[forward]]"),
+        "in [nat]" => ("[nat]\n", "in [nat]"),
+        "in [limits]" => ("[limits]\n", "in [limits]"),
         "in [timeouts]" => ("[timeouts]\n", "in [timeouts]"),
         other => panic!("where is {other}?"),
     }
@@ -253,7 +349,8 @@ proptest! {
             select(&[
                 "[", "]", "[[", "]]", "{", "}", "=", ".", ",", "\n", " ", "\"", "'", "#", "\"\"\"", "é", "1", "-1", "0x", "1.5",
                 "true", "\"0s\"", "\"1.2.3.4\"", "1979-05-27", "lan", "uplink", "isp1", "interface", "policy", "default", "tiers",
-                "rule", "set", "datapath", "mode", "timeouts", "udp", "address", "\r\n", "\u{feff}", "\0",
+                "rule", "set", "datapath", "mode", "timeouts", "udp", "address", "\"1.2.3.0/24\"", "forward", "uplinks", "port", "to",
+                "protocol", "\"udp\"", "nat", "filtering", "limits", "\r\n", "\u{feff}", "\0",
             ][..]),
             0..60,
         )

@@ -1,11 +1,12 @@
 //! What values mean: defaults, durations, interface patterns; files and how faults of files are shown.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::Duration;
 
 use super::super::{
-    Config, Datapath, HashMode, InterfacePattern, LoadError, Mode, MssClamp, OnDown, Policy, PortRange, Timeouts,
-    Uplink, check, load, warning_lines,
+    AddressRange, Config, Datapath, Filtering, Forward, ForwardProtocol, HashMode, InterfacePattern, Limits, LoadError,
+    Mode, MssClamp, Nat, OnDown, Policy, PortRange, Timeouts, Uplink, check, load, warning_lines,
 };
 use super::{ONE_UPLINK, config, faults, loaded};
 
@@ -20,13 +21,13 @@ fn everything_that_may_be_left_out_has_its_default() {
                 conntrack_entries: 1_048_576,
                 bindings: 262_144,
                 mark_mask: 0x00ff_0000,
-                host_traffic: false,
+                host_traffic: true,
             },
             uplinks: vec![Uplink {
                 name: "isp1".to_owned(),
                 interface: "wan1".to_owned(),
                 gateway: None,
-                address: None,
+                addresses: vec![],
                 weight: 1,
                 ports: PortRange { first: 1024, last: 65535 },
                 on_down: OnDown::Reset,
@@ -34,6 +35,9 @@ fn everything_that_may_be_left_out_has_its_default() {
                 nat: true,
             }],
             default_policy: Policy { members: vec![(0, 1)], hash: HashMode::Flow },
+            forwards: vec![],
+            nat: Nat { filtering: Filtering::EndpointIndependent },
+            limits: Limits { bindings_per_source: 16_384, new_flows_per_source: 5000 },
             timeouts: Timeouts {
                 udp: Duration::from_secs(300),
                 tcp_established: Duration::from_secs(7440),
@@ -69,20 +73,129 @@ fn every_way_to_write_a_table_is_the_same() {
 
 #[test]
 fn values_without_effect_are_kept() {
-    let config =
-        loaded(&format!("{ONE_UPLINK}on_down = \"reset\"\nmss_clamp = \"auto\"\n[datapath]\nhost_traffic = true"))
-            .config;
-    assert_eq!(config.uplinks[0].on_down, OnDown::Reset);
-    assert_eq!(config.uplinks[0].mss_clamp, MssClamp::Auto);
-    assert!(config.datapath.host_traffic);
+    assert_eq!(loaded(&format!("{ONE_UPLINK}on_down = \"reset\"")).config.uplinks[0].on_down, OnDown::Reset);
 }
 
 #[test]
-fn an_address_may_be_a_list_of_one() {
-    let plain = config(&format!("{ONE_UPLINK}address = \"10.0.0.1\""));
-    let listed = config(&format!("{ONE_UPLINK}address = [\"10.0.0.1\"]"));
-    assert_eq!(plain, listed);
-    assert_eq!(plain.uplinks[0].address, Some([10, 0, 0, 1].into()));
+fn settings_of_the_datapath_and_of_uplinks() {
+    let config = config(&format!("{ONE_UPLINK}mss_clamp = \"auto\"\n[datapath]\nhost_traffic = false"));
+    assert_eq!(config.uplinks[0].mss_clamp, MssClamp::Auto);
+    assert!(!config.datapath.host_traffic);
+}
+
+fn range(first: [u8; 4], count: u32) -> AddressRange {
+    AddressRange { first: first.into(), count }
+}
+
+#[test]
+fn an_address_may_be_a_pool() {
+    for (written, read) in [
+        ("\"10.0.0.1\"", vec![range([10, 0, 0, 1], 1)]),
+        ("[\"10.0.0.1\"]", vec![range([10, 0, 0, 1], 1)]),
+        ("\"10.0.0.1/32\"", vec![range([10, 0, 0, 1], 1)]),
+        ("\"198.51.100.8/30\"", vec![range([198, 51, 100, 8], 4)]),
+        ("[\"198.51.100.8/30\", \"198.51.100.2\"]", vec![range([198, 51, 100, 8], 4), range([198, 51, 100, 2], 1)]),
+        ("[\"10.0.0.0/31\", \"10.0.0.2/31\"]", vec![range([10, 0, 0, 0], 2), range([10, 0, 0, 2], 2)]),
+        ("\"10.0.16.0/20\"", vec![range([10, 0, 16, 0], 4096)]),
+        ("[\"10.0.16.0/21\", \"10.0.24.0/21\"]", vec![range([10, 0, 16, 0], 2048), range([10, 0, 24, 0], 2048)]),
+    ] {
+        assert_eq!(config(&format!("{ONE_UPLINK}address = {written}")).uplinks[0].addresses, read, "{written}");
+    }
+    let sixteen: Vec<String> = (1..=16).map(|host| format!("\"10.0.0.{host}\"")).collect();
+    assert_eq!(
+        config(&format!("{ONE_UPLINK}address = [{}]", sixteen.join(", "))).uplinks[0].addresses,
+        (1..=16).map(|host| range([10, 0, 0, host], 1)).collect::<Vec<_>>()
+    );
+}
+
+#[test]
+fn address_ranges() {
+    let four = range([198, 51, 100, 8], 4);
+    assert_eq!(four.last(), Ipv4Addr::new(198, 51, 100, 11));
+    assert!(four.contains(four.first) && four.contains(four.last()));
+    assert!(!four.contains([198, 51, 100, 7].into()) && !four.contains([198, 51, 100, 12].into()));
+    assert_eq!(range([255, 255, 255, 254], 1).last(), Ipv4Addr::new(255, 255, 255, 254));
+    for (range, text) in
+        [(four, "198.51.100.8/30"), (range([10, 0, 0, 1], 1), "10.0.0.1"), (range([10, 0, 0, 0], 4096), "10.0.0.0/20")]
+    {
+        assert_eq!(range.to_string(), text);
+    }
+}
+
+#[test]
+fn forwards() {
+    use ForwardProtocol::{Tcp, Udp};
+    let two = format!("{ONE_UPLINK}[uplink.isp2]\ninterface = \"wan2\"\n[uplink.isp3]\ninterface = \"wan3\"\n");
+    let to = Ipv4Addr::new(192, 168, 1, 20);
+    let ports = |first, last| PortRange { first, last };
+    for (written, uplinks, protocols, ports, to_port) in [
+        (
+            "protocol = \"tcp\"\nport = \"8443\"\nto = \"192.168.1.20:443\"",
+            vec![0, 1, 2],
+            vec![Tcp],
+            ports(8443, 8443),
+            443,
+        ),
+        ("protocol = \"udp\"\nport = 8443\nto = \"192.168.1.20\"", vec![0, 1, 2], vec![Udp], ports(8443, 8443), 8443),
+        (
+            "uplinks = [\"isp3\", \"isp1\"]\nprotocol = [\"udp\", \"tcp\"]\nport = \"8000-8010\"\nto = \"192.168.1.20\"",
+            vec![2, 0],
+            vec![Udp, Tcp],
+            ports(8000, 8010),
+            8000,
+        ),
+        (
+            "protocol = [\"tcp\"]\nport = \"1-11\"\nto = \"192.168.1.20:65525\"",
+            vec![0, 1, 2],
+            vec![Tcp],
+            ports(1, 11),
+            65_525,
+        ),
+        (
+            "protocol = \"tcp\"\nport = 65535\nto = \"192.168.1.20:1\"",
+            vec![0, 1, 2],
+            vec![Tcp],
+            ports(65_535, 65_535),
+            1,
+        ),
+    ] {
+        let config = config(&format!("{two}[[forward]]\n{written}"));
+        assert_eq!(config.forwards, [Forward { uplinks, protocols, ports, to, to_port }], "{written}");
+    }
+    // The same port on another uplink, by another protocol, and its neighbours are others.
+    let others = "[[forward]]\nuplinks = [\"isp1\"]\nprotocol = \"tcp\"\nport = 80\nto = \"10.0.0.1\"\n\
+                  [[forward]]\nuplinks = [\"isp2\"]\nprotocol = \"tcp\"\nport = 80\nto = \"10.0.0.2\"\n\
+                  [[forward]]\nprotocol = \"udp\"\nport = 80\nto = \"10.0.0.1\"\n\
+                  [[forward]]\nprotocol = \"tcp\"\nport = \"81-90\"\nto = \"10.0.0.1:80\"\n";
+    assert_eq!(config(&format!("{two}{others}")).forwards.len(), 4);
+    assert_eq!(config(&format!("forward = []\n{ONE_UPLINK}")).forwards, []);
+    let inline = format!("forward = [{{ protocol = \"tcp\", port = 80, to = \"10.0.0.1\" }}]\n{ONE_UPLINK}");
+    assert_eq!(config(&inline).forwards.len(), 1);
+}
+
+#[test]
+fn as_many_ports_as_may_be_are_forwarded() {
+    let text = format!(
+        "{ONE_UPLINK}[uplink.isp2]\ninterface = \"wan2\"\n[[forward]]\nprotocol = [\"tcp\", \"udp\"]\nport = \"1001-2024\"\n\
+         to = \"10.0.0.1\""
+    );
+    assert_eq!(config(&text).forwards[0].ports.count(), 1024);
+}
+
+#[test]
+fn nat_and_limits() {
+    for (word, filtering) in
+        [("endpoint-independent", Filtering::EndpointIndependent), ("address-dependent", Filtering::AddressDependent)]
+    {
+        assert_eq!(config(&format!("{ONE_UPLINK}[nat]\nfiltering = \"{word}\"")).nat.filtering, filtering);
+    }
+    for (bindings_per_source, new_flows_per_source) in [(0, 0), (1, 1), (16_777_216, 10_000_000)] {
+        let text = format!(
+            "{ONE_UPLINK}[limits]\nbindings_per_source = {bindings_per_source}\nnew_flows_per_source = {new_flows_per_source}"
+        );
+        assert_eq!(config(&text).limits, Limits { bindings_per_source, new_flows_per_source });
+    }
+    assert_eq!(config(&format!("{ONE_UPLINK}[nat]\n[limits]")), config(ONE_UPLINK));
 }
 
 #[test]
@@ -97,9 +210,13 @@ fn ports() {
 
 #[test]
 fn mark_masks() {
-    for (text, mask) in
-        [("0x00ff0000", 0x00ff_0000), ("0XFF", 0xff), ("0x1", 1), ("0x80000000", 1 << 31), ("0xffffffff", u32::MAX)]
-    {
+    for (text, mask) in [
+        ("0x00ff0000", 0x00ff_0000),
+        ("0XFF", 0xff),
+        ("0x3f", 0x3f),
+        ("0xfc000000", 0x3f << 26),
+        ("0xffffffff", u32::MAX),
+    ] {
         let config = config(&format!("{ONE_UPLINK}[datapath]\nmark_mask = \"{text}\""));
         assert_eq!(config.datapath.mark_mask, mask);
     }
@@ -197,11 +314,11 @@ fn faults_of_a_file_name_the_file() {
 
 #[test]
 fn warnings_say_that_they_are() {
-    let warnings = loaded(&format!("{ONE_UPLINK}on_down = \"reset\"\nmss_clamp = 1400\n")).warnings;
+    let warnings = loaded(&format!("{ONE_UPLINK}on_down = \"reset\"\n[timeouts]\nicmp = \"1s\"\n")).warnings;
     assert_eq!(
         warning_lines(Path::new("mh.toml"), &warnings),
         "mh.toml:4:11: warning: on_down = \"reset\" sends no RST in this version of mh yet: TCP connections are held, all other flows are bound anew\n\
-         mh.toml:5:13: warning: mss_clamp = 1400 has no effect in this version of mh yet: segment sizes are left alone as with \"off\""
+         mh.toml:6:8: warning: icmp is less than the 60s that RFC 5508 REQ-2 asks for: flows that are idle, but in use, may be cut"
     );
     assert_eq!(warning_lines(Path::new("mh.toml"), &[]), "");
 }

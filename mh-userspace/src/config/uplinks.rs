@@ -1,0 +1,252 @@
+//! The uplinks: `[uplink.NAME]`, and what they may not have in common.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+
+use super::fault::Report;
+use super::model::{
+    AddressRange, InterfacePattern, MAX_ADDRESS_RANGES, MAX_ADDRESSES, MAX_UPLINK_NAME, MAX_UPLINKS, MssClamp, OnDown,
+    PortRange, Uplink,
+};
+use super::schema::{self, did_you_mean, nearest};
+use super::table::{Key, Table, Value, dotted, elements_or_value, entries_of, in_file_order, is_bare, read_as};
+use super::value::quoted;
+
+/// An uplink with what is needed to check it against the rest of the config.
+pub(super) struct PlacedUplink {
+    pub(super) uplink: Uplink,
+    pub(super) name_at: usize,
+    /// Where its interface stands, if that could be read.
+    interface_at: Option<usize>,
+    /// Its addresses, and where they stand.
+    ranges: Vec<PlacedRange>,
+}
+
+struct PlacedRange {
+    range: AddressRange,
+    at: usize,
+}
+
+/// Reads every `[uplink.NAME]`.
+pub(super) fn uplinks(root: &Table<'_, '_>, lan: &[InterfacePattern], report: &mut Report) -> Vec<PlacedUplink> {
+    const MISSING: &str = "there is no uplink; add [uplink.NAME] with interface = \"INTERFACE\"";
+    let mut uplinks = Vec::new();
+    if root.lacks(schema::UPLINK_TABLE) {
+        report.fault(root.at, MISSING);
+    }
+    let Some((key, value)) = root.get(schema::UPLINK_TABLE) else {
+        return uplinks;
+    };
+    let Some(tables) = entries_of(schema::UPLINK_TABLE, "[uplink.NAME]", value, report) else {
+        return uplinks;
+    };
+    if tables.is_empty() {
+        report.fault(key.span().start, MISSING);
+    }
+    for (key, value) in in_file_order(tables) {
+        let name = key.get_ref();
+        if value.get_ref().as_table().is_none() && schema::UPLINK.entry(name).is_some() {
+            report.fault(
+                key.span().start,
+                format!("{name} stands in [uplink] itself; it belongs in [uplink.NAME], which names the uplink"),
+            );
+            continue;
+        }
+        if !is_uplink_name(name) {
+            report.fault(
+                key.span().start,
+                format!(
+                    "{} is no name for an uplink; use 1 to {MAX_UPLINK_NAME} of the characters a-z, A-Z, 0-9, _ and -",
+                    quoted(name)
+                ),
+            );
+        }
+        if uplinks.len() == MAX_UPLINKS {
+            report.fault(
+                key.span().start,
+                format!("uplink {} is one too many; keep at most {MAX_UPLINKS} uplinks", quoted(name)),
+            );
+        }
+        // The place in the list is kept even if the uplink is faulty: policies may name it.
+        uplinks.push(uplink(name, (key, value), report));
+    }
+    check_interfaces(&uplinks, lan, report);
+    check_addresses(&uplinks, report);
+    uplinks
+}
+
+fn is_uplink_name(name: &str) -> bool {
+    is_bare(name) && name.len() <= MAX_UPLINK_NAME
+}
+
+fn uplink(name: &str, entry: (&Key<'_>, &Value<'_>), report: &mut Report) -> PlacedUplink {
+    let name_at = entry.0.span().start;
+    let mut uplink = Uplink {
+        name: name.to_owned(),
+        interface: String::new(),
+        gateway: None,
+        addresses: Vec::new(),
+        weight: 1,
+        ports: PortRange::default(),
+        on_down: OnDown::Reset,
+        mss_clamp: MssClamp::Off,
+        nat: true,
+    };
+    let mut interface_at = None;
+    let path = dotted(schema::UPLINK_TABLE, name);
+    let Some(table) = Table::open(&schema::UPLINK, path, entry, report) else {
+        return PlacedUplink { uplink, name_at, interface_at, ranges: Vec::new() };
+    };
+    if let Some(interface) = table.read(&schema::INTERFACE, report) {
+        uplink.interface = interface.value;
+        interface_at = Some(interface.at);
+    } else if table.lacks(schema::INTERFACE.name) {
+        report.fault(table.at, format!("[{}] names no interface; add interface = \"INTERFACE\"", table.path));
+    }
+    let ranges = addresses(&table, report);
+    uplink.addresses = ranges.iter().map(|placed| placed.range).collect();
+    if let Some(gateway) = table.read(&schema::GATEWAY, report) {
+        uplink.gateway = Some(gateway.value);
+        if uplink.addresses.iter().any(|range| range.contains(gateway.value)) {
+            report.fault(
+                gateway.at,
+                format!(
+                    "gateway {} is an address of the uplink itself; write that of the next router, or take it out of address",
+                    gateway.value
+                ),
+            );
+        }
+    }
+    if let Some(weight) = table.read(&schema::WEIGHT, report) {
+        uplink.weight = weight.value;
+    }
+    if let Some(ports) = table.read(&schema::PORTS, report) {
+        uplink.ports = ports.value;
+    }
+    if let Some(on_down) = table.read(&schema::ON_DOWN, report) {
+        uplink.on_down = on_down.value;
+        if on_down.value == OnDown::Reset {
+            report.warning(
+                on_down.at,
+                "on_down = \"reset\" sends no RST in this version of mh yet: TCP connections are held, all other flows are \
+                     bound anew"
+                        .to_owned(),
+            );
+        }
+    }
+    if let Some(clamp) = table.read(&schema::MSS_CLAMP, report) {
+        uplink.mss_clamp = clamp.value;
+    }
+    if let Some(nat) = table.read(&schema::NAT, report) {
+        uplink.nat = nat.value;
+    }
+    PlacedUplink { uplink, name_at, interface_at, ranges }
+}
+
+/// The addresses of an uplink in file order; those that are faulty are left out.
+fn addresses(table: &Table<'_, '_>, report: &mut Report) -> Vec<PlacedRange> {
+    let Some((_, value)) = table.get(schema::ADDRESS.name) else {
+        return Vec::new();
+    };
+    let elements = elements_or_value(value);
+    if let Some(further) = elements.get(MAX_ADDRESS_RANGES) {
+        report.fault(
+            further.span().start,
+            format!(
+                "address has {} elements; keep at most {MAX_ADDRESS_RANGES}, with prefixes in place of single addresses",
+                elements.len()
+            ),
+        );
+    }
+    let ranges: Vec<PlacedRange> = elements
+        .into_iter()
+        .filter_map(|element| {
+            let range = read_as(schema::ADDRESS.name, &schema::ADDRESS, element, report)?;
+            Some(PlacedRange { range, at: element.span().start })
+        })
+        .collect();
+    let count: u64 = ranges.iter().map(|placed| u64::from(placed.range.count)).sum();
+    if count > u64::from(MAX_ADDRESSES) {
+        report.fault(
+            value.span().start,
+            format!("address stands for {count} addresses in all; keep at most {MAX_ADDRESSES} for one uplink"),
+        );
+    }
+    ranges
+}
+
+/// An interface is one uplink's, or a LAN's.
+fn check_interfaces(uplinks: &[PlacedUplink], lan: &[InterfacePattern], report: &mut Report) {
+    let mut owners: HashMap<&str, &str> = HashMap::new();
+    for placed in uplinks {
+        let Some(at) = placed.interface_at else {
+            continue;
+        };
+        let interface = placed.uplink.interface.as_str();
+        match owners.get(interface) {
+            Some(owner) => report.fault(
+                at,
+                format!(
+                    "interface {interface:?} is already that of uplink {owner:?}; give each uplink an interface of its own"
+                ),
+            ),
+            None => {
+                owners.insert(interface, &placed.uplink.name);
+            }
+        }
+        if let Some(pattern) = lan.iter().find(|pattern| pattern.matches(interface)) {
+            report.fault(
+                at,
+                format!(
+                    "interface {interface:?} is also one of lan, by {:?}; an interface is a lan's or an uplink's, so change one of them",
+                    pattern.to_string()
+                ),
+            );
+        }
+    }
+}
+
+/// An address stands in one place.
+fn check_addresses(uplinks: &[PlacedUplink], report: &mut Report) {
+    let mut all: Vec<(&PlacedRange, &str)> = uplinks
+        .iter()
+        .flat_map(|placed| placed.ranges.iter().map(|range| (range, placed.uplink.name.as_str())))
+        .collect();
+    // Prefixes lie apart or within each other: one that overlaps another follows the outermost that it is in.
+    all.sort_by_key(|(placed, _)| (placed.range.first, Reverse(placed.range.count), placed.at));
+    let mut outer: Option<(&PlacedRange, &str)> = None;
+    for inner in all {
+        match outer {
+            Some(outer) if outer.0.range.contains(inner.0.range.first) => {
+                let (former, latter) = if outer.0.at < inner.0.at { (outer, inner) } else { (inner, outer) };
+                let (here, there, owner) = (latter.0.range, former.0.range, former.1);
+                let what = if here == there {
+                    format!("{here} is in the address of uplink {owner:?} already")
+                } else {
+                    format!("{here} overlaps {there} in the address of uplink {owner:?}")
+                };
+                report.fault_against(latter.0.at, former.0.at, format!("{what}; keep one of them, the other is in"));
+            }
+            _ => outer = Some(inner),
+        }
+    }
+}
+
+/// The index of the uplink that is named `name` at byte `at`, or a report that there is none.
+pub(super) fn index_of(name: &str, at: usize, uplinks: &[PlacedUplink], report: &mut Report) -> Option<usize> {
+    let index = uplinks.iter().position(|placed| placed.uplink.name == name);
+    if index.is_none() {
+        report.fault(at, format!("no uplink is named {}; {}", quoted(name), mend_uplink_name(name, uplinks)));
+    }
+    index
+}
+
+fn mend_uplink_name(name: &str, uplinks: &[PlacedUplink]) -> String {
+    let names = || uplinks.iter().map(|placed| placed.uplink.name.as_str());
+    let near = nearest(name, names());
+    if !near.is_empty() {
+        return did_you_mean(&near);
+    }
+    let all: Vec<String> = names().map(quoted).collect();
+    if all.is_empty() { "add [uplink.NAME]".to_owned() } else { format!("the uplinks are {}", all.join(", ")) }
+}
