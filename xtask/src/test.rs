@@ -8,6 +8,7 @@
 
 use std::{
     ffi::OsString,
+    fmt,
     io::{self, Read, Write},
     process::{Command, Stdio},
     thread,
@@ -23,7 +24,7 @@ use crate::{
 };
 
 /// The crate whose tests are laboratories.
-const LABORATORIES: &str = "mh-tests";
+pub const LABORATORIES: &str = "mh-tests";
 
 /// Runs the tests whose name contains `filter`; `unit`: without the laboratories.
 pub fn test(project: &Project, unit: bool, filter: Option<&str>, arguments: &[OsString]) -> Result<()> {
@@ -58,7 +59,7 @@ pub fn test(project: &Project, unit: bool, filter: Option<&str>, arguments: &[Os
         .env(PROGRAMS_VARIABLE, project.programs(Profile::Dev));
     announce(&command);
     let (totals, succeeded) = run_counting(&mut command)?;
-    println!("\n{} passed, {} failed, {} skipped", totals.passed(), totals.failed, totals.skipped());
+    println!("\n{totals}");
     if totals.failed > 0 {
         bail!("{} of the tests failed", totals.failed);
     }
@@ -73,10 +74,11 @@ pub fn test(project: &Project, unit: bool, filter: Option<&str>, arguments: &[Os
 
 /// Sums of what the test programs said.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Totals {
+pub struct Totals {
     /// Ended without complaint, those that skipped themselves included.
     ran: u64,
-    failed: u64,
+    /// Did not.
+    pub failed: u64,
     ignored: u64,
     skipped_themselves: u64,
 }
@@ -90,7 +92,8 @@ impl Totals {
         self.ignored + self.skipped_themselves
     }
 
-    fn plus(self, other: Self) -> Self {
+    /// The sums of both.
+    pub fn plus(self, other: Self) -> Self {
         Self {
             ran: self.ran + other.ran,
             failed: self.failed + other.failed,
@@ -115,6 +118,39 @@ impl Totals {
     }
 }
 
+impl fmt::Display for Totals {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} passed, {} failed, {} skipped", self.passed(), self.failed, self.skipped())
+    }
+}
+
+/// Counts while output comes in pieces.
+#[derive(Debug, Default)]
+pub struct Counter {
+    totals: Totals,
+    line: Vec<u8>,
+}
+
+impl Counter {
+    /// Takes the next piece.
+    pub fn take(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            if *byte == b'\n' {
+                self.totals.count(&String::from_utf8_lossy(&self.line));
+                self.line.clear();
+            } else {
+                self.line.push(*byte);
+            }
+        }
+    }
+
+    /// What was counted, a last line without end included.
+    pub fn finish(mut self) -> Totals {
+        self.totals.count(&String::from_utf8_lossy(&self.line));
+        self.totals
+    }
+}
+
 /// Runs the command with its output passed on as it comes, and says what it counted, and whether it succeeded.
 fn run_counting(command: &mut Command) -> Result<(Totals, bool)> {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("can't start cargo test")?;
@@ -132,8 +168,7 @@ fn run_counting(command: &mut Command) -> Result<(Totals, bool)> {
 
 /// Copies bytes as they come, so that the name of a running test is seen while it runs, and counts whole lines.
 fn pass_on(mut from: impl Read, mut to: impl Write) -> io::Result<Totals> {
-    let mut totals = Totals::default();
-    let mut line = Vec::new();
+    let mut counter = Counter::default();
     let mut buffer = [0; 8192];
     loop {
         let length = match from.read(&mut buffer) {
@@ -145,17 +180,9 @@ fn pass_on(mut from: impl Read, mut to: impl Write) -> io::Result<Totals> {
         let bytes = buffer.get(..length).unwrap_or_default();
         to.write_all(bytes)?;
         to.flush()?;
-        for byte in bytes {
-            if *byte == b'\n' {
-                totals.count(&String::from_utf8_lossy(&line));
-                line.clear();
-            } else {
-                line.push(*byte);
-            }
-        }
+        counter.take(bytes);
     }
-    totals.count(&String::from_utf8_lossy(&line));
-    Ok(totals)
+    Ok(counter.finish())
 }
 
 #[cfg(test)]
