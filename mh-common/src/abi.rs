@@ -8,13 +8,13 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::{
     address::{Address, Family, Ipv4, Ipv6, V4, V6},
-    binding, flow,
+    binding, flow, fragment,
     slots::SlotTable,
     wire::Mac,
 };
 
 /// The version of everything in this module.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The most uplinks; one health bit each.
 pub const MAX_UPLINKS: usize = 32;
@@ -24,6 +24,13 @@ pub const MAX_POLICIES: usize = 64;
 pub const MAX_INTERFACES: u32 = 1024;
 /// The most local (own and broadcast) addresses of one family.
 pub const MAX_LOCAL_ADDRESSES: u32 = 8192;
+
+/// The most outside addresses of all uplinks together.
+pub const MAX_OUTSIDE_ADDRESSES: u32 = 65_536;
+/// The most ranges of outside addresses of one uplink.
+pub const MAX_POOL_RANGES: usize = 16;
+/// How many inside hosts the limits per source are kept for; of more, those that were not seen for longest start anew.
+pub const MAX_SOURCES: u32 = 65_536;
 
 /// Slot tables: two for each policy, one in force and one to build the next in.
 pub const SLOT_TABLES: u32 = 2 * MAX_POLICIES as u32;
@@ -45,6 +52,27 @@ pub mod map {
     pub const BY_OUTSIDE4: &str = "mh_by_outside4";
     /// Hash, [`crate::address::Ipv4`] to u8: own and broadcast addresses.
     pub const LOCAL4: &str = "mh_local4";
+    /// Hash, [`crate::address::Ipv4`] to u32: outside addresses, with one bit per uplink that has them.
+    pub const OUTSIDE4: &str = "mh_outside4";
+    /// LRU hash, [`crate::binding::Peer`] to [`crate::time::Tick`]: until when a remote address may send to a binding. Filled only
+    /// with [`super::ADDRESS_DEPENDENT`].
+    pub const PEERS4: &str = "mh_peers4";
+    /// LRU hash, [`crate::address::Ipv4`] to [`super::Source`]: what inside hosts have used of their limits; programs write it.
+    pub const SOURCES4: &str = "mh_sources4";
+    /// Hash, [`crate::address::Ipv4`] to u32: how many of an inside host's bindings have ended; the controller writes it.
+    pub const ENDED4: &str = "mh_ended4";
+    /// LRU hash, [`crate::fragment::Key`] to [`crate::flow::Entry`]: what becomes of a datagram's later fragments.
+    pub const FRAGMENTS4: &str = "mh_fragments4";
+    /// LRU hash, [`crate::fragment::Key`] to [`crate::fragment::Waiting`]: datagrams whose first fragment has not come yet.
+    pub const WAITING4: &str = "mh_waiting4";
+    /// LRU hash, [`crate::fragment::HeldKey`] to [`crate::fragment::Held`]: their fragments.
+    pub const HELD4: &str = "mh_held4";
+    /// Per-CPU array of one [`crate::fragment::Held`]: room to put a packet aside.
+    pub const SCRATCH: &str = "mh_scratch";
+    /// Program array, indexed by [`super::Stage`].
+    pub const STAGES: &str = "mh_stages";
+    /// Array of [`super::Pool`], indexed like uplinks.
+    pub const POOLS: &str = "mh_pools";
     /// Array of [`super::Uplink`].
     pub const UPLINKS: &str = "mh_uplinks";
     /// Hash, ifindex (u32) to [`super::Interface`].
@@ -69,6 +97,16 @@ pub mod map {
         BY_INSIDE4,
         BY_OUTSIDE4,
         LOCAL4,
+        OUTSIDE4,
+        PEERS4,
+        SOURCES4,
+        ENDED4,
+        FRAGMENTS4,
+        WAITING4,
+        HELD4,
+        SCRATCH,
+        STAGES,
+        POOLS,
         UPLINKS,
         INTERFACES,
         POLICIES,
@@ -82,13 +120,71 @@ pub mod map {
 
 /// Names of the programs.
 pub mod program {
-    /// TC ingress: the complete path.
+    /// TC ingress: packets of flows that exist; the rest goes to the stages.
     pub const TC: &str = "mh_tc";
+    /// TC egress of uplinks: what the machine itself sends.
+    pub const EGRESS: &str = "mh_egress";
     /// XDP: the fast path for flows that exist.
     pub const XDP: &str = "mh_xdp";
 }
 
-/// What is decided when the datapath is set up, and read for new flows only. 40 bytes.
+/// Programs that the TC programs tail-call for what is rare: each is verified by itself, and the frequent path stays small.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// A packet that the ingress program can't finish.
+    Attend = 0,
+    /// A packet from inside that belongs to no flow.
+    Outbound = 1,
+    /// A packet from an uplink that belongs to no flow.
+    Inbound = 2,
+    /// A packet of the machine itself that belongs to no flow.
+    Host = 3,
+    /// An ICMP error, at ingress.
+    Error = 4,
+    /// An ICMP error that the machine itself sends.
+    HostError = 5,
+    /// A fragment other than the first, at ingress.
+    Later = 6,
+    /// A first fragment for which others are waiting.
+    Release = 7,
+    /// A packet at egress that mh's own ingress has not sent.
+    HostAttend = 8,
+}
+
+impl Stage {
+    /// All of them, with the names of their programs.
+    pub const ALL: &'static [(Self, &'static str)] = &[
+        (Self::Attend, "mh_attend"),
+        (Self::Outbound, "mh_outbound"),
+        (Self::Inbound, "mh_inbound"),
+        (Self::Host, "mh_host"),
+        (Self::Error, "mh_error"),
+        (Self::HostError, "mh_host_error"),
+        (Self::Later, "mh_later"),
+        (Self::Release, "mh_release"),
+        (Self::HostAttend, "mh_host_attend"),
+    ];
+}
+
+/// Values in the bits of `skb->mark` that are mh's. The controller's routing rules send marked packets where the name says: so the
+/// kernel fragments, and refuses with ICMP, on mh's behalf.
+pub mod mark {
+    /// No mark: not seen by mh.
+    pub const NONE: u32 = 0;
+    /// Mark `FIRST_UPLINK + index`: to be sent, and fragmented or refused as too big, by the uplink with this index.
+    pub const FIRST_UPLINK: u32 = 1;
+    /// To be refused: ICMP type 3 code 13, communication administratively prohibited.
+    pub const PROHIBIT: u32 = 61;
+    /// To be refused: ICMP type 3 code 1, host unreachable.
+    pub const UNREACHABLE: u32 = 62;
+    /// Translated already: to be let through.
+    pub const DONE: u32 = 63;
+    /// How many bits the values take.
+    pub const BITS: u32 = 6;
+}
+
+/// What is decided when the datapath is set up, and mostly read for new flows only. 64 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Settings {
@@ -100,7 +196,24 @@ pub struct Settings {
     pub seed: [u64; 2],
     /// Idle timeouts.
     pub timeouts: Timeouts,
+    /// [`ADDRESS_DEPENDENT`], [`HOST_TRAFFIC`].
+    pub flags: u32,
+    /// The bits of `skb->mark` that are mh's.
+    pub mark_mask: u32,
+    /// The lowest of them.
+    pub mark_shift: u32,
+    /// The most bindings of one inside host; zero: any number.
+    pub bindings_per_source: u32,
+    /// The most new flows of one inside host within [`crate::time::SEEN_GRANULARITY_TICKS`]; zero: any number.
+    pub new_flows_per_source: u32,
+    /// The least MTU of the LAN interfaces: replies up to this size fit all of them.
+    pub lan_mtu: u32,
 }
+
+/// A binding takes packets only from remote addresses that its inside end has sent to (RFC 4787 REQ-8); without this flag: from all.
+pub const ADDRESS_DEPENDENT: u32 = 1 << 0;
+/// Flows that the machine itself starts are steered too.
+pub const HOST_TRAFFIC: u32 = 1 << 1;
 
 /// Idle timeouts, in ticks of [`crate::time::TICK_NS`].
 #[repr(C)]
@@ -116,6 +229,21 @@ pub struct Timeouts {
     pub icmp: u32,
 }
 
+impl Timeouts {
+    /// The shortest: nothing that was seen within it has expired.
+    #[inline(always)]
+    pub const fn least(&self) -> u32 {
+        let mut least = self.udp;
+        if self.tcp_established < least {
+            least = self.tcp_established;
+        }
+        if self.tcp_transitory < least {
+            least = self.tcp_transitory;
+        }
+        if self.icmp < least { self.icmp } else { least }
+    }
+}
+
 /// What changes at any time and is read for every packet. 16 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -124,11 +252,11 @@ pub struct Live {
     pub healthy: u64,
     /// Raised whenever a neighbour's Ethernet address changes or a neighbour is lost: cached ones are then resolved anew.
     pub neighbour_epoch: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Zero, for want of which programs would not pass the verifier.
+    pub zero: u32,
 }
 
-/// An uplink. 88 bytes.
+/// An uplink. 92 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Uplink {
@@ -142,7 +270,11 @@ pub struct Uplink {
     pub first_port: u16,
     /// The highest outside port.
     pub last_port: u16,
-    /// IPv4 source address and gateway.
+    /// The most that a TCP segment over IPv4 may carry (MSS), in bytes; zero: as the ends like.
+    pub mss: u16,
+    /// Zero.
+    pub reserved: u16,
+    /// IPv4 source address (the first of its [`Pool`]) and gateway.
     pub v4: Route<Ipv4>,
     /// IPv6 source address and gateway.
     pub v6: Route<Ipv6>,
@@ -193,7 +325,67 @@ impl UplinkRoute for V6 {
     }
 }
 
-/// A managed interface. 12 bytes.
+/// The outside addresses of an uplink. 136 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Pool {
+    /// How many there are in all.
+    pub total: u32,
+    /// How many of `ranges` are in use.
+    pub used: u32,
+    /// The ranges; unused ones are empty.
+    pub ranges: [PoolRange; MAX_POOL_RANGES],
+}
+
+/// A range of outside IPv4 addresses.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct PoolRange {
+    /// The lowest, in host byte order.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+}
+
+impl Pool {
+    /// The address number `n % total`; `None` if there are none. An inside host's number is its hash, so all that it sends by this
+    /// uplink comes from one address (paired pooling, RFC 4787 REQ-2).
+    #[inline(always)]
+    pub fn nth(&self, n: u32) -> Option<Ipv4> {
+        if self.total == 0 {
+            return None;
+        }
+        let mut left = n % self.total;
+        let mut address = self.ranges[0].first;
+        let mut found = false;
+        // VERIFIER: no leaving the loop early: the state behind it would be verified once per range.
+        for range in &self.ranges {
+            if !found {
+                if left < range.count {
+                    address = range.first.wrapping_add(left);
+                    found = true;
+                } else {
+                    left -= range.count;
+                }
+            }
+        }
+        Some(Ipv4::from_be(address.to_be()))
+    }
+}
+
+/// What an inside host has used of its limits (RFC 6888 REQ-4). 12 bytes. Counts are additions without lock: a race loses one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Source {
+    /// How many bindings it has got so far. Less those of [`map::ENDED4`]: how many it has.
+    pub bindings: u32,
+    /// When the window began in which its new flows are being counted.
+    pub window: crate::time::Tick,
+    /// New flows within the window.
+    pub flows: u32,
+}
+
+/// A managed interface. 16 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Interface {
@@ -201,7 +393,7 @@ pub struct Interface {
     pub role: u8,
     /// The uplink's index, with [`ROLE_UPLINK`].
     pub uplink: u8,
-    /// [`INTERFACE_XDP`].
+    /// [`INTERFACE_XDP`], [`INTERFACE_L3`].
     pub flags: u8,
     /// Zero.
     pub reserved: u8,
@@ -209,6 +401,8 @@ pub struct Interface {
     pub mac: Mac,
     /// Zero.
     pub reserved2: u16,
+    /// Its MTU in bytes, without the Ethernet header.
+    pub mtu: u32,
 }
 
 /// Traffic from here is steered.
@@ -217,6 +411,8 @@ pub const ROLE_LAN: u8 = 1;
 pub const ROLE_UPLINK: u8 = 2;
 /// The XDP program runs here, so frames may be redirected to here from XDP.
 pub const INTERFACE_XDP: u8 = 1 << 0;
+/// Packets here have no Ethernet header (tun, ppp, wireguard).
+pub const INTERFACE_L3: u8 = 1 << 1;
 
 /// A policy. 16 bytes.
 #[repr(C)]
@@ -257,12 +453,18 @@ const _: () = {
     assert!(size_of::<binding::End<Ipv6>>() == 20);
     assert!(size_of::<binding::Outside<Ipv4>>() == 16);
     assert!(size_of::<binding::Outside<Ipv6>>() == 28);
-    assert!(size_of::<binding::Inside<Ipv4>>() == 8);
-    assert!(size_of::<binding::Inside<Ipv6>>() == 20);
-    assert!(size_of::<Settings>() == 40);
+    assert!(size_of::<binding::Inside<Ipv4>>() == 12);
+    assert!(size_of::<binding::Inside<Ipv6>>() == 24);
+    assert!(size_of::<Settings>() == 64);
     assert!(size_of::<Live>() == 16);
-    assert!(size_of::<Uplink>() == 88);
-    assert!(size_of::<Interface>() == 12);
+    assert!(size_of::<Uplink>() == 92);
+    assert!(size_of::<Interface>() == 16);
+    assert!(size_of::<Pool>() == 136);
+    assert!(size_of::<Source>() == 12);
+    assert!(size_of::<binding::Peer<Ipv4>>() == 12);
+    assert!(size_of::<fragment::Key<Ipv4>>() == 12);
+    assert!(size_of::<fragment::HeldKey<Ipv4>>() == 16);
+    assert!(size_of::<fragment::Held>() == 2052);
     assert!(size_of::<Policy>() == 16);
     assert!(size_of::<UplinkCounters>() == 40);
     assert!(size_of::<SlotTable>() == 4096);
@@ -288,6 +490,8 @@ mod user {
         Live,
         Uplink,
         Interface,
+        Pool,
+        Source,
         Policy,
         UplinkCounters,
         Ipv4,
@@ -302,5 +506,9 @@ mod user {
         binding::Outside<Ipv6>,
         binding::Inside<Ipv4>,
         binding::Inside<Ipv6>,
+        binding::Peer<Ipv4>,
+        fragment::Key<Ipv4>,
+        fragment::Waiting,
+        fragment::HeldKey<Ipv4>,
     );
 }

@@ -8,11 +8,20 @@
 //! to insert `by inside` after that takes its own `by outside` back.
 //!
 //! Lifetime: `expires` is moved on by the flows that use the binding (see [`crate::time::MAINTENANCE_TICKS`]) and pulled in
-//! when a TCP flow closes. The controller removes a binding once `expires` has passed and no conntrack entry uses it.
+//! when a TCP flow closes. The controller removes a binding once `expires` has passed and no conntrack entry uses it; its outside end
+//! rests for [`REST_TICKS`] before it serves another inside host (RFC 6888 REQ-8).
+//!
+//! A port forward is a binding that the controller makes, marked [`STATIC`]: it never expires, and the filter lets everybody in.
+//!
+//! Protocols without ports (GRE, ESP, SCTP) are translated by address alone, so one inside host at a time has a remote address on an
+//! uplink: both ends of such a binding are kept under the remote address, with a port of zero.
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{address::Address, time::Tick};
+use crate::{
+    address::Address,
+    time::{self, Tick, ticks_for},
+};
 
 /// One end of a binding, as the key of either map: 8 bytes for IPv4, 20 for IPv6. All fields are as on the wire.
 #[repr(C)]
@@ -38,15 +47,21 @@ pub struct Outside<A> {
     pub port: u16,
     /// The uplink's index, as in the key.
     pub uplink: u8,
-    /// No meaning yet; zero.
-    pub reserved: u8,
+    /// [`STATIC`].
+    pub flags: u8,
     /// When it was made.
     pub created: Tick,
     /// From when on it may be removed if no conntrack entry uses it.
     pub expires: Tick,
 }
 
-/// The value of the map by outside end: 8 bytes for IPv4, 20 for IPv6.
+/// A port forward: made by the controller, does not expire.
+pub const STATIC: u8 = 1 << 0;
+
+/// How long an outside port rests after its binding has ended, before it serves another inside host: 120 s (RFC 6888 REQ-8).
+pub const REST_TICKS: u32 = ticks_for(120_000_000_000);
+
+/// The value of the map by outside end: 12 bytes for IPv4, 24 for IPv6.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inside<A> {
@@ -54,8 +69,34 @@ pub struct Inside<A> {
     pub address: A,
     /// The inside port or ICMP identifier, big-endian in memory.
     pub port: u16,
-    /// No meaning yet; zero.
-    pub reserved: u16,
+    /// [`STATIC`].
+    pub flags: u16,
+    /// Zero while the binding is in use; else when it ended, and the port began to rest.
+    pub released: Tick,
+}
+
+impl<A> Inside<A> {
+    /// Whether the binding is in use (and its port not resting).
+    #[inline(always)]
+    pub const fn in_use(&self) -> bool {
+        self.released == 0
+    }
+
+    /// Whether a resting port may serve anybody again.
+    #[inline(always)]
+    pub const fn rested(&self, now: Tick) -> bool {
+        self.released != 0 && time::since(now, self.released) >= REST_TICKS
+    }
+}
+
+/// A remote address that may send to a binding, with address-dependent filtering: 12 bytes for IPv4.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Peer<A> {
+    /// The remote address.
+    pub remote: A,
+    /// The binding's outside end.
+    pub outside: End<A>,
 }
 
 // SAFETY: repr(C) of an address of 4 or 16 bytes aligned to 4 and of fields that fill up whole words: no padding, and every
@@ -71,3 +112,7 @@ unsafe impl<A: Address> Pod for Outside<A> {}
 unsafe impl<A: Address> Zeroable for Inside<A> {}
 // SAFETY: as above.
 unsafe impl<A: Address> Pod for Inside<A> {}
+// SAFETY: as above.
+unsafe impl<A: Address> Zeroable for Peer<A> {}
+// SAFETY: as above.
+unsafe impl<A: Address> Pod for Peer<A> {}

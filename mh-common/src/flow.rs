@@ -70,7 +70,7 @@ pub struct Entry<A> {
     pub created: Tick,
     /// The uplink's index.
     pub uplink: u8,
-    /// [`REPLY`], [`RESOLVED`], [`XDP`].
+    /// [`REPLY`], [`RESOLVED`], [`XDP`], [`HOST`], [`HAIRPIN`].
     pub flags: u8,
     /// TCP flags seen so far in this direction: any of FIN, SYN, RST, ACK of [`crate::wire`].
     pub tcp: u8,
@@ -88,6 +88,10 @@ pub const REPLY: u8 = 1 << 0;
 pub const RESOLVED: u8 = 1 << 1;
 /// The egress interface can be the target of an XDP redirect.
 pub const XDP: u8 = 1 << 2;
+/// The inside end is the machine itself: the forward half takes what it sends, the reply half delivers to it.
+pub const HOST: u8 = 1 << 3;
+/// Both ends are inside and meet by outside addresses (RFC 4787 REQ-9): both halves take packets from inside and lead there.
+pub const HAIRPIN: u8 = 1 << 4;
 
 // SAFETY: repr(C) of an address of 4 or 16 bytes aligned to 4 and of fields that fill up whole words: no padding, and every
 // bit pattern is a value. The sizes are asserted in `abi`.
@@ -143,6 +147,18 @@ impl<A: Address> Entry<A> {
     #[inline(always)]
     pub const fn is_reply(&self) -> bool {
         self.flags & REPLY != 0
+    }
+
+    /// Whether its packets leave by an uplink.
+    #[inline(always)]
+    pub const fn leads_outside(&self) -> bool {
+        self.flags & (REPLY | HAIRPIN) == 0
+    }
+
+    /// Whether nothing but Ethernet addresses and TTL changes.
+    #[inline(always)]
+    pub const fn is_plain(&self) -> bool {
+        self.address_delta.is_none() && self.port_delta.is_none()
     }
 }
 

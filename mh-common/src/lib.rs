@@ -7,6 +7,7 @@
 //! - [`address`]: address families; everything else is generic over them.
 //! - [`flow`]: conntrack keys and entries, and what the two halves of a flow say together about its state.
 //! - [`binding`]: NAT bindings, the truth about which outside port belongs to which inside host.
+//! - [`fragment`]: datagrams in fragments, and the limits that hold for them.
 //! - [`checksum`]: incremental Internet checksums (RFC 1624).
 //! - [`hash`], [`slots`]: from a packet's addresses to a slot, and from weights to slots.
 //! - [`ports`]: which outside ports a binding may try, and in which order.
@@ -27,6 +28,7 @@ pub mod address;
 pub mod binding;
 pub mod checksum;
 pub mod flow;
+pub mod fragment;
 pub mod hash;
 pub mod ports;
 pub mod slots;

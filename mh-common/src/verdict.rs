@@ -1,8 +1,8 @@
 //! Every way in which the datapath can be done with a packet.
 //!
 //! Each has one counter (its discriminant is the index in the counters map) and one stable name, which users see in
-//! `mhctl stats`. Three groups: a packet was sent on by mh, it was left to the kernel untouched, or it was dropped; nothing is
-//! dropped without a reason that is counted.
+//! `mhctl stats`. Four groups: a packet was sent on by mh, it was left to the kernel untouched, it was dropped, or it was refused with
+//! an ICMP message; nothing is dropped or refused without a reason that is counted.
 
 macro_rules! verdicts {
     ($($(#[$doc:meta])* $group:ident $variant:ident = $index:literal, $name:literal;)*) => {
@@ -40,65 +40,100 @@ pub enum Group {
     Pass,
     /// Dropped; the name is the reason.
     Drop,
+    /// Left to the kernel with a mark, on which it drops the packet and tells the sender why by ICMP; the name is the reason.
+    Refuse,
 }
 
 verdicts! {
     /// From inside, on a flow that exists.
     Send Forward = 0, "forward";
-    /// From inside, the first packet of a new flow.
+    /// From inside or from the machine itself, the first packet of a new flow.
     Send New = 1, "new";
     /// From an uplink, on a flow that exists.
     Send Reply = 2, "reply";
     /// On a flow of which one half had been evicted and was restored.
     Send Restored = 3, "restored";
+    /// From an uplink, the first packet of a flow that the remote side begins: by a port forward, or by a binding that is open to it.
+    Send Inbound = 4, "inbound";
+    /// From inside to inside by outside addresses.
+    Send Hairpin = 5, "hairpin";
+    /// An ICMP error about a packet of a flow.
+    Send IcmpError = 6, "icmp_error";
+    /// A later fragment of a datagram.
+    Send Fragment = 7, "fragment";
+    /// A later fragment that came before the first one, and waits.
+    Send FragmentHeld = 8, "fragment_held";
+    /// From or to the machine itself, on a flow that mh follows.
+    Send Host = 9, "host";
 
     /// The interface is not managed by mh (the program outlived its place in the interface table).
-    Pass Unmanaged = 8, "pass_unmanaged";
+    Pass Unmanaged = 16, "pass_unmanaged";
     /// Neither IPv4 nor IPv6: ARP, LLDP, PPPoE and the like.
-    Pass NotIp = 9, "pass_not_ip";
+    Pass NotIp = 17, "pass_not_ip";
     /// IPv6.
-    Pass Ipv6 = 10, "pass_ipv6";
+    Pass Ipv6 = 18, "pass_ipv6";
     /// VLAN-tagged.
-    Pass Vlan = 11, "pass_vlan";
+    Pass Vlan = 19, "pass_vlan";
     /// Not for this router's own Ethernet address: broadcast, multicast, or overheard.
-    Pass NotUnicast = 12, "pass_not_unicast";
+    Pass NotUnicast = 20, "pass_not_unicast";
     /// An address that no router forwards (loopback, link-local, multicast, broadcast, unspecified).
-    Pass Scope = 13, "pass_scope";
-    /// A fragment.
-    Pass Fragment = 14, "pass_fragment";
-    /// A protocol that is not translated, or an ICMP message that is not an echo.
-    Pass Protocol = 15, "pass_protocol";
+    Pass Scope = 21, "pass_scope";
+    /// A protocol that is not translated, or an ICMP message that is neither an echo nor an error.
+    Pass Protocol = 22, "pass_protocol";
     /// Cut short, or a length or version that contradicts itself.
-    Pass Malformed = 16, "pass_malformed";
+    Pass Malformed = 23, "pass_malformed";
     /// The TTL ends here: the kernel answers.
-    Pass TtlExpired = 17, "pass_ttl_expired";
+    Pass TtlExpired = 24, "pass_ttl_expired";
     /// For the machine itself, or routed elsewhere than to an uplink.
-    Pass NotForUplink = 18, "pass_not_for_uplink";
+    Pass NotForUplink = 25, "pass_not_for_uplink";
     /// From an uplink and part of no flow.
-    Pass NoFlow = 19, "pass_no_flow";
+    Pass NoFlow = 26, "pass_no_flow";
     /// From XDP to the TC program, which decides (and counts again).
-    Pass ToTc = 20, "xdp_to_tc";
+    Pass ToTc = 27, "xdp_to_tc";
+    /// Larger than the next link's MTU and not to be kept whole: the kernel fragments it.
+    Pass ToFragment = 28, "pass_to_fragment";
+    /// Sent by the machine itself, or forwarded by the kernel, and left as it is.
+    Pass HostUntouched = 29, "pass_host";
+
+    /// The conntrack took no entry.
+    Drop ConntrackFull = 40, "conntrack_full";
+    /// A TCP FIN or RST that belongs to no flow: it would make a phantom entry.
+    Drop TcpStray = 41, "tcp_stray";
+    /// The inside host, or the router to it, can't be reached on any interface but an uplink.
+    Drop NoRouteBack = 42, "no_route_back";
+    /// A packet that was accepted could not be rewritten.
+    Drop Rewrite = 43, "rewrite_failed";
+    /// From a remote address that the filter does not let in.
+    Drop Filtered = 44, "filtered";
+    /// A TCP SYN from an uplink to a port that is for inside hosts and that nobody has: never answered (RFC 5382 REQ-4).
+    Drop Unsolicited = 45, "unsolicited_syn";
+    /// An ICMP error from inside about a packet of no flow: it would carry inside addresses out.
+    Drop IcmpStray = 46, "icmp_stray";
+    /// A fragment came before the first one of its datagram, and there was no room for it to wait.
+    Drop FragmentsFull = 47, "fragments_full";
+    /// A program that should have gone on with the packet is not there.
+    Drop Stage = 48, "stage_missing";
+    /// A packet that the kernel was to refuse, or to send by another uplink, came to this uplink: its routing rules are not in force.
+    Drop Misrouted = 49, "misrouted";
 
     /// No uplink can take a new flow.
-    Drop NoUplink = 32, "no_uplink";
+    Refuse NoUplink = 56, "no_uplink";
     /// The binding table is full.
-    Drop BindingsFull = 33, "bindings_full";
+    Refuse BindingsFull = 57, "bindings_full";
     /// No free outside port was found for a new flow.
-    Drop PortsExhausted = 34, "ports_exhausted";
-    /// The conntrack took no entry.
-    Drop ConntrackFull = 35, "conntrack_full";
-    /// A TCP FIN or RST that belongs to no flow: it would make a phantom entry.
-    Drop TcpStray = 36, "tcp_stray";
-    /// Larger than the uplink's MTU.
-    Drop TooBig = 37, "too_big";
-    /// The inside host, or the router to it, can't be reached on any interface but an uplink.
-    Drop NoRouteBack = 38, "no_route_back";
-    /// A packet that was accepted could not be rewritten.
-    Drop Rewrite = 39, "rewrite_failed";
+    Refuse PortsExhausted = 58, "ports_exhausted";
+    /// The inside host has as many bindings as one may have.
+    Refuse SourceBindings = 59, "source_bindings";
+    /// The inside host begins flows faster than one may.
+    Refuse SourceRate = 60, "source_rate";
+    /// Another inside host talks to this remote address by this protocol, which has no ports to tell them apart.
+    Refuse ProtocolInUse = 61, "protocol_in_use";
+    /// Larger than the next link's MTU and to be kept whole.
+    Refuse TooBig = 62, "too_big";
 }
 
 /// How many counters there are; one more than the largest discriminant, rounded up.
-pub const COUNTERS: u32 = 64;
+pub const COUNTERS: u32 = 80;
 
 #[cfg(test)]
 mod tests {
@@ -118,9 +153,10 @@ mod tests {
     fn groups_have_their_own_ranges() {
         for &verdict in Verdict::ALL {
             let expected = match verdict as u32 {
-                0..8 => Group::Send,
-                8..32 => Group::Pass,
-                _ => Group::Drop,
+                0..16 => Group::Send,
+                16..40 => Group::Pass,
+                40..56 => Group::Drop,
+                _ => Group::Refuse,
             };
             assert_eq!(verdict.group(), expected, "{verdict:?}");
         }

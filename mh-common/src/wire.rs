@@ -52,6 +52,10 @@ pub const IPV4_CHECKSUM: usize = offset_of!(Ipv4Hdr, check);
 pub const IPV4_SRC: usize = offset_of!(Ipv4Hdr, src_addr);
 /// Offset of the destination address.
 pub const IPV4_DST: usize = offset_of!(Ipv4Hdr, dst_addr);
+/// Offset of the identification field.
+pub const IPV4_ID: usize = offset_of!(Ipv4Hdr, id);
+/// The fragment offset in units of eight bytes, in host byte order.
+pub const IPV4_FRAGMENT_OFFSET: u16 = 0x1fff;
 /// More-fragments bit and fragment offset, in host byte order: a packet is whole if all are zero.
 pub const IPV4_FRAGMENT_MASK: u16 = 0x3fff;
 /// The don't-fragment bit, in host byte order.
@@ -84,8 +88,45 @@ pub const ICMP_CHECKSUM: usize = offset_of!(Icmpv4Hdr, check);
 /// Offset of the identifier of an echo message.
 pub const ICMP_ID: usize = offset_of!(Icmpv4Hdr, data);
 
+/// ICMP type: destination unreachable (RFC 792).
+pub const ICMP_UNREACHABLE: u8 = 3;
+/// ICMP type: source quench (RFC 792; deprecated by RFC 6633).
+pub const ICMP_SOURCE_QUENCH: u8 = 4;
+/// ICMP type: time exceeded.
+pub const ICMP_TIME_EXCEEDED: u8 = 11;
+/// ICMP type: parameter problem.
+pub const ICMP_PARAMETER_PROBLEM: u8 = 12;
+/// How many bytes of the offending packet's transport header an ICMP error has to quote (RFC 792).
+pub const ICMP_QUOTED_LEN: usize = 8;
+
+/// Protocol number of DCCP, whose checksum covers addresses.
+pub const PROTOCOL_DCCP: u8 = IpProto::Dccp as u8;
+/// Protocol number of AH, which signs addresses.
+pub const PROTOCOL_AH: u8 = IpProto::Ah as u8;
+/// Protocol number of UDP-Lite, whose checksum covers addresses.
+pub const PROTOCOL_UDPLITE: u8 = IpProto::UdpLite as u8;
+/// The port that DHCP clients send from (RFC 2131 section 4.1), big-endian in memory.
+pub const DHCP_CLIENT_PORT: u16 = 68u16.to_be();
+
+/// TCP option: end of the list (RFC 9293 section 3.1).
+pub const TCP_OPTION_END: u8 = 0;
+/// TCP option: padding of one byte.
+pub const TCP_OPTION_NOP: u8 = 1;
+/// TCP option: maximum segment size, four bytes long.
+pub const TCP_OPTION_MSS: u8 = 2;
+/// The longest TCP options.
+pub const TCP_OPTIONS_MAX_LEN: usize = 40;
+
 /// The longest run of headers that the datapath looks at: Ethernet, IPv4 with all options, TCP without.
 pub const MAX_HEADERS_LEN: usize = ETHERNET_LEN + IPV4_MAX_LEN + TCP_LEN;
+/// The same for an ICMP error with the headers that it quotes.
+pub const MAX_ERROR_HEADERS_LEN: usize = ETHERNET_LEN + IPV4_MAX_LEN + ICMP_LEN + IPV4_MAX_LEN + TCP_LEN;
+
+/// Whether the protocol has ports or identifiers to translate; the others are translated by address alone.
+#[inline(always)]
+pub const fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_ICMP | PROTOCOL_ICMPV6)
+}
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];

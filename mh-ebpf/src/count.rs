@@ -1,6 +1,9 @@
 //! Counters, and the one place where a verdict becomes a return code.
 
-use mh_common::verdict::{Group, Verdict};
+use mh_common::{
+    abi::mark,
+    verdict::{Group, Verdict},
+};
 
 use crate::{access::Frame, maps};
 
@@ -15,12 +18,26 @@ pub struct Sent {
 /// Counts how a packet ended and returns the hook's return code.
 ///
 /// What the fast path passes is counted there as [`Verdict::ToTc`] only: the complete path sees it again and knows why.
+///
+/// What is refused at TC ingress is left to the kernel with a mark, by which the controller's rules make it answer with ICMP. At egress
+/// the kernel has routed already: there it is dropped.
 #[inline(always)]
-pub fn finish<F: Frame>(_frame: &F, outcome: Result<Sent, Verdict>) -> i32 {
+pub fn finish<F: Frame>(frame: &mut F, outcome: Result<Sent, Verdict>) -> i32 {
     let (verdict, code) = match outcome {
         Ok(sent) => (sent.verdict, sent.code),
         Err(verdict) => match verdict.group() {
             Group::Drop => (verdict, F::DROP),
+            Group::Refuse if F::EGRESS => (verdict, F::DROP),
+            Group::Refuse if F::COMPLETE => {
+                let mark = if matches!(verdict, Verdict::NoUplink) { mark::UNREACHABLE } else { mark::PROHIBIT };
+                match maps::settings() {
+                    Some(settings) => {
+                        frame.set_mark(settings, mark);
+                        (verdict, F::PASS)
+                    }
+                    None => (verdict, F::DROP),
+                }
+            }
             _ if F::COMPLETE => (verdict, F::PASS),
             _ => (Verdict::ToTc, F::PASS),
         },

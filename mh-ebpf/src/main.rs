@@ -1,18 +1,21 @@
-//! mh's BPF programs: two entry points over one pipeline.
+//! mh's BPF programs: three entry points over one pipeline.
 //!
 //! - [`mh_tc`] (TC ingress, tcx or clsact) is the complete path.
 //! - [`mh_xdp`] is the fast path: it sends packets of flows that exist and passes everything else, untouched, to `mh_tc`.
+//! - [`mh_egress`] (TC egress of uplinks) is for what the machine itself sends.
 //!
-//! The stages are modules, in the order in which a packet meets them: [`access`] and [`parse`] (bytes to a flow key), [`track`]
-//! (find the flow), [`steer`] (is it for an uplink, and which), [`nat`] (a binding for it), [`rewrite`] (translate and redirect).
-//! [`maps`] names all tables. Everything behind the entry points is generic over the address family and over the hook.
+//! The stages of the pipeline are modules, in the order in which a packet meets them: [`access`] and [`parse`] (bytes to a flow key),
+//! [`track`] (find the flow), [`rewrite`] (translate and redirect). What is rare has programs of its own, which the TC programs
+//! tail-call (see [`mh_common::abi::Stage`]): [`outbound`] and [`inbound`] (new flows, with [`steer`], [`nat`] and [`limit`]),
+//! [`host`], [`error`] (ICMP errors), [`fragment`]. [`maps`] names all tables. Everything behind the entry points is generic over the
+//! address family and over the hook.
 //!
 //! Failure behaviour: a stage that cannot go on returns a [`mh_common::verdict::Verdict`]; [`count::finish`] is the one place that
 //! turns verdicts into counters and return codes.
 //!
 //! The crate compiles for the host as well (an empty `main`), so that clippy and rust-analyzer see it.
 
-#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -25,11 +28,19 @@
 #![allow(missing_docs, reason = "the entry points' macros make functions that can't be documented")]
 
 mod access;
+mod clamp;
 mod count;
+mod error;
+mod fragment;
+mod host;
+mod inbound;
+mod limit;
 mod maps;
 mod nat;
+mod outbound;
 mod parse;
 mod rewrite;
+mod socket;
 mod steer;
 mod track;
 
@@ -39,12 +50,68 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 
-/// The complete path, on TC ingress of LAN interfaces and uplinks.
+/// Makes a program of a function over a packet at TC.
+macro_rules! tc_program {
+    ($(#[$doc:meta])* $name:ident, egress: $egress:literal, $run:path) => {
+        $(#[$doc])*
+        #[classifier]
+        pub fn $name(ctx: TcContext) -> i32 {
+            let mut frame = TcFrame::<$egress>::new(ctx);
+            let outcome = $run(&mut frame);
+            count::finish(&mut frame, outcome)
+        }
+    };
+}
+
+tc_program!(
+    /// The complete path, on TC ingress of LAN interfaces and uplinks.
+    mh_tc, egress: false, track::quick
+);
+tc_program!(
+    /// A packet that the frequent path can't finish.
+    mh_attend, egress: false, track::attend
+);
+tc_program!(
+    /// A packet from inside that belongs to no flow.
+    mh_outbound, egress: false, outbound::run
+);
+tc_program!(
+    /// A packet from an uplink that belongs to no flow.
+    mh_inbound, egress: false, inbound::run
+);
+tc_program!(
+    /// An ICMP error.
+    mh_error, egress: false, error::run
+);
+tc_program!(
+    /// A fragment other than the first.
+    mh_later, egress: false, fragment::later
+);
+tc_program!(
+    /// A first fragment for which others are waiting.
+    mh_release, egress: false, fragment::release
+);
+tc_program!(
+    /// A packet that mh's own ingress has not sent.
+    mh_host_attend, egress: true, host::sent
+);
+tc_program!(
+    /// A packet of the machine itself that belongs to no flow.
+    mh_host, egress: true, host::begin
+);
+tc_program!(
+    /// An ICMP error that the machine itself sends.
+    mh_host_error, egress: true, error::run
+);
+
+/// What the machine itself sends, on TC egress of uplinks.
 #[classifier]
-pub fn mh_tc(ctx: TcContext) -> i32 {
-    let mut frame = TcFrame::new(ctx);
-    let outcome = track::complete(&mut frame);
-    count::finish(&frame, outcome)
+pub fn mh_egress(ctx: TcContext) -> i32 {
+    let mut frame = TcFrame::<true>::new(ctx);
+    match host::enter(&mut frame) {
+        Some(verdict) => count::finish(&mut frame, Err(verdict)),
+        None => <TcFrame<true> as access::Frame>::PASS,
+    }
 }
 
 /// The fast path, on XDP of LAN interfaces and uplinks.
@@ -52,7 +119,7 @@ pub fn mh_tc(ctx: TcContext) -> i32 {
 pub fn mh_xdp(ctx: XdpContext) -> u32 {
     let mut frame = XdpFrame::new(ctx);
     let outcome = track::established(&mut frame);
-    count::finish(&frame, outcome) as u32
+    count::finish(&mut frame, outcome) as u32
 }
 
 /// Debug and tail helpers need a GPL-compatible licence; so does nothing else here, but the kernel asks per object.

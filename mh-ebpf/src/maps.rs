@@ -4,19 +4,24 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
 };
 use mh_common::{
     abi::{
-        Interface, Live, MAX_INTERFACES, MAX_LOCAL_ADDRESSES, MAX_POLICIES, MAX_UPLINKS, NEW_FLOWS_DIVISOR, Policy,
-        SLOT_TABLES, Settings, Uplink, UplinkCounters, UplinkRoute,
+        Interface, Live, MAX_INTERFACES, MAX_LOCAL_ADDRESSES, MAX_OUTSIDE_ADDRESSES, MAX_POLICIES, MAX_SOURCES,
+        MAX_UPLINKS, NEW_FLOWS_DIVISOR, Policy, Pool, SLOT_TABLES, Settings, Source, Stage, Uplink, UplinkCounters,
+        UplinkRoute,
     },
     address::{Ipv4, V4},
-    binding::{End, Inside, Outside},
+    binding::{End, Inside, Outside, Peer},
     flow::{Entry, Key},
+    fragment::{self, Held, HeldKey, Waiting},
     slots::SlotTable,
-    verdict::COUNTERS,
+    time::Tick,
+    verdict::{COUNTERS, Verdict},
 };
+
+use crate::{access::TcFrame, track::Note};
 
 const FLOWS: u32 = 1 << 20;
 const BINDINGS: u32 = 1 << 18;
@@ -33,6 +38,27 @@ static BY_INSIDE4: HashMap<End<Ipv4>, Outside<Ipv4>> = HashMap::pinned(BINDINGS,
 static BY_OUTSIDE4: HashMap<End<Ipv4>, Inside<Ipv4>> = HashMap::pinned(BINDINGS, 0);
 #[map(name = "mh_local4")]
 static LOCAL4: HashMap<Ipv4, u8> = HashMap::pinned(MAX_LOCAL_ADDRESSES, NO_PREALLOC);
+
+#[map(name = "mh_outside4")]
+static OUTSIDE4: HashMap<Ipv4, u32> = HashMap::pinned(MAX_OUTSIDE_ADDRESSES, NO_PREALLOC);
+#[map(name = "mh_peers4")]
+static PEERS4: LruHashMap<Peer<Ipv4>, Tick> = LruHashMap::pinned(BINDINGS, 0);
+#[map(name = "mh_sources4")]
+static SOURCES4: LruHashMap<Ipv4, Source> = LruHashMap::pinned(MAX_SOURCES, 0);
+#[map(name = "mh_ended4")]
+static ENDED4: HashMap<Ipv4, u32> = HashMap::pinned(MAX_SOURCES, NO_PREALLOC);
+#[map(name = "mh_fragments4")]
+static FRAGMENTS4: LruHashMap<fragment::Key<Ipv4>, Entry<Ipv4>> = LruHashMap::pinned(fragment::MAX_DATAGRAMS, 0);
+#[map(name = "mh_waiting4")]
+static WAITING4: LruHashMap<fragment::Key<Ipv4>, Waiting> = LruHashMap::pinned(fragment::MAX_WAITING, 0);
+#[map(name = "mh_held4")]
+static HELD4: LruHashMap<HeldKey<Ipv4>, Held> = LruHashMap::pinned(fragment::MAX_HELD, 0);
+#[map(name = "mh_scratch")]
+static SCRATCH: PerCpuArray<Held> = PerCpuArray::pinned(1, 0);
+#[map(name = "mh_stages")]
+static STAGES: ProgramArray = ProgramArray::pinned(Stage::ALL.len() as u32, 0);
+#[map(name = "mh_pools")]
+static POOLS: Array<Pool> = Array::pinned(MAX_UPLINKS as u32, 0);
 
 #[map(name = "mh_uplinks")]
 static UPLINKS: Array<Uplink> = Array::pinned(MAX_UPLINKS as u32, 0);
@@ -63,29 +89,70 @@ pub trait Tables: UplinkRoute {
     fn by_outside() -> &'static HashMap<End<Self::Address>, Inside<Self::Address>>;
     /// The machine's own and broadcast addresses.
     fn local() -> &'static HashMap<Self::Address, u8>;
+    /// Outside addresses, with one bit per uplink that has them.
+    fn outside() -> &'static HashMap<Self::Address, u32>;
+    /// Remote addresses that may send to bindings.
+    fn peers() -> &'static LruHashMap<Peer<Self::Address>, Tick>;
+    /// What inside hosts have used of their limits.
+    fn sources() -> &'static LruHashMap<Self::Address, Source>;
+    /// How many bindings of inside hosts have ended.
+    fn ended() -> &'static HashMap<Self::Address, u32>;
+    /// What becomes of later fragments.
+    fn fragments() -> &'static LruHashMap<fragment::Key<Self::Address>, Entry<Self::Address>>;
+    /// Datagrams that wait for their first fragment.
+    fn waiting() -> &'static LruHashMap<fragment::Key<Self::Address>, Waiting>;
+    /// Their fragments.
+    fn held() -> &'static LruHashMap<HeldKey<Self::Address>, Held>;
+    /// The outside address number `n` of an uplink.
+    fn pool(uplink: u8, n: u32) -> Option<Self::Address>;
+}
+
+/// Gives one table of a family out.
+macro_rules! tables {
+    ($($name:ident: $map:ident, $type:ty;)*) => {
+        $(#[inline(always)]
+        fn $name() -> &'static $type {
+            &$map
+        })*
+    };
 }
 
 impl Tables for V4 {
-    #[inline(always)]
-    fn flows() -> &'static LruHashMap<Key<Ipv4>, Entry<Ipv4>> {
-        &FLOWS4
+    tables! {
+        flows: FLOWS4, LruHashMap<Key<Ipv4>, Entry<Ipv4>>;
+        new_flows: NEW_FLOWS4, LruHashMap<Key<Ipv4>, Entry<Ipv4>>;
+        by_inside: BY_INSIDE4, HashMap<End<Ipv4>, Outside<Ipv4>>;
+        by_outside: BY_OUTSIDE4, HashMap<End<Ipv4>, Inside<Ipv4>>;
+        local: LOCAL4, HashMap<Ipv4, u8>;
+        outside: OUTSIDE4, HashMap<Ipv4, u32>;
+        peers: PEERS4, LruHashMap<Peer<Ipv4>, Tick>;
+        sources: SOURCES4, LruHashMap<Ipv4, Source>;
+        ended: ENDED4, HashMap<Ipv4, u32>;
+        fragments: FRAGMENTS4, LruHashMap<fragment::Key<Ipv4>, Entry<Ipv4>>;
+        waiting: WAITING4, LruHashMap<fragment::Key<Ipv4>, Waiting>;
+        held: HELD4, LruHashMap<HeldKey<Ipv4>, Held>;
     }
+
     #[inline(always)]
-    fn new_flows() -> &'static LruHashMap<Key<Ipv4>, Entry<Ipv4>> {
-        &NEW_FLOWS4
+    fn pool(uplink: u8, n: u32) -> Option<Ipv4> {
+        POOLS.get(uplink as u32)?.nth(n)
     }
-    #[inline(always)]
-    fn by_inside() -> &'static HashMap<End<Ipv4>, Outside<Ipv4>> {
-        &BY_INSIDE4
-    }
-    #[inline(always)]
-    fn by_outside() -> &'static HashMap<End<Ipv4>, Inside<Ipv4>> {
-        &BY_OUTSIDE4
-    }
-    #[inline(always)]
-    fn local() -> &'static HashMap<Ipv4, u8> {
-        &LOCAL4
-    }
+}
+
+/// Goes on in another program, with a note to it. Returns only if that program is not there.
+#[inline(always)]
+pub fn stage<const EGRESS: bool>(frame: &mut TcFrame<EGRESS>, stage: Stage, note: Note) -> Verdict {
+    frame.set_note(note as u32);
+    // SAFETY: nothing on this program's stack is needed once the other one runs.
+    unsafe { STAGES.tail_call(frame.tc_context(), stage as u32) };
+    Verdict::Stage
+}
+
+/// Room to put one packet aside on this CPU.
+#[inline(always)]
+pub fn scratch() -> Option<&'static mut Held> {
+    // SAFETY: a per-CPU value, and nothing else runs on this CPU between two uses by the same packet.
+    SCRATCH.get_ptr_mut(0).map(|held| unsafe { &mut *held })
 }
 
 /// What mh knows of an interface, if it manages it.

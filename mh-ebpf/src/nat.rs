@@ -1,25 +1,28 @@
 //! Bindings: the outside port of an inside host's port, per uplink.
 //!
-//! RFC 4787 REQ-1 to REQ-4, RFC 5382 REQ-1 and REQ-7, RFC 5508 REQ-1, RFC 6888 REQ-11; candidates: [`mh_common::ports`]; roles and
-//! lifetime: [`mh_common::binding`]. A port on which a socket of the machine itself would take the remote's packets is not used.
+//! RFC 4787 REQ-1 to REQ-4, RFC 5382 REQ-1 and REQ-7, RFC 5508 REQ-1, RFC 6888 REQ-8 and REQ-11; candidates: [`mh_common::ports`]; roles
+//! and lifetime: [`mh_common::binding`]. A port on which a socket of the machine itself would take the remote's packets is not used.
 
 use aya_ebpf::{
-    bindings::BPF_NOEXIST,
+    bindings::{BPF_ANY, BPF_NOEXIST},
     helpers::generated::{bpf_get_prandom_u32, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release},
 };
 use mh_common::{
-    abi::{Settings, Uplink},
-    binding::{End, Inside, Outside},
+    abi::{self, Uplink},
+    binding::{self, End, Inside, Outside, Peer},
     flow::State,
+    hash::{self, HashMode},
     ports::{Candidates, MAX_TRIES, Range},
-    time::{self, Tick},
+    time,
     verdict::Verdict,
 };
 
 use crate::{
     access::{Frame, TcFrame},
+    limit,
     maps::Tables,
     parse::{Header, Packet, Transport},
+    track::Scene,
 };
 
 /// `-EEXIST`, as map updates return it.
@@ -29,40 +32,64 @@ const CURRENT_NETNS: u64 = u64::MAX;
 
 /// The binding of the packet's source on this uplink; makes one if there is none.
 #[inline(always)]
-pub fn bind<Fam: Tables + Header>(
-    frame: &TcFrame,
+pub fn bind<Fam: Tables + Header, const EGRESS: bool>(
+    frame: &TcFrame<EGRESS>,
     packet: &Packet<Fam::Address>,
     index: u8,
     uplink: &Uplink,
-    settings: &Settings,
-    now: Tick,
+    scene: &Scene,
 ) -> Result<Outside<Fam::Address>, Verdict> {
+    let now = scene.now;
     let key = &packet.key;
-    let address = Fam::route(uplink).address;
+    let number = hash::flow(scene.settings.seed, HashMode::Source, key.src, key.src, 0, 0, 0) as u32;
+    let address = Fam::pool(index, number).ok_or(Verdict::NoUplink)?;
     let protocol = key.protocol;
+    let expires = now.wrapping_add(State::New.timeout(protocol, &scene.settings.timeouts));
+    if packet.transport == Transport::OTHER {
+        return bind_remote::<Fam>(packet, index, address, expires, scene);
+    }
     let inside_end = End { address: key.src, port: key.sport, protocol, uplink: index };
-    let expires = now.wrapping_add(State::New.timeout(protocol, &settings.timeouts));
     if let Some(binding) = Fam::by_inside().get_ptr_mut(inside_end) {
         // SAFETY: a live map value; `expires` is one word, the rest is never written again.
         let binding = unsafe { &mut *binding };
-        if binding.address == address {
+        // SAFETY: a live map value that is copied.
+        let owners = unsafe { Fam::outside().get(binding.address) }.copied().unwrap_or(0);
+        if owners >> (index & 31) & 1 != 0 {
             binding.expires = time::later(expires, binding.expires);
+            permit::<Fam>(packet, binding, expires, scene);
             return Ok(*binding);
         }
-        // The uplink has a new address: the binding to the old one serves no new flow.
+        // The uplink has this address no more: the binding to it serves no new flow.
         let _ = Fam::by_outside().remove(End { address: binding.address, port: binding.port, protocol, uplink: index });
         let _ = Fam::by_inside().remove(inside_end);
     }
-    let plain = packet.transport == Transport::EchoRequest;
+    if !limit::may_bind::<Fam>(key.src, scene) {
+        return Err(Verdict::SourceBindings);
+    }
+    let plain = packet.transport == Transport::ECHO_REQUEST;
     let range = if plain { Range::ALL } else { Range { first: uplink.first_port, last: uplink.last_port } };
+    // The machine's own socket sits on its own port, wherever in the range that is or not.
+    let own = EGRESS && address == key.src;
     // SAFETY: a helper call without arguments.
     let random = unsafe { bpf_get_prandom_u32() } as u64;
     let mut candidates = Candidates::new(u16::from_be(key.sport), range, random, plain);
-    let inside = Inside { address: key.src, port: key.sport, reserved: 0 };
+    let inside = Inside { address: key.src, port: key.sport, flags: 0, released: 0 };
     for n in 0..MAX_TRIES {
-        let port = candidates.get(n).to_be();
+        let mut port = candidates.get(n).to_be();
+        if own && n == 0 {
+            port = key.sport;
+        }
         let outside_end = End { address, port, protocol, uplink: index };
-        if Fam::by_outside().get_ptr(outside_end).is_some() || is_local::<Fam>(frame, packet, address, port) {
+        if let Some(taken) = Fam::by_outside().get_ptr(outside_end) {
+            // SAFETY: a live map value that is copied.
+            let taken = unsafe { *taken };
+            let free = !taken.in_use() && (taken.address == key.src || taken.rested(now));
+            // Of several CPUs that want a rested port, the one whose removal succeeds goes on.
+            if !free || Fam::by_outside().remove(outside_end).is_err() {
+                continue;
+            }
+        }
+        if !(own && n == 0) && has_socket::<Fam, EGRESS>(frame, packet, address, port, key.dst, key.dport) {
             continue;
         }
         match Fam::by_outside().insert(outside_end, inside, BPF_NOEXIST as u64) {
@@ -70,9 +97,13 @@ pub fn bind<Fam: Tables + Header>(
             Err(EEXIST) => continue,
             Err(_) => return Err(Verdict::BindingsFull),
         }
-        let outside = Outside { address, port, uplink: index, reserved: 0, created: now, expires };
+        let outside = Outside { address, port, uplink: index, flags: 0, created: now, expires };
+        permit::<Fam>(packet, &outside, expires, scene);
         return match Fam::by_inside().insert(inside_end, outside, BPF_NOEXIST as u64) {
-            Ok(()) => Ok(outside),
+            Ok(()) => {
+                limit::bound::<Fam>(key.src);
+                Ok(outside)
+            }
             Err(error) => {
                 let _ = Fam::by_outside().remove(outside_end);
                 // Another CPU bound the same source in the meantime: its binding holds.
@@ -87,6 +118,112 @@ pub fn bind<Fam: Tables + Header>(
     Err(Verdict::PortsExhausted)
 }
 
+/// The binding of a protocol without ports: the remote address belongs to one inside host at a time.
+#[inline(always)]
+fn bind_remote<Fam: Tables + Header>(
+    packet: &Packet<Fam::Address>,
+    index: u8,
+    address: Fam::Address,
+    expires: time::Tick,
+    scene: &Scene,
+) -> Result<Outside<Fam::Address>, Verdict> {
+    let key = &packet.key;
+    let end = End { address: key.dst, port: 0, protocol: key.protocol, uplink: index };
+    if let Some(taken) = Fam::by_outside().get_ptr(end) {
+        // SAFETY: a live map value that is copied.
+        let taken = unsafe { *taken };
+        if taken.in_use() && taken.address != key.src {
+            return Err(Verdict::ProtocolInUse);
+        }
+    } else if !limit::may_bind::<Fam>(key.src, scene) {
+        return Err(Verdict::SourceBindings);
+    }
+    let inside = Inside { address: key.src, port: 0, flags: 0, released: 0 };
+    let outside = Outside { address, port: 0, uplink: index, flags: 0, created: scene.now, expires };
+    Fam::by_outside().insert(end, inside, BPF_ANY as u64).map_err(|_| Verdict::BindingsFull)?;
+    if Fam::by_inside().get_ptr(end).is_none() {
+        limit::bound::<Fam>(key.src);
+    }
+    Fam::by_inside().insert(end, outside, BPF_ANY as u64).map_err(|_| Verdict::BindingsFull)?;
+    Ok(outside)
+}
+
+/// With address-dependent filtering, notes that the packet's destination may send to the binding.
+#[inline(always)]
+fn permit<Fam: Tables>(
+    packet: &Packet<Fam::Address>,
+    binding: &Outside<Fam::Address>,
+    expires: time::Tick,
+    scene: &Scene,
+) {
+    if scene.settings.flags & abi::ADDRESS_DEPENDENT != 0 {
+        let protocol = packet.key.protocol;
+        let outside = End { address: binding.address, port: binding.port, protocol, uplink: binding.uplink };
+        let _ = Fam::peers().insert(Peer { remote: packet.key.dst, outside }, expires, BPF_ANY as u64);
+    }
+}
+
+/// The inside end of the binding that is in use at this outside end.
+#[inline(always)]
+pub fn inside<Fam: Tables>(end: End<Fam::Address>) -> Option<Inside<Fam::Address>> {
+    // SAFETY: a live map value that is copied.
+    let inside = unsafe { *Fam::by_outside().get_ptr(end)? };
+    inside.in_use().then_some(inside)
+}
+
+/// Whether a binding stands for an inside host still: it has not expired, and no socket of the machine itself, made after the binding,
+/// wants packets from `remote` to its `address`.
+#[inline(always)]
+#[allow(clippy::too_many_arguments, reason = "two ends, each an address and a port, and what they are looked up in")]
+pub fn is_open<Fam: Tables + Header, const EGRESS: bool>(
+    frame: &TcFrame<EGRESS>,
+    packet: &Packet<Fam::Address>,
+    inside: &Inside<Fam::Address>,
+    end: End<Fam::Address>,
+    address: Fam::Address,
+    port: u16,
+    remote: Fam::Address,
+    remote_port: u16,
+    scene: &Scene,
+) -> bool {
+    if inside.flags & binding::STATIC as u16 != 0 {
+        return true;
+    }
+    let inside_end = if packet.transport == Transport::OTHER {
+        end
+    } else {
+        End { address: inside.address, port: inside.port, protocol: end.protocol, uplink: end.uplink }
+    };
+    match Fam::by_inside().get_ptr(inside_end) {
+        // SAFETY: a live map value of which a word is read.
+        Some(binding) if !time::passed(scene.now, unsafe { (*binding).expires }) => {}
+        _ => return false,
+    }
+    !has_socket::<Fam, EGRESS>(frame, packet, address, port, remote, remote_port)
+}
+
+/// Whether the filter lets the packet's source send to this binding (RFC 4787 REQ-8, RFC 5382 REQ-3).
+#[inline(always)]
+pub fn lets_in<Fam: Tables>(
+    packet: &Packet<Fam::Address>,
+    inside: &Inside<Fam::Address>,
+    end: End<Fam::Address>,
+    scene: &Scene,
+) -> bool {
+    if scene.settings.flags & abi::ADDRESS_DEPENDENT == 0 || inside.flags & binding::STATIC as u16 != 0 {
+        return true;
+    }
+    if packet.transport == Transport::OTHER {
+        // The binding itself is with this remote address and no other.
+        return true;
+    }
+    match Fam::peers().get_ptr(Peer { remote: packet.key.src, outside: end }) {
+        // SAFETY: a live map value of one word.
+        Some(until) => !time::passed(scene.now, unsafe { *until }),
+        None => false,
+    }
+}
+
 /// The kernel's `struct bpf_sock_tuple` for IPv4 (its first 12 bytes) or IPv6.
 #[repr(C)]
 struct SocketTuple<A> {
@@ -96,18 +233,24 @@ struct SocketTuple<A> {
     local_port: u16,
 }
 
-/// Whether a socket of the machine itself would take a packet from the remote to this outside port.
+/// Whether a socket of the machine itself would take a packet from the remote to this address and port.
 #[inline(always)]
-fn is_local<Fam: Header>(frame: &TcFrame, packet: &Packet<Fam::Address>, address: Fam::Address, port: u16) -> bool {
-    let mut tuple =
-        SocketTuple { remote: packet.key.dst, local: address, remote_port: packet.key.dport, local_port: port };
+pub fn has_socket<Fam: Header, const EGRESS: bool>(
+    frame: &TcFrame<EGRESS>,
+    packet: &Packet<Fam::Address>,
+    address: Fam::Address,
+    port: u16,
+    remote: Fam::Address,
+    remote_port: u16,
+) -> bool {
+    let mut tuple = SocketTuple { remote, local: address, remote_port, local_port: port };
     let (ctx, tuple, size) = (frame.context(), (&raw mut tuple).cast(), size_of::<SocketTuple<Fam::Address>>() as u32);
     // SAFETY: the tuple has the kernel's layout and lives through the call; a socket that is found is released at once.
     unsafe {
         let socket = match packet.transport {
-            Transport::Tcp => bpf_sk_lookup_tcp(ctx, tuple, size, CURRENT_NETNS, 0),
-            Transport::Udp => bpf_sk_lookup_udp(ctx, tuple, size, CURRENT_NETNS, 0),
-            Transport::EchoRequest | Transport::EchoReply => return false,
+            Transport::TCP => bpf_sk_lookup_tcp(ctx, tuple, size, CURRENT_NETNS, 0),
+            Transport::UDP => bpf_sk_lookup_udp(ctx, tuple, size, CURRENT_NETNS, 0),
+            _ => return false,
         };
         if socket.is_null() {
             return false;

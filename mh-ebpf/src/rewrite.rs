@@ -14,7 +14,7 @@ use mh_common::{
 use crate::{
     access::Frame,
     maps::{self, Tables},
-    parse::{Header, Packet, Transport},
+    parse::{Header, Ip, Packet, Part, Transport},
     steer::{self, Answer},
 };
 
@@ -22,95 +22,130 @@ use crate::{
 #[inline(always)]
 pub fn resolve<Fam: Tables + Header, F: Frame>(
     frame: &F,
-    packet: &Packet<Fam::Address>,
+    ip: &Ip<Fam::Address>,
     entry: &mut Entry<Fam::Address>,
     live: &Live,
     now: Tick,
 ) -> Result<(), Verdict> {
     let mut query = steer::Query {
-        src: Fam::words(packet.key.src),
+        src: Fam::words(ip.src),
         dst: Fam::words(entry.dst),
         ifindex: frame.ifindex(),
         output: false,
         family: Fam::AF,
-        protocol: packet.key.protocol,
-        tos: packet.tos,
+        protocol: ip.protocol,
+        tos: ip.tos,
     };
-    if !entry.is_reply() {
+    entry.flags &= !(flow::RESOLVED | flow::XDP);
+    let outside = entry.leads_outside();
+    if outside {
         entry.ifindex = maps::uplink(entry.uplink).ok_or(Verdict::NoUplink)?.ifindex;
+        if maps::interface(entry.ifindex).is_some_and(|e| e.flags & abi::INTERFACE_L3 != 0) {
+            // No neighbours and no Ethernet addresses there: the redirect takes the header off.
+            settle(entry, live, now);
+            return Ok(());
+        }
         query.src = Fam::words(entry.src);
         query.dst = next_hop_address::<Fam>(entry);
         query.ifindex = entry.ifindex;
         query.output = true;
     }
     let hop = steer::next_hop(frame.context(), &query);
-    entry.flags &= !(flow::RESOLVED | flow::XDP);
     if hop.answer != Answer::RESOLVED && hop.answer != Answer::UNRESOLVED {
         // The kernel may still find a way to the gateway by ARP; `send` asks it to.
-        return if entry.is_reply() { Err(Verdict::NoRouteBack) } else { Ok(()) };
+        return if outside { Ok(()) } else { Err(Verdict::NoRouteBack) };
     }
     let egress = maps::interface(hop.ifindex);
-    if entry.is_reply() {
+    if outside {
+        if hop.ifindex != entry.ifindex {
+            return Ok(());
+        }
+    } else {
         if egress.is_some_and(|e| e.role == abi::ROLE_UPLINK) {
             return Err(Verdict::NoRouteBack);
         }
         entry.ifindex = hop.ifindex;
-    } else if hop.ifindex != entry.ifindex {
-        return Ok(());
     }
     if hop.answer == Answer::RESOLVED {
         entry.dst_mac = hop.dst_mac;
         entry.src_mac = hop.src_mac;
-        entry.maintained = now;
-        entry.epoch = live.neighbour_epoch as u8;
-        let xdp = egress.is_some_and(|e| e.flags & abi::INTERFACE_XDP != 0);
-        entry.flags |= flow::RESOLVED | if xdp { flow::XDP } else { 0 };
+        settle(entry, live, now);
+        if egress.is_some_and(|e| e.flags & abi::INTERFACE_XDP != 0) {
+            entry.flags |= flow::XDP;
+        }
     }
     Ok(())
 }
 
+/// Notes that the half needs no attention for a while.
+#[inline(always)]
+fn settle<A>(entry: &mut Entry<A>, live: &Live, now: Tick) {
+    entry.maintained = now;
+    entry.epoch = live.neighbour_epoch as u8;
+    entry.flags |= flow::RESOLVED;
+}
+
 /// The address to resolve for a forward half: the gateway, or the destination itself on an uplink without one.
 #[inline(always)]
-fn next_hop_address<Fam: Tables + Header>(entry: &Entry<Fam::Address>) -> [u32; 4] {
+pub fn next_hop_address<Fam: Tables + Header>(entry: &Entry<Fam::Address>) -> [u32; 4] {
     let gateway = maps::uplink(entry.uplink).map_or([0; 4], |uplink| Fam::words(Fam::route(uplink).gateway));
     if gateway == [0; 4] { Fam::words(entry.dst) } else { gateway }
 }
 
-/// Rewrites the packet as its half says and sends it out. Returns the hook's return code.
+/// Rewrites the packet as its half says, and sends it out if it is to leave by a redirect. Returns the hook's return code.
 #[inline(always)]
 pub fn send<Fam: Tables + Header, F: Frame>(
     frame: &mut F,
     packet: &Packet<Fam::Address>,
     entry: &Entry<Fam::Address>,
 ) -> Result<i32, Verdict> {
-    translate::<Fam, F>(frame, packet, entry).map_err(|()| Verdict::Rewrite)?;
-    if entry.flags & flow::RESOLVED != 0 {
-        return Ok(frame.redirect(entry.ifindex));
-    }
-    // On the way back a router may stand between: that is for the kernel's routing to know.
-    let next = if entry.is_reply() { [0; 4] } else { next_hop_address::<Fam>(entry) };
-    Ok(frame.redirect_neighbour(entry.ifindex, Fam::AF, next))
+    translate::<Fam, F>(frame, packet, entry, true).map_err(|()| Verdict::Rewrite)?;
+    Ok(redirect::<Fam, F>(frame, entry))
 }
 
+/// Sends a translated packet out by its half's interface.
 #[inline(always)]
-fn translate<Fam: Tables + Header, F: Frame>(
+pub fn redirect<Fam: Tables + Header, F: Frame>(frame: &mut F, entry: &Entry<Fam::Address>) -> i32 {
+    if is_addressed(frame, entry) {
+        return frame.redirect(entry.ifindex);
+    }
+    // On the way back a router may stand between: that is for the kernel's routing to know.
+    let next = if entry.leads_outside() { next_hop_address::<Fam>(entry) } else { [0; 4] };
+    frame.redirect_neighbour(entry.ifindex, Fam::AF, next)
+}
+
+/// Whether the half has the Ethernet addresses that the packet needs. One that came without an Ethernet header gets it from the kernel.
+#[inline(always)]
+fn is_addressed<A, F: Frame>(frame: &F, entry: &Entry<A>) -> bool {
+    entry.flags & flow::RESOLVED != 0 && frame.l3() == wire::ETHERNET_LEN
+}
+
+/// Rewrites IP and transport header as the half says. `forwarded`: mh forwards it, so the TTL goes down and Ethernet addresses change.
+#[inline(always)]
+pub fn translate<Fam: Tables + Header, F: Frame>(
     frame: &mut F,
     packet: &Packet<Fam::Address>,
     entry: &Entry<Fam::Address>,
+    forwarded: bool,
 ) -> Result<(), ()> {
-    if entry.flags & flow::RESOLVED != 0 {
+    if forwarded && is_addressed(frame, entry) {
         frame.write(0, entry.dst_mac)?;
         frame.write(wire::ETHERNET_SRC, entry.src_mac)?;
     }
-    Fam::rewrite(frame, entry.src, entry.dst, entry.address_delta)?;
-    match packet.transport {
-        Transport::Tcp | Transport::Udp => {
-            frame.write(packet.l4, entry.sport)?;
-            frame.write(packet.l4 + 2, entry.dport)?;
-        }
-        Transport::EchoRequest => frame.write(packet.l4 + wire::ICMP_ID, entry.sport)?,
-        Transport::EchoReply => frame.write(packet.l4 + wire::ICMP_ID, entry.dport)?,
+    Fam::rewrite(frame, entry.src, entry.dst, entry.address_delta, forwarded)?;
+    let l4 = packet.ip.l4();
+    if packet.ip.part() == Part::Later {
+        return Ok(());
     }
-    let update = packet.transport.checksum_update::<Fam>(packet.l4, entry.address_delta, entry.port_delta);
+    match packet.transport {
+        Transport::TCP | Transport::UDP => {
+            frame.write(l4, entry.sport)?;
+            frame.write(l4 + 2, entry.dport)?;
+        }
+        Transport::ECHO_REQUEST => frame.write(l4 + wire::ICMP_ID, entry.sport)?,
+        Transport::ECHO_REPLY => frame.write(l4 + wire::ICMP_ID, entry.dport)?,
+        _ => return Ok(()),
+    }
+    let update = packet.transport.checksum_update::<Fam>(l4, entry.address_delta, entry.port_delta);
     frame.update_l4_checksum(update)
 }

@@ -17,7 +17,7 @@ use mh_common::{
 use crate::{
     access::Frame,
     maps::{self, Tables},
-    parse::{Header, Packet},
+    parse::{Header, Ip, Packet},
 };
 
 /// `BPF_FIB_LOOKUP_OUTPUT`: look up as if the machine itself sent by the given interface.
@@ -62,6 +62,8 @@ pub struct NextHop {
     pub src_mac: Mac,
     /// The interface.
     pub ifindex: u32,
+    /// The next hop's address: a gateway, or the destination itself.
+    pub address: [u32; 4],
 }
 
 /// A question to the kernel's routing.
@@ -103,31 +105,57 @@ pub fn next_hop(ctx: *mut c_void, query: &Query) -> NextHop {
         NOT_FORWARDED => Answer::NOT_FORWARDED,
         _ => Answer::REFUSED,
     };
-    NextHop { answer, dst_mac: fib.dmac, src_mac: fib.smac, ifindex: fib.ifindex }
+    // SAFETY: integers either way; for IPv4 the first word is the address.
+    let address = unsafe { fib.__bindgen_anon_4.ipv6_dst };
+    NextHop { answer, dst_mac: fib.dmac, src_mac: fib.smac, ifindex: fib.ifindex, address }
 }
 
-/// Whether the kernel would send the packet to an uplink, or nowhere at all.
+/// No uplink in particular.
+pub const ANY: u8 = 0xff;
+
+/// Where the kernel's routing would have a packet go.
+#[derive(Clone, Copy)]
+pub struct Route {
+    /// To an uplink, or nowhere at all.
+    pub by_uplink: bool,
+    /// The uplink whose own link the destination is on; else [`ANY`].
+    pub on_link: u8,
+}
+
+/// Asks where the packet should go. `output`: the machine itself sends it by the frame's interface.
 #[inline(always)]
-pub fn is_for_uplink<Fam: Tables + Header, F: Frame>(frame: &F, packet: &Packet<Fam::Address>) -> bool {
-    let key = &packet.key;
+pub fn route<Fam: Tables + Header, F: Frame>(frame: &F, ip: &Ip<Fam::Address>, output: bool) -> Route {
+    let dst = Fam::words(ip.dst);
     let query = Query {
-        src: Fam::words(key.src),
-        dst: Fam::words(key.dst),
+        src: Fam::words(ip.src),
+        dst,
         ifindex: frame.ifindex(),
-        output: false,
+        output,
         family: Fam::AF,
-        protocol: key.protocol,
-        tos: packet.tos,
+        protocol: ip.protocol,
+        tos: ip.tos,
     };
     let hop = next_hop(frame.context(), &query);
+    let mut route = Route { by_uplink: false, on_link: ANY };
     match hop.answer {
         Answer::RESOLVED | Answer::UNRESOLVED => {
-            maps::interface(hop.ifindex).is_some_and(|i| i.role == abi::ROLE_UPLINK)
+            if let Some(interface) = maps::interface(hop.ifindex)
+                && interface.role == abi::ROLE_UPLINK
+            {
+                route.by_uplink = true;
+                // Without a gateway everything is on the link, and that says nothing.
+                if hop.address[0] == dst[0]
+                    && maps::uplink(interface.uplink).is_some_and(|u| Fam::words(Fam::route(u).gateway)[0] != 0)
+                {
+                    route.on_link = interface.uplink;
+                }
+            }
         }
         // SAFETY: only whether there is an entry matters.
-        Answer::NOT_FORWARDED => unsafe { Fam::local().get(key.dst) }.is_none(),
-        _ => false,
+        Answer::NOT_FORWARDED => route.by_uplink = unsafe { Fam::local().get(ip.dst) }.is_none(),
+        _ => {}
     }
+    route
 }
 
 /// The uplink for a new flow: the one that its slot names, if it may take flows; else another one that may.

@@ -1,21 +1,22 @@
 //! Tracking: which flow does a packet belong to, and what has to happen to the flow.
 //!
-//! [`established`] is the whole of the fast path: a packet of a flow that exists and needs no attention. Everything that changes
-//! more than counters happens in [`complete`]: TCP's SYN, FIN and RST, the first reply, neighbours, bindings, new flows.
+//! [`established`] is the whole of the fast path: a packet of a flow that exists and needs no attention. [`complete`] is the frequent
+//! part of the complete path: every packet of a flow that exists. What belongs to no flow goes on in a stage of its own:
+//! [`crate::outbound`], [`crate::inbound`], [`crate::error`], [`crate::fragment`].
 //!
 //! Invariants:
 //! - The forward half takes packets from inside only, the reply half from its own uplink only: an outsider who forges inside
 //!   addresses finds no flow.
 //! - A half that was evicted is restored with the uplink and the port that its flow had: from the other half, or, for TCP in
 //!   mid-stream, from the binding alone.
+//! - A flow that has been idle longer than its state allows is over, even if nobody has removed it yet.
 //! - A packet whose TTL ends here is the kernel's to answer (RFC 1812 section 5.3.1), and changes nothing.
 
 use aya_ebpf::{bindings::BPF_ANY, helpers::generated::bpf_ktime_get_ns};
-use aya_log_ebpf::debug;
 use mh_common::{
-    abi::{self, Interface, Live, Settings},
+    abi::{self, Interface, Live, Settings, Stage, mark},
     address::{Address, Family, V4},
-    binding::End,
+    binding::{End, Peer},
     flow::{self, Entry, Key, Seen, State},
     time::{self, Tick},
     verdict::Verdict,
@@ -24,15 +25,16 @@ use mh_common::{
 
 use crate::{
     access::{Frame, TcFrame},
+    clamp,
     count::{self, Sent},
+    fragment,
     maps::{self, Tables},
-    nat,
-    parse::{self, Header, Packet, Transport},
-    rewrite, steer,
+    parse::{self, Header, Packet, Part, Transport},
+    rewrite,
 };
 
 /// TCP flags that change more than counters.
-const TCP_EVENTS: u8 = wire::TCP_SYN | wire::TCP_FIN | wire::TCP_RST;
+pub const TCP_EVENTS: u8 = wire::TCP_SYN | wire::TCP_FIN | wire::TCP_RST;
 /// TCP flags that an entry remembers.
 const TCP_REMEMBERED: u8 = TCP_EVENTS | wire::TCP_ACK;
 
@@ -40,10 +42,41 @@ const TCP_REMEMBERED: u8 = TCP_EVENTS | wire::TCP_ACK;
 const RESTORE_TRIES: u32 = 2;
 
 /// A half of a flow, in its table.
-struct Found<A: 'static> {
-    entry: *mut Entry<A>,
+pub struct Found<A: 'static> {
+    /// The half.
+    pub entry: *mut Entry<A>,
     /// It has seen no reply yet: the entry is in the table of new flows.
-    new: bool,
+    pub new: bool,
+}
+
+/// What holds for every packet of a run.
+pub struct Scene {
+    /// The interface that the packet came in by or, at egress, leaves by.
+    pub interface: Interface,
+    /// Health and neighbour epoch.
+    pub live: &'static Live,
+    /// The settings.
+    pub settings: &'static Settings,
+    /// The time.
+    pub now: Tick,
+}
+
+impl Scene {
+    /// Looks around. The frame learns what kind of device it is on.
+    #[inline(always)]
+    pub fn new<const EGRESS: bool>(frame: &mut TcFrame<EGRESS>) -> Result<Self, Verdict> {
+        let interface = maps::interface(frame.ifindex()).ok_or(Verdict::Unmanaged)?;
+        frame.set_device(&interface);
+        let live = maps::live().ok_or(Verdict::Unmanaged)?;
+        let settings = maps::settings().ok_or(Verdict::Unmanaged)?;
+        Ok(Self { interface, live, settings, now: now() })
+    }
+
+    /// Whether the uplink is healthy.
+    #[inline(always)]
+    pub const fn is_healthy(&self, uplink: u8) -> bool {
+        self.live.healthy >> (uplink & 63) & 1 != 0
+    }
 }
 
 /// The time, in ticks.
@@ -53,28 +86,37 @@ fn now() -> Tick {
     time::tick(unsafe { bpf_ktime_get_ns() })
 }
 
+/// A half by its key, from either table.
 #[inline(always)]
-fn find<Fam: Tables>(key: &Key<Fam::Address>) -> Option<Found<Fam::Address>> {
+pub fn find<Fam: Tables>(key: &Key<Fam::Address>) -> Option<Found<Fam::Address>> {
     if let Some(entry) = Fam::flows().get_ptr_mut(key) {
         return Some(Found { entry, new: false });
     }
     Fam::new_flows().get_ptr_mut(key).map(|entry| Found { entry, new: true })
 }
 
-/// Whether a half may take packets from this interface.
+/// The key under which the answers to a packet with this key would arrive if nobody translated.
 #[inline(always)]
-const fn takes<A: Address>(entry: &Entry<A>, interface: &Interface) -> bool {
-    if entry.is_reply() {
+pub const fn swapped<A: Address>(key: &Key<A>) -> Key<A> {
+    Key::new(key.dst, key.src, key.dport, key.sport, key.protocol)
+}
+
+/// Whether a half may take packets that come in by this interface.
+#[inline(always)]
+pub const fn takes<A: Address>(entry: &Entry<A>, interface: &Interface) -> bool {
+    if entry.flags & flow::HAIRPIN != 0 {
+        interface.role == abi::ROLE_LAN
+    } else if entry.is_reply() {
         interface.role == abi::ROLE_UPLINK && interface.uplink == entry.uplink
     } else {
-        interface.role == abi::ROLE_LAN
+        interface.role == abi::ROLE_LAN && entry.flags & flow::HOST == 0
     }
 }
 
 /// Whether the half is due for maintenance: see [`time::MAINTENANCE_TICKS`].
 #[inline(always)]
 fn is_due<A>(entry: &Entry<A>, live: &Live, now: Tick) -> bool {
-    entry.flags & flow::RESOLVED == 0
+    entry.flags & (flow::RESOLVED | flow::HOST) == 0
         || entry.epoch != live.neighbour_epoch as u8
         || time::since(now, entry.maintained) >= time::MAINTENANCE_TICKS
 }
@@ -89,10 +131,34 @@ pub fn established<F: Frame>(frame: &mut F) -> Result<Sent, Verdict> {
     }
 }
 
+/// The same at TC ingress; what it can't finish goes on in [`attend`].
+#[inline(always)]
+pub fn quick(frame: &mut TcFrame<false>) -> Result<Sent, Verdict> {
+    let interface = maps::interface(frame.ifindex()).ok_or(Verdict::Unmanaged)?;
+    frame.set_device(&interface);
+    frame.pull(wire::MAX_HEADERS_LEN);
+    let outcome = match parse::network_protocol(frame, &interface)? {
+        V4::ETHERTYPE => established_of::<V4, _>(frame, &interface),
+        other => Err(parse::not_translated(other)),
+    };
+    match outcome {
+        Err(Verdict::ToTc) => Err(maps::stage(frame, Stage::Attend, Note::None)),
+        outcome => outcome,
+    }
+}
+
 #[inline(always)]
 fn established_of<Fam: Tables + Header, F: Frame>(frame: &mut F, interface: &Interface) -> Result<Sent, Verdict> {
-    let packet = Fam::parse(frame)?;
-    if packet.tcp & TCP_EVENTS != 0 || packet.ttl <= 1 {
+    let ip = Fam::parse(frame)?;
+    if ip.part() != Part::Whole || ip.ttl <= 1 {
+        return Err(Verdict::ToTc);
+    }
+    // What is no query is an error, or nothing to translate.
+    let packet = match parse::transport::<Fam, F>(frame, ip) {
+        Err(Verdict::Protocol) => return Err(Verdict::ToTc),
+        parsed => parsed?,
+    };
+    if packet.tcp & TCP_EVENTS != 0 {
         return Err(Verdict::ToTc);
     }
     let entry = Fam::flows().get_ptr_mut(&packet.key).ok_or(Verdict::ToTc)?;
@@ -100,107 +166,168 @@ fn established_of<Fam: Tables + Header, F: Frame>(frame: &mut F, interface: &Int
     // is read and written as one word, so the worst is a lost count.
     let entry = unsafe { &mut *entry };
     let live = maps::live().ok_or(Verdict::ToTc)?;
+    let settings = maps::settings().ok_or(Verdict::ToTc)?;
     let now = now();
-    if !takes(entry, interface) || entry.flags & flow::XDP == 0 || is_due(entry, live, now) {
+    let reachable = F::COMPLETE || entry.flags & flow::XDP != 0;
+    if !takes(entry, interface)
+        || !reachable
+        || entry.flags & flow::HOST != 0
+        || entry.tcp & wire::TCP_RST != 0
+        || is_due(entry, live, now)
+    {
         return Err(Verdict::ToTc);
     }
-    if !entry.is_reply() {
+    let size = packet.size_on_wire(frame);
+    if entry.leads_outside() {
         let uplink = maps::uplink(entry.uplink).ok_or(Verdict::ToTc)?;
-        if live.healthy >> (entry.uplink & 63) & 1 == 0 || packet.len > uplink.mtu {
+        if live.healthy >> (entry.uplink & 63) & 1 == 0 || size > uplink.mtu {
             return Err(Verdict::ToTc);
         }
+    } else if size > settings.lan_mtu {
+        return Err(Verdict::ToTc);
     }
-    touch(entry, &packet, frame.segments(), now);
-    let code = rewrite::send::<Fam, F>(frame, &packet, entry)?;
-    Ok(Sent { verdict: if entry.is_reply() { Verdict::Reply } else { Verdict::Forward }, code })
+    touch(entry, &packet, frame, now);
+    rewrite::translate::<Fam, F>(frame, &packet, entry, true).map_err(|()| Verdict::Rewrite)?;
+    frame.set_mark(settings, mark::DONE);
+    Ok(Sent { verdict: on_flow(entry), code: rewrite::redirect::<Fam, F>(frame, entry) })
 }
 
-/// The complete path, for TC ingress.
+/// What a packet on a flow that exists counts as.
 #[inline(always)]
-pub fn complete(frame: &mut TcFrame) -> Result<Sent, Verdict> {
-    let interface = maps::interface(frame.ifindex()).ok_or(Verdict::Unmanaged)?;
+const fn on_flow<A: Address>(entry: &Entry<A>) -> Verdict {
+    if entry.flags & flow::HAIRPIN != 0 {
+        Verdict::Hairpin
+    } else if entry.is_reply() {
+        Verdict::Reply
+    } else {
+        Verdict::Forward
+    }
+}
+
+/// The program of [`Stage::Attend`]: the complete path for packets of flows that exist, or have just been made, as the note says.
+#[inline(always)]
+pub fn attend(frame: &mut TcFrame<false>) -> Result<Sent, Verdict> {
+    let scene = Scene::new(frame)?;
     frame.pull(wire::MAX_HEADERS_LEN);
-    match parse::ethertype(frame, &interface)? {
-        V4::ETHERTYPE => complete_of::<V4>(frame, &interface),
+    match parse::network_protocol(frame, &scene.interface)? {
+        V4::ETHERTYPE => attend_of::<V4>(frame, &scene),
         other => Err(parse::not_translated(other)),
     }
 }
 
 #[inline(always)]
-fn complete_of<Fam: Tables + Header>(frame: &mut TcFrame, interface: &Interface) -> Result<Sent, Verdict> {
-    let packet = Fam::parse(frame)?;
-    let live = maps::live().ok_or(Verdict::Unmanaged)?;
-    let settings = maps::settings().ok_or(Verdict::Unmanaged)?;
-    let now = now();
-    let mut verdict = Verdict::Forward;
-    let mut found = find::<Fam>(&packet.key);
-    if let Some(hit) = &found {
-        // SAFETY: as in `established_of`.
-        let entry = unsafe { &*hit.entry };
-        if !takes(entry, interface) {
-            found = None;
-        } else if packet.ttl <= 1 {
-            return Err(Verdict::TtlExpired);
-        } else if !entry.is_reply() && is_over(entry, &packet, live) {
-            forget::<Fam>(&packet.key, entry);
-            found = None;
-        }
+fn attend_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Result<Sent, Verdict> {
+    let ip = Fam::parse(frame)?;
+    if ip.part() == Part::Later {
+        return Err(maps::stage(frame, Stage::Later, Note::None));
     }
-    if found.is_none() {
-        if interface.role == abi::ROLE_LAN {
-            verdict = from_inside::<Fam>(frame, &packet, live, settings, now)?;
-        } else {
-            verdict = restore_reply::<Fam>(&packet, interface.uplink, now)?;
-        }
-        found = find::<Fam>(&packet.key);
+    if parse::is_icmp_error::<Fam, _>(frame, &ip) {
+        return Err(maps::stage(frame, Stage::Error, Note::None));
     }
-    let hit = found.ok_or(Verdict::ConntrackFull)?;
+    let packet = parse::transport::<Fam, _>(frame, ip)?.forget_choice(scene.live.zero);
+    if packet.ip.part() == Part::First && fragment::is_awaited::<Fam>(&packet.ip, scene) {
+        return Err(maps::stage(frame, Stage::Release, Note::None));
+    }
+    let note = frame.note();
+    let from_lan = scene.interface.role == abi::ROLE_LAN;
+    let miss = if from_lan { Stage::Outbound } else { Stage::Inbound };
+    let Some(hit) = find::<Fam>(&packet.key) else {
+        // What was inserted a moment ago is gone.
+        let lost = note != Note::None as u32;
+        return Err(if lost { Verdict::ConntrackFull } else { maps::stage(frame, miss, Note::None) });
+    };
     // SAFETY: as in `established_of`.
-    let entry = unsafe { &mut *hit.entry };
-    if entry.is_reply() && verdict == Verdict::Forward {
-        verdict = Verdict::Reply;
-    }
-    if !entry.is_reply() && frame.segments() == 1 {
-        let uplink = maps::uplink(entry.uplink).ok_or(Verdict::NoUplink)?;
-        if packet.len > uplink.mtu {
-            return Err(Verdict::TooBig);
+    let entry = unsafe { &*hit.entry };
+    if note == Note::None as u32 {
+        if !takes(entry, &scene.interface) {
+            return Err(maps::stage(frame, miss, Note::None));
+        }
+        if packet.ip.ttl <= 1 {
+            return Err(Verdict::TtlExpired);
+        }
+        if has_expired::<Fam>(&packet.key, entry, scene) || is_over(entry, &packet, scene) {
+            forget::<Fam>(&packet.key, entry);
+            return Err(maps::stage(frame, miss, Note::None));
         }
     }
-    let closing = packet.tcp & (wire::TCP_FIN | wire::TCP_RST) != 0;
-    touch(entry, &packet, frame.segments(), now);
-    let due = is_due(entry, live, now);
-    if due {
-        rewrite::resolve::<Fam, _>(frame, &packet, entry, live, now)?;
-    }
-    if due || closing {
-        extend_binding::<Fam>(&packet, entry, settings, now, closing);
-    }
-    if hit.new && entry.is_reply() {
-        promote::<Fam>(&packet.key, entry);
-    }
-    let code = rewrite::send::<Fam, _>(frame, &packet, entry)?;
-    Ok(Sent { verdict, code })
+    let verdict = Note::verdict(note, on_flow(entry));
+    forward_on::<Fam, false>(frame, &packet, &hit, verdict, scene)
 }
 
-/// Whether a packet from inside begins a new flow under the key of an old one: a SYN after the end of a TCP connection
-/// (RFC 9293 section 3.6.1), or an uplink that is down and does not hold its flows while another one is up.
+/// What one program leaves in the packet's control buffer for the next one.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Note {
+    /// Nothing.
+    None = 0,
+    /// The flow has just begun.
+    New = 1,
+    /// It has just been restored.
+    Restored = 2,
+    /// It has just been begun by the remote side.
+    Inbound = 3,
+    /// It has just begun, from inside to inside.
+    Hairpin = 4,
+    /// It has just begun, to the machine itself.
+    Host = 5,
+}
+
+impl Note {
+    /// What a packet with this note counts as; without one: as `otherwise` says.
+    #[inline(always)]
+    pub const fn verdict(note: u32, otherwise: Verdict) -> Verdict {
+        match note {
+            1 => Verdict::New,
+            2 => Verdict::Restored,
+            3 => Verdict::Inbound,
+            4 => Verdict::Hairpin,
+            5 => Verdict::Host,
+            _ => otherwise,
+        }
+    }
+}
+
+/// Whether a packet begins a new flow under the key of an old one: a SYN after the end of a TCP connection (RFC 9293 section 3.6.1),
+/// or, from inside, an uplink that is down and does not hold its flows while another one is up.
 #[inline(always)]
-fn is_over<A>(entry: &Entry<A>, packet: &Packet<A>, live: &Live) -> bool {
+pub fn is_over<A: Address>(entry: &Entry<A>, packet: &Packet<A>, scene: &Scene) -> bool {
     let opens = packet.tcp & (TCP_EVENTS | wire::TCP_ACK) == wire::TCP_SYN;
     if opens && entry.tcp & (wire::TCP_FIN | wire::TCP_RST) != 0 {
         return true;
     }
-    if live.healthy >> (entry.uplink & 63) & 1 == 0 && live.healthy != 0 {
+    if entry.leads_outside() && !scene.is_healthy(entry.uplink) && scene.live.healthy != 0 {
         let flags = maps::uplink(entry.uplink).map_or(abi::UPLINK_HOLD, |u| u.flags);
-        let rebind = packet.transport != Transport::Tcp || opens || flags & abi::UPLINK_REPIN != 0;
+        let rebind = packet.transport != Transport::TCP || opens || flags & abi::UPLINK_REPIN != 0;
         return flags & abi::UPLINK_HOLD == 0 && rebind;
     }
     false
 }
 
+/// Whether the flow has been idle longer than its state allows: lazy expiry, since the controller sweeps every few seconds only (or
+/// not at all, if it is dead).
+#[inline(always)]
+pub fn has_expired<Fam: Tables>(key: &Key<Fam::Address>, entry: &Entry<Fam::Address>, scene: &Scene) -> bool {
+    let idle = time::since(scene.now, entry.last_seen);
+    let timeouts = &scene.settings.timeouts;
+    if idle <= timeouts.least() {
+        return false;
+    }
+    let protocol = key.protocol;
+    let other = find::<Fam>(&entry.other_key(protocol));
+    let (other_idle, other_seen) = match other {
+        // SAFETY: as in `established_of`.
+        Some(other) => unsafe { (time::since(scene.now, (*other.entry).last_seen), Seen::from(&*other.entry)) },
+        None => (u32::MAX, Seen::default()),
+    };
+    let own = Seen::from(entry);
+    let (forward, reply) = if entry.is_reply() { (other_seen, own) } else { (own, other_seen) };
+    let timeout = flow::state(protocol, forward, reply).timeout(protocol, timeouts);
+    idle > timeout && other_idle > timeout
+}
+
 /// Removes both halves of a flow.
 #[inline(always)]
-fn forget<Fam: Tables>(key: &Key<Fam::Address>, entry: &Entry<Fam::Address>) {
+pub fn forget<Fam: Tables>(key: &Key<Fam::Address>, entry: &Entry<Fam::Address>) {
     let other = entry.other_key(key.protocol);
     // A half is in one table or the other; removing what is not there does nothing.
     let _ = Fam::flows().remove(&other);
@@ -209,35 +336,129 @@ fn forget<Fam: Tables>(key: &Key<Fam::Address>, entry: &Entry<Fam::Address>) {
     let _ = Fam::new_flows().remove(key);
 }
 
-/// Counts the packet in its half and its uplink.
+/// Does with a packet what its half says: counts, maintains, translates, sends. `verdict`: what it counts as.
+///
+/// A packet that is too large for its next link goes to the kernel, which fragments it or refuses it with ICMP: from inside with the
+/// mark of its uplink and untouched, so that the ICMP message quotes what the client sent; from outside translated, so that the kernel
+/// routes it to the inside host.
 #[inline(always)]
-fn touch<A: Address>(entry: &mut Entry<A>, packet: &Packet<A>, segments: u32, now: Tick) {
-    let packets = segments as u64;
+pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
+    frame: &mut TcFrame<EGRESS>,
+    packet: &Packet<Fam::Address>,
+    hit: &Found<Fam::Address>,
+    verdict: Verdict,
+    scene: &Scene,
+) -> Result<Sent, Verdict> {
+    let &Scene { live, settings, now, .. } = scene;
+    // SAFETY: as in `established_of`.
+    let entry = unsafe { &mut *hit.entry };
+    let outside = entry.leads_outside();
+    let host = entry.flags & flow::HOST != 0;
+    let uplink = maps::uplink(entry.uplink).ok_or(Verdict::NoUplink)?;
+    let size = packet.size_on_wire(frame);
+    let kept_whole = if packet.ip.dont_fragment() { Verdict::TooBig } else { Verdict::ToFragment };
+    if outside && size > uplink.mtu {
+        if EGRESS {
+            return Err(Verdict::TooBig);
+        }
+        frame.set_mark(settings, mark::FIRST_UPLINK + entry.uplink as u32);
+        return Ok(Sent { verdict: kept_whole, code: TcFrame::<EGRESS>::PASS });
+    }
+    let closing = packet.tcp & (wire::TCP_FIN | wire::TCP_RST) != 0;
+    let revived = touch(entry, packet, frame, now);
+    let due = is_due(entry, live, now);
+    if due && (host || EGRESS) {
+        entry.maintained = now;
+        entry.epoch = live.neighbour_epoch as u8;
+    } else if due {
+        rewrite::resolve::<Fam, _>(frame, &packet.ip, entry, live, now)?;
+    }
+    if due || closing || revived {
+        extend_binding::<Fam>(&packet.key, entry, scene, closing);
+    }
+    if hit.new {
+        promote::<Fam>(&packet.key, entry);
+    }
+    if packet.ip.part() == Part::First {
+        fragment::remember::<Fam, _>(frame, &packet.ip, entry, scene);
+    }
+    let too_big_for_lan =
+        !outside && size > settings.lan_mtu && maps::interface(entry.ifindex).is_none_or(|i| size > i.mtu);
+    // What goes up to the kernel, or comes from it, is the kernel's to forward.
+    let forwarded = !EGRESS && !too_big_for_lan && (outside || !host);
+    rewrite::translate::<Fam, _>(frame, packet, entry, forwarded).map_err(|()| Verdict::Rewrite)?;
+    let mut sent = Sent { verdict, code: TcFrame::<EGRESS>::PASS };
+    if EGRESS {
+        sent.code = leave::<Fam, EGRESS>(frame, entry, uplink.ifindex, settings);
+    } else if forwarded {
+        // Nothing but uplinks look at it.
+        frame.set_mark(settings, mark::DONE);
+        sent.code = rewrite::redirect::<Fam, _>(frame, entry);
+    } else if host {
+        sent.verdict = Verdict::Host;
+    } else {
+        sent.verdict = kept_whole;
+        frame.set_mark(settings, mark::DONE);
+    }
+    if packet.tcp & wire::TCP_SYN != 0 && uplink.mss != 0 {
+        clamp::mss(frame, packet.ip.l4(), packet.l4_len(), uplink.mss);
+    }
+    Ok(sent)
+}
+
+/// Lets a translated packet leave by its uplink, from the egress hook of this or another one.
+#[inline(always)]
+pub fn leave<Fam: Tables + Header, const EGRESS: bool>(
+    frame: &mut TcFrame<EGRESS>,
+    entry: &Entry<Fam::Address>,
+    ifindex: u32,
+    settings: &Settings,
+) -> i32 {
+    if ifindex == frame.ifindex() {
+        return TcFrame::<EGRESS>::PASS;
+    }
+    frame.set_mark(settings, mark::DONE);
+    frame.redirect_neighbour(ifindex, Fam::AF, rewrite::next_hop_address::<Fam>(entry))
+}
+
+/// Counts the packet in its half and its uplink. Returns whether it shows that a RST was not the end.
+#[inline(always)]
+fn touch<A: Address, F: Frame>(entry: &mut Entry<A>, packet: &Packet<A>, frame: &F, now: Tick) -> bool {
+    let packets = frame.segments() as u64;
     // Each further segment that the packet stands for repeats the headers; their payload is in `len` already.
-    let headers = (packet.l4 - wire::ETHERNET_LEN + wire::TCP_LEN) as u64;
-    let bytes = packet.len as u64 + (packets - 1) * headers;
+    let headers = (packet.ip.l4() - frame.l3() + packet.l4_len()) as u64;
+    let bytes = packet.ip.len as u64 + (packets - 1) * headers;
     entry.packets += packets;
     entry.bytes += bytes;
+    let mut revived = false;
     if packet.tcp & TCP_REMEMBERED & !entry.tcp != 0 {
         entry.tcp |= packet.tcp & TCP_REMEMBERED;
+    }
+    // A RST may be forged: if its sender goes on, the connection lives (RFC 6146 section 3.5.2.2, state TRANS).
+    if entry.tcp & wire::TCP_RST != 0 && packet.tcp & TCP_EVENTS == 0 {
+        entry.tcp &= !wire::TCP_RST;
+        revived = true;
     }
     if time::since(now, entry.last_seen) >= time::SEEN_GRANULARITY_TICKS {
         entry.last_seen = now;
     }
     count::uplink(entry.uplink, entry.is_reply(), packets, bytes);
+    revived
 }
 
-/// The first reply has come: moves both halves to the table of flows that a flood of new ones can't evict.
+/// If the other side has been heard of, moves both halves to the table of flows that a flood of new ones can't evict.
 #[inline(always)]
-fn promote<Fam: Tables>(key: &Key<Fam::Address>, reply: &Entry<Fam::Address>) {
-    let forward_key = reply.other_key(key.protocol);
-    if let Some(forward) = Fam::new_flows().get_ptr_mut(&forward_key) {
-        // SAFETY: as in `established_of`; the entry is copied before it is removed.
-        let forward = unsafe { *forward };
-        let _ = Fam::flows().insert(&forward_key, &forward, BPF_ANY as u64);
-        let _ = Fam::new_flows().remove(&forward_key);
+fn promote<Fam: Tables>(key: &Key<Fam::Address>, entry: &Entry<Fam::Address>) {
+    let other_key = entry.other_key(key.protocol);
+    let Some(other) = Fam::new_flows().get_ptr_mut(&other_key) else { return };
+    // SAFETY: as in `established_of`; the entries are copied before they are removed.
+    let copy = unsafe { *other };
+    if copy.packets == 0 {
+        return;
     }
-    let copy = *reply;
+    let _ = Fam::flows().insert(&other_key, &copy, BPF_ANY as u64);
+    let _ = Fam::new_flows().remove(&other_key);
+    let copy = *entry;
     let _ = Fam::flows().insert(key, &copy, BPF_ANY as u64);
     let _ = Fam::new_flows().remove(key);
 }
@@ -245,22 +466,21 @@ fn promote<Fam: Tables>(key: &Key<Fam::Address>, reply: &Entry<Fam::Address>) {
 /// The inside end of the binding that a flow uses.
 #[inline(always)]
 const fn inside_end<A: Address>(key: &Key<A>, entry: &Entry<A>) -> End<A> {
-    let (address, port) = if entry.is_reply() { (entry.dst, entry.dport) } else { (key.src, key.sport) };
+    let (inside, remote, port) =
+        if entry.is_reply() { (entry.dst, key.src, entry.dport) } else { (key.src, key.dst, key.sport) };
+    let address = if wire::has_ports(key.protocol) { inside } else { remote };
     End { address, port, protocol: key.protocol, uplink: entry.uplink }
 }
 
 /// Moves the end of the binding's life to when this flow, in the state it is in, may have been idle too long. `closes`: the packet
 /// ends a TCP connection, so that the end may also come nearer; other flows of the binding move it away again.
+///
+/// What only the remote side sends keeps no binding alive (RFC 4787 REQ-6).
 #[inline(always)]
-fn extend_binding<Fam: Tables>(
-    packet: &Packet<Fam::Address>,
-    entry: &Entry<Fam::Address>,
-    settings: &Settings,
-    now: Tick,
-    closes: bool,
-) {
-    let Some(binding) = Fam::by_inside().get_ptr_mut(inside_end(&packet.key, entry)) else { return };
-    let protocol = packet.key.protocol;
+fn extend_binding<Fam: Tables>(key: &Key<Fam::Address>, entry: &Entry<Fam::Address>, scene: &Scene, closes: bool) {
+    let &Scene { settings, now, .. } = scene;
+    let Some(binding) = Fam::by_inside().get_ptr_mut(inside_end(key, entry)) else { return };
+    let protocol = key.protocol;
     let other = match find::<Fam>(&entry.other_key(protocol)) {
         // SAFETY: as in `established_of`.
         Some(other) => Seen::from(unsafe { &*other.entry }),
@@ -268,67 +488,32 @@ fn extend_binding<Fam: Tables>(
     };
     let own = Seen::from(entry);
     let (forward, reply) = if entry.is_reply() { (other, own) } else { (own, other) };
+    if !forward.any {
+        return;
+    }
     let state = flow::state(protocol, forward, reply);
     let expires = now.wrapping_add(state.timeout(protocol, &settings.timeouts));
     // SAFETY: a live map value; `expires` is one word.
     let binding = unsafe { &mut *binding };
     let ended = closes && matches!(state, State::Closing | State::Reset);
     binding.expires = if ended { expires } else { time::later(expires, binding.expires) };
-}
-
-/// A packet from inside that belongs to no flow: restores the flow, or begins one.
-#[inline(always)]
-fn from_inside<Fam: Tables + Header>(
-    frame: &mut TcFrame,
-    packet: &Packet<Fam::Address>,
-    live: &Live,
-    settings: &Settings,
-    now: Tick,
-) -> Result<Verdict, Verdict> {
-    if packet.transport == Transport::EchoReply {
-        return Err(Verdict::Protocol);
+    if settings.flags & abi::ADDRESS_DEPENDENT != 0 && entry.leads_outside() {
+        let outside = End { address: binding.address, port: binding.port, protocol, uplink: entry.uplink };
+        let _ = Fam::peers().insert(Peer { remote: key.dst, outside }, expires, BPF_ANY as u64);
     }
-    if !steer::is_for_uplink::<Fam, _>(frame, packet) {
-        return Err(Verdict::NotForUplink);
-    }
-    if packet.ttl <= 1 {
-        return Err(Verdict::TtlExpired);
-    }
-    if let Some((uplink, sent)) = evicted::<Fam>(packet, live, settings) {
-        insert::<Fam>(&packet.key, &sent, uplink, now)?;
-        return Ok(Verdict::Restored);
-    }
-    if packet.tcp & (wire::TCP_FIN | wire::TCP_RST) != 0 {
-        return Err(Verdict::TcpStray);
-    }
-    let index = steer::select(packet, live, settings)?;
-    let uplink = maps::uplink(index).ok_or(Verdict::NoUplink)?;
-    let key = &packet.key;
-    let sent = if uplink.flags & abi::UPLINK_NAT == 0 {
-        *key
-    } else {
-        let outside = nat::bind::<Fam>(frame, packet, index, uplink, settings, now)?;
-        match packet.transport {
-            Transport::EchoReply => Key::new(outside.address, key.dst, 0, outside.port, key.protocol),
-            _ => Key::new(outside.address, key.dst, outside.port, key.dport, key.protocol),
-        }
-    };
-    insert::<Fam>(key, &sent, index, now)?;
-    count::new_flow(index);
-    debug!(frame.tc_context(), "new flow: protocol {} on uplink {}", key.protocol, index);
-    Ok(Verdict::New)
 }
 
 /// Inserts both halves of a flow whose packets arrive under `key` and leave as `sent`: the reply's first, so that no packet goes
-/// out that can't be answered.
+/// out that can't be answered. `flags`: [`flow::HOST`], [`flow::HAIRPIN`].
 #[inline(always)]
-fn insert<Fam: Tables>(
+pub fn insert<Fam: Tables>(
     key: &Key<Fam::Address>,
     sent: &Key<Fam::Address>,
     uplink: u8,
+    flags: u8,
     now: Tick,
 ) -> Result<(), Verdict> {
-    let forward = Entry::translating(key, sent, uplink, 0, now);
+    let forward = Entry::translating(key, sent, uplink, flags, now);
     let reply_key = forward.other_key(key.protocol);
     let mut table = Fam::new_flows();
     match find::<Fam>(&reply_key) {
@@ -336,8 +521,8 @@ fn insert<Fam: Tables>(
         Some(reply) if !reply.new => table = Fam::flows(),
         Some(_) => {}
         None => {
-            let answer = Key::new(key.dst, key.src, key.dport, key.sport, key.protocol);
-            let reply = Entry::translating(&reply_key, &answer, uplink, flow::REPLY, now);
+            let answer = swapped(key);
+            let reply = Entry::translating(&reply_key, &answer, uplink, flags | flow::REPLY, now);
             table.insert(&reply_key, &reply, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)?;
         }
     }
@@ -345,26 +530,24 @@ fn insert<Fam: Tables>(
 }
 
 /// The uplink and the translated key of a flow whose forward half was evicted, if what is left tells them: its reply half, or, for a
-/// TCP segment in mid-stream, its binding. Flows of an uplink that is down are not restored.
+/// TCP segment in mid-stream and for protocols without ports, its binding. Flows of an uplink that is down are not restored.
 #[inline(always)]
-fn evicted<Fam: Tables>(
-    packet: &Packet<Fam::Address>,
-    live: &Live,
-    settings: &Settings,
-) -> Option<(u8, Key<Fam::Address>)> {
+pub fn evicted<Fam: Tables>(packet: &Packet<Fam::Address>, scene: &Scene) -> Option<(u8, Key<Fam::Address>)> {
     let key = &packet.key;
     // Without translation, the reply half is known by the flow's own addresses.
-    if let Some(uplink) = reply_uplink::<Fam>(&Key::new(key.dst, key.src, key.dport, key.sport, key.protocol))
-        && live.healthy >> (uplink & 63) & 1 != 0
+    if let Some(uplink) = reply_uplink::<Fam>(&swapped(key))
+        && scene.is_healthy(uplink)
     {
         return Some((uplink, *key));
     }
-    let midstream = packet.transport == Transport::Tcp && packet.tcp & wire::TCP_SYN == 0;
-    let mut end = End { address: key.src, port: key.sport, protocol: key.protocol, uplink: 0 };
+    let portless = packet.transport == Transport::OTHER;
+    let midstream = portless || packet.transport == Transport::TCP && packet.tcp & wire::TCP_SYN == 0;
+    let address = if portless { key.dst } else { key.src };
+    let mut end = End { address, port: key.sport, protocol: key.protocol, uplink: 0 };
     let mut bound = 0u64;
     // VERIFIER: a constant bound beside the real one (5.15 does not accept the number from the map alone), and two loops, since
     // leaving a long one from the middle multiplies all that follows (6.18: 400,000 more instructions processed).
-    while (end.uplink as usize) < abi::MAX_UPLINKS && (end.uplink as u32) < settings.uplinks {
+    while (end.uplink as usize) < abi::MAX_UPLINKS && (end.uplink as u32) < scene.settings.uplinks {
         if let Some(outside) = Fam::by_inside().get_ptr(end) {
             // VERIFIER: the index as the map value has it: from the counter, every set of bits would be a state of its own.
             // SAFETY: a live map value of which a byte is read.
@@ -372,7 +555,7 @@ fn evicted<Fam: Tables>(
         }
         end.uplink += 1;
     }
-    bound &= live.healthy;
+    bound &= scene.live.healthy;
     for _ in 0..RESTORE_TRIES {
         if bound == 0 {
             break;
@@ -381,13 +564,23 @@ fn evicted<Fam: Tables>(
         bound &= bound - 1;
         // SAFETY: a live map value that is copied.
         let outside = unsafe { *Fam::by_inside().get_ptr(end)? };
-        let sent = Key::new(outside.address, key.dst, outside.port, key.dport, key.protocol);
-        let reply_key = Key::new(sent.dst, sent.src, sent.dport, sent.sport, key.protocol);
-        if midstream || reply_uplink::<Fam>(&reply_key) == Some(outside.uplink) {
+        let sent = match packet.transport {
+            Transport::ECHO_REPLY => Key::new(outside.address, key.dst, 0, outside.port, key.protocol),
+            _ => Key::new(outside.address, key.dst, outside.port, key.dport, key.protocol),
+        };
+        let ours = !portless || owner::<Fam>(end).is_some_and(|owner| owner == key.src);
+        if ours && (midstream || reply_uplink::<Fam>(&swapped(&sent)) == Some(outside.uplink)) {
             return Some((outside.uplink, sent));
         }
     }
     None
+}
+
+/// The inside host that has the binding of this outside end.
+#[inline(always)]
+fn owner<Fam: Tables>(end: End<Fam::Address>) -> Option<Fam::Address> {
+    // SAFETY: a live map value of which a word is read.
+    Fam::by_outside().get_ptr(end).map(|inside| unsafe { (*inside).address })
 }
 
 /// The uplink of the reply half under this key, if there is one.
@@ -396,37 +589,4 @@ fn reply_uplink<Fam: Tables>(key: &Key<Fam::Address>) -> Option<u8> {
     // SAFETY: as in `established_of`.
     let entry = unsafe { &*find::<Fam>(key)?.entry };
     entry.is_reply().then_some(entry.uplink)
-}
-
-/// A packet from an uplink that finds no reply half: restores it, if its forward half is there.
-#[inline(always)]
-fn restore_reply<Fam: Tables + Header>(
-    packet: &Packet<Fam::Address>,
-    uplink: u8,
-    now: Tick,
-) -> Result<Verdict, Verdict> {
-    let key = &packet.key;
-    let end = End { address: key.dst, port: key.dport, protocol: key.protocol, uplink };
-    let answer = match Fam::by_outside().get_ptr_mut(end) {
-        Some(inside) => {
-            // SAFETY: a live map value that is copied.
-            let inside = unsafe { *inside };
-            Key::new(key.src, inside.address, key.sport, inside.port, key.protocol)
-        }
-        None => *key,
-    };
-    let forward_key = Key::new(answer.dst, answer.src, answer.dport, answer.sport, key.protocol);
-    let forward = find::<Fam>(&forward_key).ok_or(Verdict::NoFlow)?;
-    // SAFETY: as in `established_of`.
-    let entry = unsafe { &*forward.entry };
-    if entry.is_reply() || entry.uplink != uplink || entry.other_key(key.protocol) != *key {
-        return Err(Verdict::NoFlow);
-    }
-    if packet.ttl <= 1 {
-        return Err(Verdict::TtlExpired);
-    }
-    let reply = Entry::translating(key, &answer, uplink, flow::REPLY, now);
-    let table = if forward.new { Fam::new_flows() } else { Fam::flows() };
-    table.insert(key, &reply, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)?;
-    Ok(Verdict::Restored)
 }

@@ -8,7 +8,10 @@ use std::net::Ipv4Addr;
 
 use mh_common::abi;
 
-use crate::core::{Desired, ManagedInterface};
+use crate::{
+    core::{Desired, ForwardedPort, InsidePort, ManagedInterface},
+    datapath::routing::Routing,
+};
 
 /// One step. Each is idempotent.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,13 +23,20 @@ pub enum Action {
         /// The neighbour epoch.
         neighbour_epoch: u32,
     },
-    /// Write number of uplinks and timeouts.
-    SetSettings {
-        /// How many uplinks there are.
-        uplinks: u32,
-        /// Idle timeouts.
-        timeouts: abi::Timeouts,
-    },
+    /// Write the settings; version and seed stay as they are.
+    SetSettings(abi::Settings),
+    /// Write an uplink's outside addresses.
+    SetPool(u8, abi::Pool),
+    /// Note an outside address, and the uplinks that have it, one bit each.
+    SetOutside(Ipv4Addr, u32),
+    /// Forget it.
+    RemoveOutside(Ipv4Addr),
+    /// Forward a port to an inside host.
+    SetForward(ForwardedPort, InsidePort),
+    /// Forward it no more.
+    RemoveForward(ForwardedPort),
+    /// Have the kernel's routing act on mh's marks.
+    SetRouting(Routing),
     /// Write an uplink.
     SetUplink(u8, abi::Uplink),
     /// Free an index.
@@ -56,10 +66,7 @@ pub fn plan(in_force: Option<&Desired>, desired: &Desired) -> Vec<Action> {
     let live = |d: &Desired| Action::SetLive { healthy: d.healthy, neighbour_epoch: d.neighbour_epoch };
     let policy =
         |d: &Desired| Action::SetPolicy { weights: d.weights, members: d.members, hash_mode: d.hash_mode as u32 };
-    let settings = |d: &Desired| Action::SetSettings {
-        uplinks: d.uplinks.last_key_value().map_or(0, |(index, _)| u32::from(*index) + 1),
-        timeouts: d.timeouts,
-    };
+    let settings = |d: &Desired| Action::SetSettings(d.settings);
 
     // Health that is lost comes first of all, health that is gained after what it needs.
     if let Some(before) = in_force {
@@ -80,8 +87,36 @@ pub fn plan(in_force: Option<&Desired>, desired: &Desired) -> Vec<Action> {
             actions.push(Action::SetUplink(index, *uplink));
         }
     }
+    for (&index, pool) in &desired.pools {
+        if in_force.and_then(|d| d.pools.get(&index)) != Some(pool) {
+            actions.push(Action::SetPool(index, *pool));
+        }
+    }
     if in_force.map(settings) != Some(settings(desired)) {
         actions.push(settings(desired));
+    }
+    if in_force.map(|d| &d.routing) != Some(&desired.routing) {
+        actions.push(Action::SetRouting(desired.routing.clone()));
+    }
+    for &port in in_force.iter().flat_map(|d| d.forwards.keys()).filter(|p| !desired.forwards.contains_key(p)) {
+        actions.push(Action::RemoveForward(port));
+    }
+    for (&port, &to) in &desired.forwards {
+        let before = in_force.and_then(|d| d.forwards.get(&port));
+        if before.is_some_and(|before| *before != to) {
+            actions.push(Action::RemoveForward(port));
+        }
+        if before != Some(&to) {
+            actions.push(Action::SetForward(port, to));
+        }
+    }
+    for (&address, &uplinks) in &desired.outside {
+        if in_force.and_then(|d| d.outside.get(&address)) != Some(&uplinks) {
+            actions.push(Action::SetOutside(address, uplinks));
+        }
+    }
+    for &address in in_force.iter().flat_map(|d| d.outside.keys()).filter(|a| !desired.outside.contains_key(a)) {
+        actions.push(Action::RemoveOutside(address));
     }
     for &address in &desired.local {
         if !in_force.is_some_and(|d| d.local.contains(&address)) {
@@ -112,15 +147,18 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::core::Hook;
+    use crate::{core::Hook, datapath::routing::Way};
 
     /// What the kernel would hold after actions.
     #[derive(Debug, Default, PartialEq)]
     struct Model {
         healthy: u64,
         neighbour_epoch: u32,
-        count: u32,
-        timeouts: abi::Timeouts,
+        settings: abi::Settings,
+        pools: BTreeMap<u8, abi::Pool>,
+        outside: BTreeMap<Ipv4Addr, u32>,
+        forwards: BTreeMap<ForwardedPort, InsidePort>,
+        routing: Option<Routing>,
         uplinks: BTreeMap<u8, abi::Uplink>,
         policy: Option<([u32; abi::MAX_UPLINKS], u64, u32)>,
         local: BTreeSet<Ipv4Addr>,
@@ -133,9 +171,18 @@ mod tests {
                 Action::SetLive { healthy, neighbour_epoch } => {
                     (self.healthy, self.neighbour_epoch) = (healthy, neighbour_epoch);
                 }
-                Action::SetSettings { uplinks, timeouts } => (self.count, self.timeouts) = (uplinks, timeouts),
+                Action::SetSettings(settings) => self.settings = settings,
+                Action::SetPool(index, pool) => drop(self.pools.insert(index, pool)),
+                Action::SetOutside(address, uplinks) => drop(self.outside.insert(address, uplinks)),
+                Action::RemoveOutside(address) => drop(self.outside.remove(&address)),
+                Action::SetForward(port, to) => drop(self.forwards.insert(port, to)),
+                Action::RemoveForward(port) => drop(self.forwards.remove(&port)),
+                Action::SetRouting(routing) => self.routing = Some(routing),
                 Action::SetUplink(index, uplink) => drop(self.uplinks.insert(index, uplink)),
-                Action::RemoveUplink(index) => drop(self.uplinks.remove(&index)),
+                Action::RemoveUplink(index) => {
+                    self.uplinks.remove(&index);
+                    self.pools.remove(&index);
+                }
                 Action::SetPolicy { weights, members, hash_mode } => self.policy = Some((weights, members, hash_mode)),
                 Action::AddLocal(address) => drop(self.local.insert(address)),
                 Action::RemoveLocal(address) => drop(self.local.remove(&address)),
@@ -166,7 +213,11 @@ mod tests {
                 members: 0,
                 healthy: 0,
                 hash_mode: mh_common::hash::HashMode::Flow,
-                timeouts: abi::Timeouts::default(),
+                settings: abi::Settings::default(),
+                pools: BTreeMap::new(),
+                outside: BTreeMap::new(),
+                forwards: BTreeMap::new(),
+                routing: Routing { mark_mask: 0xff, uplinks: BTreeMap::new() },
                 interfaces: BTreeMap::new(),
                 local,
                 neighbour_epoch,
@@ -176,6 +227,13 @@ mod tests {
                 desired.healthy |= u64::from(healthy) << index;
                 desired.members |= u64::from(healthy && weight > 0) << index;
                 desired.weights[usize::from(index)] = weight;
+                let address = Ipv4Addr::new(198, 51, 100, u8::try_from(weight).unwrap());
+                desired.pools.insert(index, abi::Pool { total: weight, ..abi::Pool::default() });
+                *desired.outside.entry(address).or_default() |= 1 << index;
+                let port = ForwardedPort { uplink: index, protocol: 6, address, port: 80 };
+                desired.forwards.insert(port, InsidePort { address, port: u16::try_from(ifindex).unwrap() });
+                desired.settings.uplinks = u32::from(index) + 1;
+                desired.routing.uplinks.insert(index, Way { ifindex, gateway: None });
             }
             for (ifindex, lan) in interfaces {
                 let role = if lan { abi::ROLE_LAN } else { abi::ROLE_UPLINK };

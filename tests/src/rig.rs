@@ -55,9 +55,24 @@ pub const XDP_PASS: i32 = 2;
 /// `XDP_REDIRECT`.
 pub const XDP_REDIRECT: i32 = 4;
 
+/// Size of the kernel's `struct __sk_buff`.
+const SK_BUFF: usize = 192;
+/// Where the mark is in it.
+const MARK: usize = 8;
+
+/// Which program runs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Hook {
+    Xdp,
+    Tc,
+    Egress { mark: u32 },
+}
+
 /// What a program did with a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
+    /// The packet's mark afterwards; zero from XDP.
+    pub mark: u32,
     /// Its return code.
     pub code: i32,
     /// The packet afterwards.
@@ -176,7 +191,7 @@ impl Rig {
     /// # Errors
     /// If the kernel refuses the run.
     pub fn tc(&mut self, interface: &str, packet: &[u8]) -> Result<Outcome> {
-        self.once(false, interface, packet)
+        self.once(Hook::Tc, interface, packet)
     }
 
     /// Runs the XDP program on a packet that came in by the interface.
@@ -184,7 +199,15 @@ impl Rig {
     /// # Errors
     /// If the kernel refuses the run.
     pub fn xdp(&mut self, interface: &str, packet: &[u8]) -> Result<Outcome> {
-        self.once(true, interface, packet)
+        self.once(Hook::Xdp, interface, packet)
+    }
+
+    /// Runs the egress program on a packet that leaves by the interface, with this mark.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run.
+    pub fn egress(&mut self, interface: &str, mark: u32, packet: &[u8]) -> Result<Outcome> {
+        self.once(Hook::Egress { mark }, interface, packet)
     }
 
     /// Nanoseconds per packet of a program on a packet that it leaves as it is, over `repeat` runs.
@@ -192,45 +215,60 @@ impl Rig {
     /// # Errors
     /// If the kernel refuses the run.
     pub fn cost_ns(&mut self, xdp: bool, interface: &str, packet: &[u8], repeat: u32) -> Result<u128> {
-        Ok(self.test_run(xdp, interface, packet, None, repeat)?.duration.as_nanos())
+        let hook = if xdp { Hook::Xdp } else { Hook::Tc };
+        Ok(self.test_run(hook, interface, packet, None, None, repeat)?.duration.as_nanos())
     }
 
-    fn once(&mut self, xdp: bool, interface: &str, packet: &[u8]) -> Result<Outcome> {
+    fn once(&mut self, hook: Hook, interface: &str, packet: &[u8]) -> Result<Outcome> {
         let before = counters(&self.tables)?;
         let mut out = vec![0; packet.len() + 64];
-        let result = self.test_run(xdp, interface, packet, Some(&mut out), 1)?;
+        let mut context = [0; SK_BUFF];
+        let context_out = (hook != Hook::Xdp).then_some(&mut context[..]);
+        let result = self.test_run(hook, interface, packet, Some(&mut out), context_out, 1)?;
         out.truncate(usize::try_from(result.data_size_out)?);
         let mut counted = counters(&self.tables)?;
         counted.retain(|name, count| {
             *count -= before.get(name).copied().unwrap_or(0);
             *count > 0
         });
-        Ok(Outcome { code: result.return_value.cast_signed(), packet: out, counted })
+        let mark = u32::from_ne_bytes(context[MARK..MARK + 4].try_into()?);
+        Ok(Outcome { code: result.return_value.cast_signed(), packet: out, counted, mark })
     }
 
     fn test_run(
         &mut self,
-        xdp: bool,
+        hook: Hook,
         interface: &str,
         packet: &[u8],
         data_out: Option<&mut [u8]>,
+        ctx_out: Option<&mut [u8]>,
         repeat: u32,
     ) -> Result<TestRunResult> {
         let ifindex = self.index(interface)?.to_ne_bytes();
         // struct xdp_md: data_end at 4, ingress_ifindex at 12; struct __sk_buff: ifindex at 40.
-        let mut context = vec![0u8; if xdp { 24 } else { 192 }];
-        if xdp {
+        let mut context = vec![0u8; if hook == Hook::Xdp { 24 } else { SK_BUFF }];
+        if hook == Hook::Xdp {
             context[4..8].copy_from_slice(&u32::try_from(packet.len())?.to_ne_bytes());
             context[12..16].copy_from_slice(&ifindex);
         } else {
             context[40..44].copy_from_slice(&ifindex);
         }
-        let options =
-            TestRunOptions { data_in: Some(packet), data_out, ctx_in: Some(&context), repeat, ..TestRunOptions::new() };
-        Ok(if xdp {
-            program_of::<Xdp>(self.datapath.ebpf(), program::XDP)?.test_run(options)?
-        } else {
-            program_of::<SchedClassifier>(self.datapath.ebpf(), program::TC)?.test_run(options)?
+        if let Hook::Egress { mark } = hook {
+            context[MARK..MARK + 4].copy_from_slice(&mark.to_ne_bytes());
+        }
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out,
+            ctx_in: Some(&context),
+            ctx_out,
+            repeat,
+            ..TestRunOptions::new()
+        };
+        let ebpf = self.datapath.ebpf();
+        Ok(match hook {
+            Hook::Xdp => program_of::<Xdp>(ebpf, program::XDP)?.test_run(options)?,
+            Hook::Tc => program_of::<SchedClassifier>(ebpf, program::TC)?.test_run(options)?,
+            Hook::Egress { .. } => program_of::<SchedClassifier>(ebpf, program::EGRESS)?.test_run(options)?,
         })
     }
 

@@ -5,7 +5,10 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use mh_common::{abi, time};
+use mh_common::{
+    abi::{self, mark},
+    time,
+};
 use mh_tests::lab::skipped;
 use mh_tests::packet::{Packet, Transport};
 use mh_tests::rig::{
@@ -26,6 +29,13 @@ const REMOTE: &str = "192.0.2.10:443";
 fn on_rig(work: impl FnOnce(&mut Rig) -> Result<()> + Send) {
     if !skipped() {
         Rig::run([1, 0], work).unwrap();
+    }
+}
+
+/// The same with lines at the end of the configuration.
+fn with_config(lines: &str, work: impl FnOnce(&mut Rig) -> Result<()> + Send) {
+    if !skipped() {
+        Rig::run_with_isp2(lines, [1, 0], work).unwrap();
     }
 }
 
@@ -157,10 +167,8 @@ fn what_is_not_for_an_uplink_is_left_alone() {
             (udp("255.255.255.255:67"), "pass_scope"),
             (udp("169.254.1.1:80"), "pass_scope"),
             (Packet::new(LAN, HOST, "0.0.0.0:68", REMOTE, Transport::Udp).build(), "pass_scope"),
-            // More fragments; a later fragment; GRE; a version that is none.
-            (edited(20, 0x20), "pass_fragment"),
-            (edited(21, 0x01), "pass_fragment"),
-            (edited(23, 47), "pass_protocol"),
+            // DCCP, whose checksum covers addresses; a version that is none; a header too short.
+            (edited(23, 33), "pass_protocol"),
             (edited(14, 0x65), "pass_malformed"),
             (edited(14, 0x44), "pass_malformed"),
             (Packet { ttl: 1, ..out(Transport::Udp) }.build(), "pass_ttl_expired"),
@@ -188,20 +196,26 @@ fn a_destination_without_a_route_is_for_an_uplink() {
 
 #[test]
 fn outsiders_find_no_flow() {
-    on_rig(|rig| {
+    with_config("[nat]\nfiltering = \"address-dependent\"\n", |rig| {
         rig.tc("lan0", &out(Transport::Udp).build())?;
         rig.tc("wan1", &back(Transport::Udp).build())?;
-        // Another port; another remote; inside addresses forged from outside; the reply by the wrong uplink.
+        // Another port, which is the machine's own; another remote; inside addresses forged from outside.
         let other_port = Packet::new(WAN1, GATEWAY1, REMOTE, "198.51.100.2:40002", Transport::Udp).build();
         let other_remote = Packet::new(WAN1, GATEWAY1, "192.0.2.66:443", OUTSIDE, Transport::Udp).build();
         let forged = Packet { to: WAN1, ..out(Transport::Udp) }.build();
-        for packet in [other_port, other_remote, forged] {
-            assert_untouched(&rig.tc("wan1", &packet)?, TC_NEXT, &packet, "pass_no_flow");
+        let cases =
+            [(other_port, TC_NEXT, "host"), (other_remote, TC_DROP, "filtered"), (forged, TC_NEXT, "pass_no_flow")];
+        for (packet, code, counter) in cases {
+            assert_untouched(&rig.tc("wan1", &packet)?, code, &packet, counter);
             assert_untouched(&rig.xdp("wan1", &packet)?, XDP_PASS, &packet, "xdp_to_tc");
         }
+        // The reply by the wrong uplink: to the machine itself, for all that it tells.
         let wrong = Packet { to: mh_tests::rig::WAN2, ..back(Transport::Udp) }.build();
-        assert_untouched(&rig.tc("wan2", &wrong)?, TC_NEXT, &wrong, "pass_no_flow");
         assert_untouched(&rig.xdp("wan2", &wrong)?, XDP_PASS, &wrong, "xdp_to_tc");
+        assert_untouched(&rig.tc("wan2", &wrong)?, TC_NEXT, &wrong, "host");
+        // A reply from another port of the same remote.
+        let same_remote = Packet::new(WAN1, GATEWAY1, "192.0.2.10:9999", OUTSIDE, Transport::Udp).build();
+        assert_eq!(rig.tc("wan1", &same_remote)?.counted, counted("inbound"));
         Ok(())
     });
 }
@@ -331,10 +345,15 @@ fn every_drop_has_its_reason() {
         }
         let mut big = out(Transport::Udp);
         big.payload = vec![0; 1500];
-        assert_untouched(&rig.tc("lan0", &big.build())?, TC_DROP, &big.build(), "too_big");
+        // What the kernel is to refuse goes there untouched, with a mark.
+        let refused = rig.tc("lan0", &big.build())?;
+        assert_untouched(&refused, TC_NEXT, &big.build(), "too_big");
+        assert_eq!(refused.mark, mark::FIRST_UPLINK << 16);
         rig.set_healthy(0)?;
         let packet = Packet::new(LAN, HOST, "192.168.1.10:40003", REMOTE, Transport::Udp).build();
-        assert_untouched(&rig.tc("lan0", &packet)?, TC_DROP, &packet, "no_uplink");
+        let refused = rig.tc("lan0", &packet)?;
+        assert_untouched(&refused, TC_NEXT, &packet, "no_uplink");
+        assert_eq!(refused.mark, mark::UNREACHABLE << 16);
         Ok(())
     });
 }
@@ -347,8 +366,10 @@ fn ports_run_out_without_hurting_anybody() {
     Rig::run_with_isp2("ports = \"50000-50000\"", [0, 1], |rig| {
         let packet = |host: &str| Packet::new(LAN, HOST, &format!("{host}:40001"), REMOTE, Transport::Udp).build();
         assert_eq!(rig.tc("lan0", &packet("192.168.1.10"))?.counted, counted("new"));
-        let refused = packet("192.168.1.11");
-        assert_untouched(&rig.tc("lan0", &refused)?, TC_DROP, &refused, "ports_exhausted");
+        let packet_refused = packet("192.168.1.11");
+        let refused = rig.tc("lan0", &packet_refused)?;
+        assert_untouched(&refused, TC_NEXT, &packet_refused, "ports_exhausted");
+        assert_eq!(refused.mark, mark::PROHIBIT << 16);
         assert_eq!(rig.tc("lan0", &packet("192.168.1.10"))?.counted, counted("forward"));
         Ok(())
     })
@@ -406,6 +427,10 @@ fn idle_flows_and_unused_bindings_expire() {
         assert_eq!(swept(7500)?, (1, 1));
         assert_eq!(rig.tables.totals()?.0 + rig.tables.totals()?.1, 0);
         assert_eq!(rig.tables.bindings()?, []);
+        // The port of the last binding rests for two minutes more.
+        assert_eq!(swept(7600)?, (0, 0));
+        assert_eq!(rig.tables.usage()?.iter().map(|(_, usage)| usage.used).sum::<u64>(), 1);
+        assert_eq!(swept(7625)?, (0, 0));
         assert_eq!(rig.tables.usage()?.iter().map(|(_, usage)| usage.used).sum::<u64>(), 0);
         Ok(())
     });

@@ -293,6 +293,11 @@ impl AddressRange {
         Ipv4Addr::from_bits(self.first.to_bits().saturating_add(self.count.saturating_sub(1)))
     }
 
+    /// All of them, in order.
+    pub fn addresses(self) -> impl Iterator<Item = Ipv4Addr> {
+        (self.first.to_bits()..=self.last().to_bits()).map(Ipv4Addr::from_bits)
+    }
+
     /// Is `address` one of them?
     #[must_use]
     pub fn contains(self, address: Ipv4Addr) -> bool {

@@ -89,7 +89,7 @@ fn uplink(name: &str, entry: (&Key<'_>, &Value<'_>), report: &mut Report) -> Pla
         weight: 1,
         ports: PortRange::default(),
         on_down: OnDown::Reset,
-        mss_clamp: MssClamp::Off,
+        mss_clamp: MssClamp::Auto,
         nat: true,
     };
     let mut interface_at = None;
@@ -208,10 +208,13 @@ fn check_interfaces(uplinks: &[PlacedUplink], lan: &[InterfacePattern], report: 
 
 /// An address stands in one place.
 fn check_addresses(uplinks: &[PlacedUplink], report: &mut Report) {
-    let mut all: Vec<(&PlacedRange, &str)> = uplinks
-        .iter()
-        .flat_map(|placed| placed.ranges.iter().map(|range| (range, placed.uplink.name.as_str())))
-        .collect();
+    // Two uplinks may have the same address: identical modems do.
+    uplinks.iter().for_each(|placed| check_ranges(placed, report));
+}
+
+fn check_ranges(placed: &PlacedUplink, report: &mut Report) {
+    let name = placed.uplink.name.as_str();
+    let mut all: Vec<(&PlacedRange, &str)> = placed.ranges.iter().map(|range| (range, name)).collect();
     // Prefixes lie apart or within each other: one that overlaps another follows the outermost that it is in.
     all.sort_by_key(|(placed, _)| (placed.range.first, Reverse(placed.range.count), placed.at));
     let mut outer: Option<(&PlacedRange, &str)> = None;

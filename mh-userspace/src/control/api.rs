@@ -61,8 +61,8 @@ pub struct UplinkStatus {
     pub reason: String,
     /// `xdp` or `tc`: the hook in use on its interface, or `none` while that does not exist.
     pub hook: String,
-    /// Its source addresses.
-    pub address: Vec<IpAddr>,
+    /// Its source addresses, or prefixes of them.
+    pub address: Vec<String>,
     /// Its gateway, if it has one.
     pub gateway: Option<IpAddr>,
     /// Its weight, as configured or set.
@@ -227,6 +227,8 @@ pub struct Binding {
     pub uplink: String,
     /// Seconds until it may go if no flow uses it.
     pub expires_s: u64,
+    /// It is a port forward: it stays.
+    pub forward: bool,
 }
 
 /// `GET /v1/stats`.

@@ -7,13 +7,14 @@ use std::{
 
 use mh_common::{
     abi::{self, MAX_UPLINKS},
-    hash, time,
+    hash,
 };
 
-use super::{Link, Observed};
+use super::{Link, Observed, records};
 use crate::{
-    config::{Config, HashMode, Mode, OnDown, Timeouts},
+    config::{AddressRange, Config, HashMode, Mode, OnDown},
     control::api::{HealthOverride, UplinkState},
+    datapath::routing::{Routing, Way},
 };
 
 /// What was ordered by hand, by uplink name. Survives a reload.
@@ -73,12 +74,6 @@ impl Indices {
     }
 }
 
-fn padded(name: &str) -> [u8; 32] {
-    let mut bytes = [0; 32];
-    bytes.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
-    bytes
-}
-
 fn name_of(uplink: &abi::Uplink) -> Option<String> {
     let len = uplink.name.iter().position(|b| *b == 0).unwrap_or(uplink.name.len());
     (len > 0).then(|| String::from_utf8_lossy(&uplink.name[..len]).into_owned())
@@ -119,8 +114,8 @@ pub struct UplinkView {
     pub state: UplinkState,
     /// Why.
     pub reason: String,
-    /// Its source address.
-    pub address: Option<Ipv4Addr>,
+    /// Its source addresses.
+    pub addresses: Vec<AddressRange>,
     /// Its gateway.
     pub gateway: Option<Ipv4Addr>,
     /// Its weight in the configuration's default policy.
@@ -139,6 +134,28 @@ impl UplinkView {
     }
 }
 
+/// A port of an outside address that is forwarded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ForwardedPort {
+    /// The uplink's index.
+    pub uplink: u8,
+    /// The IP protocol.
+    pub protocol: u8,
+    /// The outside address.
+    pub address: Ipv4Addr,
+    /// The outside port.
+    pub port: u16,
+}
+
+/// A port of an inside host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InsidePort {
+    /// The inside host.
+    pub address: Ipv4Addr,
+    /// Its port.
+    pub port: u16,
+}
+
 /// What the datapath should hold.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Desired {
@@ -154,8 +171,16 @@ pub struct Desired {
     pub healthy: u64,
     /// What of a packet decides its uplink.
     pub hash_mode: hash::HashMode,
-    /// Idle timeouts.
-    pub timeouts: abi::Timeouts,
+    /// The settings, but for version and seed.
+    pub settings: abi::Settings,
+    /// Outside addresses by uplink index.
+    pub pools: BTreeMap<u8, abi::Pool>,
+    /// All outside addresses, with one bit per uplink that has them.
+    pub outside: BTreeMap<Ipv4Addr, u32>,
+    /// Forwarded ports, and where they lead.
+    pub forwards: BTreeMap<ForwardedPort, InsidePort>,
+    /// What the kernel's routing should do.
+    pub routing: Routing,
     /// Managed interfaces by index.
     pub interfaces: BTreeMap<u32, ManagedInterface>,
     /// The machine's own and broadcast addresses.
@@ -178,7 +203,11 @@ impl Desired {
                 HashMode::Source => hash::HashMode::Source,
                 HashMode::SourceDestination => hash::HashMode::SourceDestination,
             },
-            timeouts: timeouts(&config.timeouts),
+            settings: records::settings(config),
+            pools: BTreeMap::new(),
+            outside: BTreeMap::new(),
+            forwards: BTreeMap::new(),
+            routing: Routing { mark_mask: config.datapath.mark_mask, uplinks: BTreeMap::new() },
             interfaces: BTreeMap::new(),
             local: observed.local().clone(),
             neighbour_epoch: observed.neighbour_epoch(),
@@ -192,8 +221,12 @@ impl Desired {
             let Some(index) = indices.get(&uplink.name) else { continue };
             let link = observed.link_named(&uplink.interface);
             let ifindex = link.map_or(0, |link| link.ifindex);
-            let address =
-                uplink.addresses.first().map(|range| range.first).or_else(|| observed.primary_address(ifindex));
+            let mut addresses = uplink.addresses.clone();
+            if addresses.is_empty() {
+                let learned = observed.primary_address(ifindex);
+                addresses.extend(learned.map(|first| AddressRange { first, count: 1 }));
+            }
+            let address = addresses.first().map(|range| range.first);
             let gateway = uplink.gateway.or_else(|| observed.default_gateway(ifindex));
             let configured_weight =
                 config.default_policy.members.iter().find(|(i, _)| *i == position).map_or(0, |(_, weight)| *weight);
@@ -234,21 +267,33 @@ impl Desired {
                 mtu: link.map_or(0, |link| link.mtu),
                 first_port: uplink.ports.first,
                 last_port: uplink.ports.last,
+                mss: records::mss(uplink.mss_clamp, link.map_or(0, |link| link.mtu)),
+                reserved: 0,
                 v4: abi::Route {
                     address: address.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
                     gateway: gateway.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
                 },
                 v6: abi::Route::default(),
-                name: padded(&uplink.name),
+                name: records::padded(&uplink.name),
             };
             desired.uplinks.insert(index, record);
+            desired.pools.insert(index, records::pool(&addresses));
+            for address in addresses.iter().flat_map(|range| range.addresses()) {
+                *desired.outside.entry(address).or_default() |= 1 << index;
+            }
+            if link.is_some_and(|link| link.up) {
+                desired.routing.uplinks.insert(index, Way { ifindex, gateway });
+            }
+            for forward in config.forwards.iter().filter(|forward| forward.uplinks.contains(&position)) {
+                desired.forwards.extend(records::forward(forward, index, &addresses));
+            }
             desired.views.push(UplinkView {
                 index,
                 name: uplink.name.clone(),
                 interface: uplink.interface.clone(),
                 state,
                 reason,
-                address,
+                addresses,
                 gateway,
                 configured_weight,
                 weight,
@@ -258,6 +303,7 @@ impl Desired {
                 desired.manage(link, abi::ROLE_UPLINK, index, hook);
             }
         }
+        desired.settings.uplinks = desired.uplinks.last_key_value().map_or(0, |(index, _)| u32::from(*index) + 1);
         for link in observed.links().filter(|link| config.is_lan(&link.name)) {
             if !desired.interfaces.contains_key(&link.ifindex) {
                 desired.manage(link, abi::ROLE_LAN, 0, hook);
@@ -267,9 +313,12 @@ impl Desired {
     }
 
     fn manage(&mut self, link: &Link, role: u8, uplink: u8, hook: Hook) {
-        // Devices without an Ethernet header are not handled: their packets stay the kernel's.
-        let Some(mac) = link.mac else { return };
-        let interface = abi::Interface { role, uplink, mac, ..abi::Interface::default() };
+        let flags = if link.mac.is_none() { abi::INTERFACE_L3 } else { 0 };
+        let mac = link.mac.unwrap_or_default();
+        let interface = abi::Interface { role, uplink, flags, mac, mtu: link.mtu, ..abi::Interface::default() };
+        if role == abi::ROLE_LAN {
+            self.settings.lan_mtu = self.settings.lan_mtu.min(link.mtu);
+        }
         self.interfaces.insert(link.ifindex, ManagedInterface { name: link.name.clone(), interface, hook });
     }
 }
@@ -293,32 +342,20 @@ fn trouble(
     let Some(link) = link else {
         return Trouble::Unusable(format!("interface {interface} does not exist"));
     };
-    if link.mac.is_none() {
-        return Trouble::Unusable(format!("{interface} is no Ethernet device"));
-    }
     if !link.up {
         return Trouble::Unusable(format!("interface {interface} is set down"));
     }
     if nat && address.is_none() {
         return Trouble::Unusable(format!("no address on {interface}"));
     }
-    if gateway.is_none() {
+    // Without Ethernet there are no neighbours to choose between.
+    if gateway.is_none() && link.mac.is_some() {
         return Trouble::Unusable(format!("no gateway: none configured and no default route by {interface}"));
     }
     if !link.carrier {
         return Trouble::Carrier("carrier lost".to_owned());
     }
     Trouble::None
-}
-
-fn timeouts(timeouts: &Timeouts) -> abi::Timeouts {
-    let ticks = |duration: std::time::Duration| time::ticks_for(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX));
-    abi::Timeouts {
-        udp: ticks(timeouts.udp),
-        tcp_established: ticks(timeouts.tcp_established),
-        tcp_transitory: ticks(timeouts.tcp_transitory),
-        icmp: ticks(timeouts.icmp),
-    }
 }
 
 #[cfg(test)]
@@ -382,7 +419,7 @@ mod tests {
     #[test]
     fn learns_what_the_configuration_leaves_out() {
         let desired = desired(&Overrides::default(), &observed());
-        assert_eq!(desired.views[0].address, Some(Ipv4Addr::new(198, 51, 100, 2)));
+        assert_eq!(desired.views[0].addresses, [AddressRange { first: Ipv4Addr::new(198, 51, 100, 2), count: 1 }]);
         assert_eq!(desired.views[0].gateway, Some(Ipv4Addr::new(198, 51, 100, 1)));
         assert_eq!(desired.healthy, 0b11);
         assert_eq!(desired.members, 0b11);

@@ -6,6 +6,7 @@
 
 mod desired;
 mod observed;
+mod records;
 
-pub use desired::{Desired, Hook, Indices, ManagedInterface, Overrides, UplinkView};
+pub use desired::{Desired, ForwardedPort, Hook, Indices, InsidePort, ManagedInterface, Overrides, UplinkView};
 pub use observed::{DefaultRoute, Event, Link, Observed};

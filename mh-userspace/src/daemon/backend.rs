@@ -149,7 +149,7 @@ impl Backend for Handle {
                     state: view.state,
                     reason: view.reason.clone(),
                     hook: views.hooks.get(&view.name).copied().unwrap_or("none").to_owned(),
-                    address: view.address.into_iter().map(Into::into).collect(),
+                    address: view.addresses.iter().map(ToString::to_string).collect(),
                     gateway: view.gateway.map(Into::into),
                     weight: u32::from(view.weight),
                     effective_weight: u32::from(view.effective_weight),
@@ -238,14 +238,18 @@ impl Backend for Handle {
         let names = self.views().names();
         self.read(move |tables| {
             let now = flows::now();
-            let documents = tables.bindings()?.into_iter().map(|(inside, outside)| Binding {
-                protocol: api::protocol_name(inside.protocol),
-                inside: flows::to_ip(inside.address),
-                inside_port: u16::from_be(inside.port),
-                outside: flows::to_ip(outside.address),
-                outside_port: u16::from_be(outside.port),
-                uplink: name_of(&names, inside.uplink).to_owned(),
-                expires_s: flows::seconds(mh_common::time::since(outside.expires, now)),
+            let documents = tables.bindings()?.into_iter().map(|(inside, outside)| {
+                let (address, port) = tables.owner(&inside);
+                Binding {
+                    protocol: api::protocol_name(inside.protocol),
+                    inside: flows::to_ip(address),
+                    inside_port: u16::from_be(port),
+                    outside: flows::to_ip(outside.address),
+                    outside_port: u16::from_be(outside.port),
+                    uplink: name_of(&names, inside.uplink).to_owned(),
+                    expires_s: flows::seconds(mh_common::time::since(outside.expires, now)),
+                    forward: outside.flags & mh_common::binding::STATIC != 0,
+                }
             });
             Ok(documents.collect())
         })

@@ -242,7 +242,7 @@ impl Controller {
 
     /// The idle timeouts in force.
     pub fn timeouts(&self) -> Timeouts {
-        self.in_force.as_ref().map(|d| d.timeouts).unwrap_or_default()
+        self.in_force.as_ref().map(|d| d.settings.timeouts).unwrap_or_default()
     }
 
     /// The BPF object, for its log.

@@ -14,6 +14,7 @@ use mh_common::{
 use super::{
     DatapathError, attach,
     load::{self, Loaded},
+    routing,
     tables::Tables,
 };
 use crate::{
@@ -72,19 +73,33 @@ impl Datapath {
         let tables = &mut self.tables;
         match action {
             Action::SetLive { healthy, neighbour_epoch } => {
-                let live = Live { healthy: *healthy, neighbour_epoch: *neighbour_epoch, reserved: 0 };
+                let live = Live { healthy: *healthy, neighbour_epoch: *neighbour_epoch, zero: 0 };
                 tables.live.set(0, live, 0).map_err(DatapathError::map("write the live state"))
             }
-            Action::SetSettings { uplinks, timeouts } => {
-                let mut settings = tables.settings.get(&0, 0).map_err(DatapathError::map("read the settings"))?;
-                settings.uplinks = *uplinks;
-                settings.timeouts = *timeouts;
+            Action::SetSettings(wanted) => {
+                let found = tables.settings.get(&0, 0).map_err(DatapathError::map("read the settings"))?;
+                let settings = abi::Settings { abi_version: found.abi_version, seed: found.seed, ..*wanted };
                 tables.settings.set(0, settings, 0).map_err(DatapathError::map("write the settings"))
             }
             Action::SetUplink(index, uplink) => {
                 tables.uplinks.set(u32::from(*index), *uplink, 0).map_err(DatapathError::map("write an uplink"))
             }
+            Action::SetPool(index, pool) => {
+                tables.pools.set(u32::from(*index), *pool, 0).map_err(DatapathError::map("write an uplink's addresses"))
+            }
+            Action::SetOutside(address, uplinks) => tables
+                .outside4
+                .insert(mh_common::address::Ipv4::from(*address), *uplinks, 0)
+                .map_err(DatapathError::map("note an outside address")),
+            Action::RemoveOutside(address) => tables.outside4.forget(&(*address).into()),
+            Action::SetForward(port, to) => tables.set_forward(port, to),
+            Action::RemoveForward(port) => tables.remove_forward(port),
+            Action::SetRouting(routing) => routing::apply(routing),
             Action::RemoveUplink(index) => {
+                tables
+                    .pools
+                    .set(u32::from(*index), abi::Pool::default(), 0)
+                    .map_err(DatapathError::map("write an uplink's addresses"))?;
                 tables
                     .uplinks
                     .set(u32::from(*index), abi::Uplink::default(), 0)
@@ -117,6 +132,13 @@ impl Datapath {
         let local: Vec<_> = self.tables.local4.keys().filter_map(Result::ok).collect();
         for address in local.into_iter().map(std::net::Ipv4Addr::from).filter(|a| !desired.local.contains(a)) {
             self.apply(&Action::RemoveLocal(address))?;
+        }
+        let outside: Vec<_> = self.tables.outside4.keys().filter_map(Result::ok).collect();
+        for address in outside.into_iter().map(std::net::Ipv4Addr::from).filter(|a| !desired.outside.contains_key(a)) {
+            self.apply(&Action::RemoveOutside(address))?;
+        }
+        for port in self.tables.forwards()?.into_iter().filter(|port| !desired.forwards.contains_key(port)) {
+            self.apply(&Action::RemoveForward(port))?;
         }
         Ok(())
     }
@@ -156,10 +178,10 @@ impl Datapath {
             tables.interfaces.insert(ifindex, record, 0).map_err(DatapathError::map("write an interface"))
         };
         write(&mut self.tables, record)?;
-        let xdp = attach::attach(&mut self.ebpf, &self.dir, ifindex, &interface.name, interface.hook)?;
+        let xdp = attach::attach(&mut self.ebpf, &self.dir, ifindex, interface)?;
         let flags = if xdp { abi::INTERFACE_XDP } else { 0 };
-        if record.flags != flags {
-            record.flags = flags;
+        if record.flags & abi::INTERFACE_XDP != flags {
+            record.flags = record.flags & !abi::INTERFACE_XDP | flags;
             write(&mut self.tables, record)?;
         }
         if self.attached.insert(ifindex, xdp).is_none() {

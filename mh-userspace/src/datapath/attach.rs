@@ -1,7 +1,7 @@
 //! Programs on interfaces.
 //!
 //! TC: a tcx link where the kernel has them (6.6), pinned as `links/tc-IFINDEX`; before, a clsact filter with a fixed priority and
-//! handle, which needs no pin. XDP: a link (5.9), pinned as `links/xdp-IFINDEX`, in native mode only: generic XDP would be
+//! handle, which needs no pin. The same at egress of uplinks, as `links/egress-IFINDEX`. XDP: a link (5.9), pinned as `links/xdp-IFINDEX`, in native mode only: generic XDP would be
 //! slower than TC. A program on an interface is replaced in one step; at no time is an interface without one.
 
 use std::{
@@ -19,10 +19,10 @@ use aya::{
     },
     util::KernelVersion,
 };
-use mh_common::abi::program;
+use mh_common::abi::{INTERFACE_L3, ROLE_UPLINK, program};
 
 use super::{DatapathError, load::program_of};
-use crate::core::Hook;
+use crate::core::{Hook, ManagedInterface};
 
 /// The directory of link pins, below the pin directory.
 pub const LINKS: &str = "links";
@@ -65,12 +65,19 @@ const XDP_DRIVERS: &[&str] = &[
 ];
 
 /// Runs the programs on the interface, or replaces those that run. Returns whether XDP runs.
-pub fn attach(ebpf: &mut Ebpf, dir: &Path, ifindex: u32, name: &str, hook: Hook) -> Result<bool, DatapathError> {
-    attach_tc(ebpf, dir, ifindex, name)?;
-    let wanted = match hook {
+pub fn attach(ebpf: &mut Ebpf, dir: &Path, ifindex: u32, interface: &ManagedInterface) -> Result<bool, DatapathError> {
+    let name = interface.name.as_str();
+    attach_tc(ebpf, dir, ifindex, name, &INGRESS)?;
+    if interface.interface.role == ROLE_UPLINK {
+        attach_tc(ebpf, dir, ifindex, name, &EGRESS)?;
+    } else {
+        detach_tc(dir, ifindex, &EGRESS)?;
+    }
+    let ethernet = interface.interface.flags & INTERFACE_L3 == 0;
+    let wanted = match interface.hook {
         Hook::Tc => false,
-        Hook::Xdp => true,
-        Hook::Auto => driver(name).is_some_and(|driver| XDP_DRIVERS.contains(&driver.as_str())),
+        Hook::Xdp => ethernet,
+        Hook::Auto => ethernet && driver(name).is_some_and(|driver| XDP_DRIVERS.contains(&driver.as_str())),
     };
     if !wanted {
         unpin(&pin(dir, "xdp", ifindex))?;
@@ -78,7 +85,7 @@ pub fn attach(ebpf: &mut Ebpf, dir: &Path, ifindex: u32, name: &str, hook: Hook)
     }
     match attach_xdp(ebpf, dir, ifindex, name) {
         Ok(()) => Ok(true),
-        Err(error) if hook == Hook::Auto => {
+        Err(error) if interface.hook == Hook::Auto => {
             tracing::warn!("{error}; {name} gets TC alone");
             Ok(false)
         }
@@ -89,13 +96,29 @@ pub fn attach(ebpf: &mut Ebpf, dir: &Path, ifindex: u32, name: &str, hook: Hook)
 /// Stops the programs on an interface, which may be gone.
 pub fn detach(dir: &Path, ifindex: u32) -> Result<(), DatapathError> {
     unpin(&pin(dir, "xdp", ifindex))?;
-    unpin(&pin(dir, "tc", ifindex))?;
+    detach_tc(dir, ifindex, &INGRESS)?;
+    detach_tc(dir, ifindex, &EGRESS)
+}
+
+/// A TC hook of an interface.
+struct TcHook {
+    program: &'static str,
+    direction: TcAttachType,
+    /// In the names of link pins.
+    pin: &'static str,
+}
+
+const INGRESS: TcHook = TcHook { program: program::TC, direction: TcAttachType::Ingress, pin: "tc" };
+const EGRESS: TcHook = TcHook { program: program::EGRESS, direction: TcAttachType::Egress, pin: "egress" };
+
+fn detach_tc(dir: &Path, ifindex: u32, hook: &TcHook) -> Result<(), DatapathError> {
+    unpin(&pin(dir, hook.pin, ifindex))?;
     if !has_tcx()
         && let Ok(name) = nix::net::if_::if_indextoname(ifindex)
     {
         let name = name.to_string_lossy();
         // An error says that there is none.
-        if let Err(error) = tc::qdisc_detach_program(&name, TcAttachType::Ingress, program::TC) {
+        if let Err(error) = tc::qdisc_detach_program(&name, hook.direction, hook.program) {
             tracing::debug!("no TC filter to remove on {name}: {error}");
         }
     }
@@ -121,9 +144,10 @@ pub fn pinned(dir: &Path) -> Result<Vec<u32>, DatapathError> {
     Ok(entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.rsplit_once('-')?.1.parse().ok()).collect())
 }
 
-fn attach_tc(ebpf: &mut Ebpf, dir: &Path, ifindex: u32, name: &str) -> Result<(), DatapathError> {
+fn attach_tc(ebpf: &mut Ebpf, dir: &Path, ifindex: u32, name: &str, hook: &TcHook) -> Result<(), DatapathError> {
     const WHAT: &str = "attach the TC program";
-    let program: &mut SchedClassifier = program_of(ebpf, program::TC)?;
+    let direction = hook.direction;
+    let program: &mut SchedClassifier = program_of(ebpf, hook.program)?;
     if !has_tcx() {
         match tc::qdisc_add_clsact(name) {
             Ok(()) => {}
@@ -132,11 +156,11 @@ fn attach_tc(ebpf: &mut Ebpf, dir: &Path, ifindex: u32, name: &str) -> Result<()
         }
         let handle = TcHandle::new(0, TC_HANDLE);
         let options = NlOptions { priority: TC_PRIORITY, handle, ..NlOptions::default() };
-        let attached = program.attach_with_options(name, TcAttachType::Ingress, TcAttachOptions::Netlink(options));
+        let attached = program.attach_with_options(name, direction, TcAttachOptions::Netlink(options));
         let link = match attached {
             Ok(link) => link,
             // There is one already, of a former controller: replaced in one step.
-            Err(_) => SchedClassifierLink::attached(name, TcAttachType::Ingress, TC_PRIORITY, handle, None)
+            Err(_) => SchedClassifierLink::attached(name, direction, TC_PRIORITY, handle, None)
                 .map_err(failed(WHAT, name))
                 .and_then(|link| program.attach_to_link(link).map_err(failed(WHAT, name)))?,
         };
@@ -144,7 +168,7 @@ fn attach_tc(ebpf: &mut Ebpf, dir: &Path, ifindex: u32, name: &str) -> Result<()
         std::mem::forget(program.take_link(link).map_err(failed(WHAT, name))?);
         return Ok(());
     }
-    let path = pin(dir, "tc", ifindex);
+    let path = pin(dir, hook.pin, ifindex);
     if let Some(link) = adopt(&path)
         && let Ok(link) = SchedClassifierLink::try_from(link)
         && let Ok(id) = program.attach_to_link(link)
@@ -154,7 +178,7 @@ fn attach_tc(ebpf: &mut Ebpf, dir: &Path, ifindex: u32, name: &str) -> Result<()
     }
     unpin(&path)?;
     let id = program
-        .attach_with_options(name, TcAttachType::Ingress, TcAttachOptions::TcxOrder(LinkOrder::default()))
+        .attach_with_options(name, direction, TcAttachOptions::TcxOrder(LinkOrder::default()))
         .map_err(failed(WHAT, name))?;
     let link = program.take_link(id).map_err(failed(WHAT, name))?;
     let link = FdLink::try_from(link).map_err(failed(WHAT, name))?;

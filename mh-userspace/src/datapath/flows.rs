@@ -13,6 +13,7 @@ use mh_common::{
     flow::{self, Entry, Key, Seen, State},
     time::{self, TICK_NS, Tick},
     verdict::{Group, Verdict},
+    wire,
 };
 
 use super::{
@@ -73,7 +74,8 @@ impl Flow {
 
     /// The inside end of its binding.
     pub const fn inside_end(&self) -> End<Ipv4> {
-        End { address: self.key.src, port: self.key.sport, protocol: self.key.protocol, uplink: self.forward.uplink }
+        let address = if wire::has_ports(self.key.protocol) { self.key.src } else { self.key.dst };
+        End { address, port: self.key.sport, protocol: self.key.protocol, uplink: self.forward.uplink }
     }
 
     /// The document that users get.
@@ -165,7 +167,15 @@ impl Tables {
     pub fn remove_binding(&mut self, inside: &End<Ipv4>, outside: &Outside<Ipv4>) -> Result<(), DatapathError> {
         self.by_inside4.forget(inside)?;
         let end = End { address: outside.address, port: outside.port, ..*inside };
-        self.by_outside4.forget(&end)
+        self.by_outside4.forget(if wire::has_ports(inside.protocol) { &end } else { inside })
+    }
+
+    /// The inside host and port that have a binding.
+    pub fn owner(&self, inside: &End<Ipv4>) -> (Ipv4, u16) {
+        if wire::has_ports(inside.protocol) {
+            return (inside.address, inside.port);
+        }
+        self.by_outside4.get(inside, 0).map_or((Ipv4::UNSPECIFIED, 0), |owner| (owner.address, 0))
     }
 
     /// Removes the flows that match, both halves, and returns how many there were.
@@ -238,7 +248,11 @@ impl Tables {
     pub fn verdicts_by_name(&self) -> Result<Counters, DatapathError> {
         let mut counters = Counters::default();
         for &verdict in Verdict::ALL {
-            let into = if verdict.group() == Group::Drop { &mut counters.drops } else { &mut counters.verdicts };
+            let into = if matches!(verdict.group(), Group::Drop | Group::Refuse) {
+                &mut counters.drops
+            } else {
+                &mut counters.verdicts
+            };
             into.push((verdict.name(), self.verdict(verdict)?));
         }
         Ok(counters)
@@ -263,7 +277,7 @@ impl Tables {
 pub struct Counters {
     /// Packets that were sent on or left to the kernel.
     pub verdicts: Vec<(&'static str, u64)>,
-    /// Packets that were dropped.
+    /// Packets that were dropped, or refused with an ICMP message.
     pub drops: Vec<(&'static str, u64)>,
 }
 

@@ -14,17 +14,20 @@ use aya::{
     maps::{Array, Map, MapData},
     programs::{SchedClassifier, Xdp},
 };
-use mh_common::abi::{self, NEW_FLOWS_DIVISOR, Settings, map, program};
+use mh_common::abi::{self, NEW_FLOWS_DIVISOR, Settings, Stage, map, program};
 use nix::sys::{
     resource::{Resource, setrlimit},
     statfs::{BPF_FS_MAGIC, statfs},
 };
 
-use super::{DatapathError, attach, tables::Tables};
+use super::{DatapathError, attach, kernel, routing, tables::Tables};
 use crate::config;
 
 /// The BPF object, as the build script made it.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mh.o"));
+
+/// Outside ends that fit for each binding: ports rest for two minutes after their binding has ended.
+const RESTING_FACTOR: u32 = 2;
 
 /// Programs that are loaded, and the directory that holds the pins.
 pub struct Loaded {
@@ -41,6 +44,7 @@ pub struct Loaded {
 /// Loads the programs and makes or adopts the maps. `debug`: the programs log new flows.
 pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded, DatapathError> {
     check_bpffs(dir)?;
+    let mut notes = Vec::new();
     let adopted = dir.join(map::SETTINGS).exists();
     if adopted {
         check_version(dir)?;
@@ -50,6 +54,10 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
     make_dir(dir)?;
     make_dir(&dir.join(attach::LINKS))?;
 
+    let userlocks = kernel::sock_userlocks_bit().unwrap_or_else(|reason| {
+        notes.push(format!("{reason}; sockets of this machine that are bound to an address are steered like others"));
+        0
+    });
     let level: u8 = if debug { 0xff } else { 0 };
     let new_flows = (sizes.conntrack_entries / NEW_FLOWS_DIVISOR).max(1);
     let mut ebpf = EbpfLoader::new()
@@ -57,8 +65,10 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
         .map_max_entries(map::FLOWS4, sizes.conntrack_entries.saturating_sub(new_flows).max(1))
         .map_max_entries(map::NEW_FLOWS4, new_flows)
         .map_max_entries(map::BY_INSIDE4, sizes.bindings)
-        .map_max_entries(map::BY_OUTSIDE4, sizes.bindings)
+        .map_max_entries(map::BY_OUTSIDE4, sizes.bindings.saturating_mul(RESTING_FACTOR))
+        .map_max_entries(map::PEERS4, sizes.bindings)
         .override_global("AYA_LOG_LEVEL", &level, true)
+        .override_global("MH_SOCK_USERLOCKS", &userlocks, true)
         .load(OBJECT)?;
     let refused = |interface: &str| {
         let interface = interface.to_owned();
@@ -68,13 +78,18 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
             source: Box::new(source),
         }
     };
-    let tc: &mut SchedClassifier = program_of(&mut ebpf, program::TC)?;
-    tc.load().map_err(refused("TC"))?;
+    for name in [program::TC, program::EGRESS].into_iter().chain(Stage::ALL.iter().map(|(_, name)| *name)) {
+        program_of::<SchedClassifier>(&mut ebpf, name)?.load().map_err(refused(name))?;
+    }
     let xdp: &mut Xdp = program_of(&mut ebpf, program::XDP)?;
-    xdp.load().map_err(refused("XDP"))?;
+    xdp.load().map_err(refused(program::XDP))?;
 
     let mut tables = Tables::open(dir)?;
-    let mut notes = Vec::new();
+    for &(stage, name) in Stage::ALL {
+        let program = program_of::<SchedClassifier>(&mut ebpf, name)?;
+        let descriptor = program.fd().map_err(refused(name))?;
+        tables.stages.set(stage as u32, descriptor, 0).map_err(DatapathError::map("link the programs"))?;
+    }
     if adopted {
         let found = tables.flows4.capacity() + tables.new_flows4.capacity();
         if found != sizes.conntrack_entries {
@@ -116,6 +131,7 @@ pub fn detach(dir: &Path) -> Result<bool, DatapathError> {
     let interfaces: Vec<u32> =
         Tables::open(dir).map(|tables| tables.interfaces.keys().filter_map(Result::ok).collect()).unwrap_or_default();
     attach::detach_all(dir, &interfaces)?;
+    routing::remove()?;
     let links = dir.join(attach::LINKS);
     if links.exists() {
         fs::remove_dir(&links).map_err(DatapathError::io(format!("remove {}", links.display())))?;

@@ -3,6 +3,8 @@
 //! - [`load`]: programs and maps, pinned below one directory of a bpffs, adopted if they are there.
 //! - [`attach`]: programs on interfaces, as pinned links (tcx, XDP) or clsact filters.
 //! - [`apply`]: the actions of [`crate::reconcile`].
+//! - `kernel`: what is read of the running kernel's own structures; `forwards`: port forwards as bindings.
+//! - [`routing`]: the kernel's routing rules by which packets are fragmented and refused.
 //! - [`tables`]: the maps by name and type, opened from their pins; [`batch`] reads large ones.
 //! - [`flows`]: the conntrack and the bindings as people see them; [`sweep`] expires what is idle.
 //!
@@ -12,7 +14,10 @@ pub mod apply;
 pub mod attach;
 pub mod batch;
 pub mod flows;
+mod forwards;
+mod kernel;
 pub mod load;
+pub mod routing;
 pub mod sweep;
 pub mod tables;
 

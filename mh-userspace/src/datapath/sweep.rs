@@ -1,17 +1,21 @@
-//! Expiry: flows that have been idle too long, and bindings that nothing uses.
+//! Expiry: flows that have been idle too long, bindings that nothing uses, and ports that have rested.
 //!
-//! One lifetime for both: a binding goes only when its own time is over and no flow is left that uses it. The walk reads in batches and
-//! removes one by one; packets go on meanwhile, and a flow that a packet revives between the look and the removal loses its entry
-//! only, which the next packet restores from the binding.
+//! One lifetime for flows and bindings: a binding goes only when its own time is over and no flow is left that uses it; one that only
+//! the remote side sends to is not used. The outside end of a binding that goes stays for a while, so that its port rests
+//! (RFC 6888 REQ-8). The walk reads in batches and removes one by one; packets go on meanwhile, and a flow that a packet revives between
+//! the look and the removal loses its entry only, which the next packet restores from the binding.
+//!
+//! The sweep also settles the limits per inside host: how many of its bindings have ended is how many it got less those that are there.
 
 use std::collections::HashMap;
 
 use mh_common::{
     abi::Timeouts,
     address::Ipv4,
-    binding::{End, Outside},
-    flow::State,
+    binding::{End, Inside, Outside, STATIC},
+    flow::{Seen, State},
     time::{self, Tick},
+    wire,
 };
 
 use super::{
@@ -27,17 +31,22 @@ pub struct Swept {
     pub flows: u64,
     /// Bindings removed.
     pub bindings: u64,
+    /// Ports that have rested and are free again.
+    pub rested: u64,
 }
 
 /// Removes what has expired as of `now`.
 pub fn sweep(tables: &mut Tables, timeouts: &Timeouts, now: Tick) -> Result<Swept, DatapathError> {
-    let mut unused: HashMap<End<Ipv4>, Outside<Ipv4>> =
-        tables.bindings()?.into_iter().filter(|(_, outside)| time::passed(now, outside.expires)).collect();
+    let mut unused: HashMap<End<Ipv4>, Outside<Ipv4>> = tables
+        .bindings()?
+        .into_iter()
+        .filter(|(_, outside)| outside.flags & STATIC == 0 && time::passed(now, outside.expires))
+        .collect();
     let mut expired = Vec::new();
     tables.each_flow(&Filter::default(), |flow| {
         if is_expired(&flow, timeouts, now) {
             expired.push(flow);
-        } else {
+        } else if Seen::from(&flow.forward).any {
             unused.remove(&flow.inside_end());
         }
         true
@@ -51,19 +60,74 @@ pub fn sweep(tables: &mut Tables, timeouts: &Timeouts, now: Tick) -> Result<Swep
     for key in &lone {
         tables.remove_half(key)?;
     }
-    let mut swept = Swept { flows: expired.len() as u64, bindings: 0 };
+    let mut swept = Swept { flows: expired.len() as u64, ..Swept::default() };
     for (inside, outside) in &unused {
         // A new flow may have taken it up since.
         let still = tables.by_inside4.get(inside, 0).is_ok_and(|o| o.expires == outside.expires);
         if still {
-            tables.remove_binding(inside, outside)?;
+            tables.release_binding(inside, outside, now)?;
             swept.bindings += 1;
         }
     }
+    swept.rested = settle(tables, now)?;
     Ok(swept)
 }
 
 fn is_expired(flow: &Flow, timeouts: &Timeouts, now: Tick) -> bool {
     let state: State = flow.state();
     flow.idle(now) > state.timeout(flow.key.protocol, timeouts)
+}
+
+/// Frees rested ports, and tells the programs how many bindings of each inside host have ended. Returns how many ports were freed.
+fn settle(tables: &mut Tables, now: Tick) -> Result<u64, DatapathError> {
+    let mut rested = Vec::new();
+    let mut held: HashMap<Ipv4, u32> = HashMap::new();
+    tables.by_outside4.walk(|end, inside: Inside<Ipv4>| {
+        if inside.rested(now) {
+            rested.push(end);
+        } else if inside.in_use() && inside.flags & u16::from(STATIC) == 0 {
+            *held.entry(inside.address).or_default() += 1;
+        }
+    })?;
+    for end in &rested {
+        // The host that it rests for may have taken it up since.
+        if tables.by_outside4.get(end, 0).is_ok_and(|inside| inside.rested(now)) {
+            tables.by_outside4.forget(end)?;
+        }
+    }
+    // Read after the walk: a binding that was made meanwhile counts as ended until the next sweep.
+    let mut sources = HashMap::new();
+    tables.sources4.walk(|host, source| {
+        sources.insert(host, source.bindings);
+    })?;
+    let mut ended = Vec::new();
+    tables.ended4.walk(|host, _| ended.push(host))?;
+    for (host, got) in &sources {
+        let ended = got.wrapping_sub(held.get(host).copied().unwrap_or(0));
+        tables.ended4.insert(host, ended, 0).map_err(DatapathError::map("write the ended bindings"))?;
+    }
+    for host in ended {
+        if !sources.contains_key(&host) {
+            tables.ended4.forget(&host)?;
+        }
+    }
+    Ok(rested.len() as u64)
+}
+
+impl Tables {
+    /// Ends a binding; its port rests.
+    fn release_binding(&mut self, inside: &End<Ipv4>, outside: &Outside<Ipv4>, now: Tick) -> Result<(), DatapathError> {
+        self.by_inside4.forget(inside)?;
+        if !wire::has_ports(inside.protocol) {
+            return self.by_outside4.forget(inside);
+        }
+        let end = End { address: outside.address, port: outside.port, ..*inside };
+        match self.by_outside4.get(&end, 0) {
+            Ok(owner) if (owner.address, owner.port) == (inside.address, inside.port) => {
+                let resting = Inside { released: now.max(1), ..owner };
+                self.by_outside4.insert(end, resting, 0).map_err(DatapathError::map("let a port rest"))
+            }
+            _ => Ok(()),
+        }
+    }
 }

@@ -8,13 +8,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray};
 use mh_common::{
-    abi::{self, Interface, Live, Policy, Settings, Uplink, UplinkCounters, map},
+    abi::{self, Interface, Live, Policy, Pool, Settings, Source, Uplink, UplinkCounters, map},
     address::Ipv4,
-    binding::{End, Inside, Outside},
+    binding::{End, Inside, Outside, Peer},
     flow::{Entry, Key},
     slots::SlotTable,
+    time::Tick,
 };
 
 use super::{DatapathError, batch};
@@ -81,6 +82,18 @@ pub struct Tables {
     pub by_outside4: Hash<End<Ipv4>, Inside<Ipv4>>,
     /// Own and broadcast addresses.
     pub local4: Hash<Ipv4, u8>,
+    /// Outside addresses, with one bit per uplink that has them.
+    pub outside4: Hash<Ipv4, u32>,
+    /// Remote addresses that may send to bindings, and until when.
+    pub peers4: Hash<Peer<Ipv4>, Tick>,
+    /// What inside hosts have used of their limits.
+    pub sources4: Hash<Ipv4, Source>,
+    /// How many bindings of inside hosts have ended.
+    pub ended4: Hash<Ipv4, u32>,
+    /// Outside addresses by uplink.
+    pub pools: Array<MapData, Pool>,
+    /// The programs that others tail-call.
+    pub stages: ProgramArray<MapData>,
     /// Uplinks.
     pub uplinks: Array<MapData, Uplink>,
     /// Managed interfaces by index.
@@ -119,6 +132,12 @@ impl Tables {
             by_inside4: pinned(dir, map::BY_INSIDE4, Hash::open)?,
             by_outside4: pinned(dir, map::BY_OUTSIDE4, Hash::open)?,
             local4: pinned(dir, map::LOCAL4, Hash::open)?,
+            outside4: pinned(dir, map::OUTSIDE4, Hash::open)?,
+            peers4: pinned(dir, map::PEERS4, Hash::open)?,
+            sources4: pinned(dir, map::SOURCES4, Hash::open)?,
+            ended4: pinned(dir, map::ENDED4, Hash::open)?,
+            pools: typed(dir, map::POOLS)?,
+            stages: typed(dir, map::STAGES)?,
             uplinks: typed(dir, map::UPLINKS)?,
             interfaces: pinned(dir, map::INTERFACES, Hash::open)?,
             policies: typed(dir, map::POLICIES)?,

@@ -31,7 +31,7 @@ fn everything_that_may_be_left_out_has_its_default() {
                 weight: 1,
                 ports: PortRange { first: 1024, last: 65535 },
                 on_down: OnDown::Reset,
-                mss_clamp: MssClamp::Off,
+                mss_clamp: MssClamp::Auto,
                 nat: true,
             }],
             default_policy: Policy { members: vec![(0, 1)], hash: HashMode::Flow },

@@ -1,0 +1,59 @@
+//! MSS clamping: what a TCP connection's ends tell each other about the size of their segments is limited to what the uplink's MTU
+//! has room for (RFC 9293 section 3.7.1; RFC 4459 section 3.2). Connections then work where ICMP is filtered on the way.
+
+use aya_ebpf::{bindings::__sk_buff, programs::TcContext};
+use mh_common::wire;
+
+use crate::{
+    access::{Frame as _, TcFrame},
+    parse,
+};
+
+/// How many options of a SYN are looked at: 40 bytes hold 10 of the shortest that are no padding.
+const MAX_OPTIONS: u32 = 16;
+
+/// Lowers the MSS option of the SYN whose TCP header, `l4_len` bytes long, is at `l4` to `most`. A SYN without the option is left as
+/// it is: its sender takes 536 (RFC 9293 section 3.7.1).
+#[inline(always)]
+pub fn mss<const EGRESS: bool>(frame: &TcFrame<EGRESS>, l4: usize, l4_len: usize, most: u16) {
+    mh_clamp(frame.context().cast(), l4 as u32, l4_len as u32, most as u32);
+}
+
+/// [`mss`], as a function that the verifier checks by itself.
+// VERIFIER: global, since a static function is walked anew for every state of its caller.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn mh_clamp(skb: *mut __sk_buff, l4: u32, l4_len: u32, most: u32) -> u32 {
+    // The longest Ethernet, IP and TCP headers; the callers' values are within them, which the verifier does not know here.
+    if l4 as usize > wire::MAX_HEADERS_LEN || l4_len as usize > wire::TCP_LEN + wire::TCP_OPTIONS_MAX_LEN {
+        return 0;
+    }
+    let mut frame = TcFrame::<false>::new(TcContext::new(skb));
+    lower(&mut frame, l4 as usize, l4_len as usize, most as u16) as u32
+}
+
+/// Returns whether anything was changed.
+#[inline(always)]
+fn lower(frame: &mut TcFrame<false>, l4: usize, l4_len: usize, most: u16) -> bool {
+    frame.pull(wire::MAX_HEADERS_LEN + wire::TCP_OPTIONS_MAX_LEN);
+    let mut at = wire::TCP_LEN;
+    for _ in 0..MAX_OPTIONS {
+        if at + 4 > l4_len {
+            break;
+        }
+        let Some([kind, len]) = parse::pair(frame, l4 + at) else { break };
+        if kind == wire::TCP_OPTION_NOP {
+            at += 1;
+            continue;
+        }
+        if kind == wire::TCP_OPTION_END || len < 2 {
+            break;
+        }
+        if kind == wire::TCP_OPTION_MSS {
+            let Some(old) = frame.read::<u16>(l4 + at + 2) else { break };
+            return len == 4 && u16::from_be(old) > most && frame.replace_in_tcp(l4, at + 2, old, most.to_be()).is_ok();
+        }
+        at += len as usize;
+    }
+    false
+}

@@ -1,0 +1,177 @@
+//! Fragments: later ones follow the first, whichever comes first. Roles, lifetimes and limits: [`mh_common::fragment`].
+//!
+//! The frequent path calls [`remember`] for a first fragment. [`later`] translates another one, or holds it if the first has not come
+//! yet. When that comes and [`is_awaited`], [`release`] lets the held ones come in by the interface once more: by then the first has
+//! left its trace, and they go the way of all later fragments.
+
+use aya_ebpf::bindings::BPF_ANY;
+use mh_common::{
+    abi::{self, Stage, mark},
+    address::{Family, V4},
+    flow::{self, Entry},
+    fragment::{HeldKey, LIFETIME_TICKS, MAX_HELD_PER_DATAGRAM, Waiting},
+    time,
+    verdict::Verdict,
+    wire,
+};
+
+use crate::{
+    access::{Frame, TcFrame},
+    count::{self, Sent},
+    maps::{self, Tables},
+    parse::{self, Header, Ip, Packet},
+    rewrite, steer,
+    track::{self, Note, Scene},
+};
+
+/// Notes what becomes of the rest of a datagram whose first fragment goes by this half.
+#[inline(always)]
+pub fn remember<Fam: Tables, F: Frame>(_frame: &F, ip: &Ip<Fam::Address>, entry: &Entry<Fam::Address>, scene: &Scene) {
+    let key = ip.datagram(parse::arrival(&scene.interface, F::EGRESS));
+    let copy = Entry { created: scene.now, ..*entry };
+    // If there is no room, later fragments are held until they are forgotten.
+    let _ = Fam::fragments().insert(key, copy, BPF_ANY as u64);
+}
+
+/// Whether fragments are waiting for this first one.
+#[inline(always)]
+pub fn is_awaited<Fam: Tables>(ip: &Ip<Fam::Address>, scene: &Scene) -> bool {
+    Fam::waiting().get_ptr(ip.datagram(parse::arrival(&scene.interface, false))).is_some()
+}
+
+/// What the first fragment of the packet's datagram left.
+#[inline(always)]
+pub fn recall<Fam: Tables>(ip: &Ip<Fam::Address>, arrival: u8, scene: &Scene) -> Option<Entry<Fam::Address>> {
+    // SAFETY: a live map value that is copied.
+    let entry = unsafe { *Fam::fragments().get_ptr(ip.datagram(arrival))? };
+    (time::since(scene.now, entry.created) < LIFETIME_TICKS).then_some(entry)
+}
+
+/// The program of [`Stage::Later`].
+#[inline(always)]
+pub fn later(frame: &mut TcFrame<false>) -> Result<Sent, Verdict> {
+    let scene = Scene::new(frame)?;
+    frame.pull(wire::MAX_HEADERS_LEN);
+    match parse::network_protocol(frame, &scene.interface)? {
+        V4::ETHERTYPE => later_of::<V4>(frame, &scene),
+        other => Err(parse::not_translated(other)),
+    }
+}
+
+#[inline(always)]
+fn later_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Result<Sent, Verdict> {
+    let ip = Fam::parse(frame)?;
+    if ip.ttl <= 1 {
+        return Err(Verdict::TtlExpired);
+    }
+    let arrival = parse::arrival(&scene.interface, false);
+    let Some(entry) = recall::<Fam>(&ip, arrival, scene) else { return hold::<Fam>(frame, &ip, arrival, scene) };
+    if !track::takes(&entry, &scene.interface) {
+        return Err(Verdict::NoFlow);
+    }
+    count::uplink(entry.uplink, entry.is_reply(), 1, ip.len as u64);
+    let packet = Packet::without_transport(ip);
+    if entry.leads_outside() {
+        if packet.ip.len > maps::uplink(entry.uplink).ok_or(Verdict::NoUplink)?.mtu {
+            let verdict = if packet.ip.dont_fragment() { Verdict::TooBig } else { Verdict::ToFragment };
+            frame.set_mark(scene.settings, mark::FIRST_UPLINK + entry.uplink as u32);
+            return Ok(Sent { verdict, code: TcFrame::<false>::PASS });
+        }
+        frame.set_mark(scene.settings, mark::DONE);
+    } else if entry.flags & flow::HOST != 0 {
+        rewrite::translate::<Fam, _>(frame, &packet, &entry, false).map_err(|()| Verdict::Rewrite)?;
+        return Ok(Sent { verdict: Verdict::Host, code: TcFrame::<false>::PASS });
+    }
+    let code = rewrite::send::<Fam, _>(frame, &packet, &entry)?;
+    Ok(Sent { verdict: Verdict::Fragment, code })
+}
+
+/// Puts a fragment aside until the first one of its datagram comes, if it is for mh at all.
+#[inline(always)]
+fn hold<Fam: Tables + Header>(
+    frame: &mut TcFrame<false>,
+    ip: &Ip<Fam::Address>,
+    arrival: u8,
+    scene: &Scene,
+) -> Result<Sent, Verdict> {
+    if scene.interface.role == abi::ROLE_LAN {
+        if !steer::route::<Fam, _>(frame, ip, false).by_uplink {
+            return Err(Verdict::NotForUplink);
+        }
+    } else {
+        // SAFETY: only whether there is an entry matters.
+        if unsafe { Fam::outside().get(ip.dst) }.is_none() {
+            return Err(Verdict::NoFlow);
+        }
+    }
+    let datagram = ip.datagram(arrival);
+    let mut number = 0;
+    match Fam::waiting().get_ptr_mut(datagram) {
+        Some(waiting) => {
+            // SAFETY: a live map value of two words; a race between CPUs loses a fragment.
+            let waiting = unsafe { &mut *waiting };
+            if time::since(scene.now, waiting.since) >= LIFETIME_TICKS {
+                // Another datagram with the same identification.
+                waiting.since = scene.now;
+                waiting.held = 0;
+            }
+            number = waiting.held;
+            if number >= MAX_HELD_PER_DATAGRAM {
+                return Err(Verdict::FragmentsFull);
+            }
+            waiting.held = number + 1;
+        }
+        None => {
+            let waiting = Waiting { held: 1, since: scene.now };
+            Fam::waiting().insert(datagram, waiting, BPF_ANY as u64).map_err(|_| Verdict::FragmentsFull)?;
+        }
+    }
+    let held = maps::scratch().ok_or(Verdict::FragmentsFull)?;
+    held.len = frame.len();
+    frame.copy_out(&mut held.frame, held.len).map_err(|()| Verdict::FragmentsFull)?;
+    Fam::held().insert(HeldKey { datagram, number }, &*held, BPF_ANY as u64).map_err(|_| Verdict::FragmentsFull)?;
+    Ok(Sent { verdict: Verdict::FragmentHeld, code: TcFrame::<false>::DROP })
+}
+
+/// The program of [`Stage::Release`].
+#[inline(always)]
+pub fn release(frame: &mut TcFrame<false>) -> Result<Sent, Verdict> {
+    let scene = Scene::new(frame)?;
+    frame.pull(wire::MAX_HEADERS_LEN);
+    match parse::network_protocol(frame, &scene.interface)? {
+        V4::ETHERTYPE => release_of::<V4>(frame, &scene)?,
+        other => return Err(parse::not_translated(other)),
+    }
+    Err(maps::stage(frame, Stage::Attend, Note::None))
+}
+
+#[inline(always)]
+fn release_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Result<(), Verdict> {
+    let ip = Fam::parse(frame)?;
+    let datagram = ip.datagram(parse::arrival(&scene.interface, false));
+    let Some(waiting) = Fam::waiting().get_ptr(datagram) else { return Ok(()) };
+    // SAFETY: a live map value that is copied.
+    let waiting = unsafe { *waiting };
+    let _ = Fam::waiting().remove(datagram);
+    let aside = maps::scratch().ok_or(Verdict::FragmentsFull)?;
+    aside.len = frame.len();
+    if time::since(scene.now, waiting.since) >= LIFETIME_TICKS || frame.copy_out(&mut aside.frame, aside.len).is_err() {
+        return Ok(());
+    }
+    let ifindex = frame.ifindex();
+    for number in 0..MAX_HELD_PER_DATAGRAM {
+        if number >= waiting.held {
+            break;
+        }
+        let key = HeldKey { datagram, number };
+        if let Some(held) = Fam::held().get_ptr(key) {
+            // SAFETY: a live map value; that somebody writes it meanwhile is ruled out by its key, which this run alone takes.
+            let held = unsafe { &*held };
+            if frame.copy_in(&held.frame, held.len).is_ok() {
+                let _ = frame.receive_copy(ifindex);
+            }
+            let _ = Fam::held().remove(key);
+        }
+    }
+    frame.copy_in(&aside.frame, aside.len).map_err(|()| Verdict::Rewrite)
+}

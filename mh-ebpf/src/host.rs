@@ -1,0 +1,182 @@
+//! TC egress of uplinks: what the machine itself sends, and what the kernel sends on mh's behalf.
+//!
+//! - Answers leave by the uplink on which the question came, whatever the kernel's routing says: they find the flow that
+//!   [`crate::inbound`] made or, failing that, go by their source address (RFC 1122 section 3.3.4.2).
+//! - What the machine begins itself is balanced and translated like what comes from a LAN, unless its socket is bound to a device or an
+//!   address, or `host_traffic` is off. It keeps the source address that its socket has; the packet gets the uplink's.
+//! - Packets with an uplink's mark were too large for it: the kernel fragmented them, and they are translated here.
+//! - Packets that mh's own ingress sends pass untouched ([`mark::DONE`]).
+
+use mh_common::{
+    abi::{self, Stage, mark},
+    address::{Family, V4},
+    flow,
+    verdict::Verdict,
+    wire,
+};
+
+use crate::{
+    access::{Frame, TcFrame},
+    count::Sent,
+    fragment,
+    maps::{self, Tables},
+    outbound,
+    parse::{self, FROM_INSIDE, Header, Packet, Part, Transport},
+    rewrite, socket, steer,
+    track::{self, Note, Scene, TCP_EVENTS},
+};
+
+/// The egress program. Not counted: what mh's own ingress sent, which was counted there.
+#[inline(always)]
+pub fn enter(frame: &mut TcFrame<true>) -> Option<Verdict> {
+    let settings = maps::settings()?;
+    if frame.mark(settings) == mark::DONE {
+        return None;
+    }
+    Some(maps::stage(frame, Stage::HostAttend, Note::None))
+}
+
+/// The program of [`Stage::HostAttend`].
+#[inline(always)]
+pub fn sent(frame: &mut TcFrame<true>) -> Result<Sent, Verdict> {
+    let scene = Scene::new(frame)?;
+    if scene.interface.role != abi::ROLE_UPLINK {
+        return Err(Verdict::Unmanaged);
+    }
+    frame.pull(wire::MAX_HEADERS_LEN);
+    match parse::network_protocol(frame, &scene.interface)? {
+        V4::ETHERTYPE => sent_of::<V4>(frame, &scene),
+        other => Err(parse::not_translated(other)),
+    }
+}
+
+#[inline(always)]
+fn sent_of<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> Result<Sent, Verdict> {
+    let mark = frame.mark(scene.settings);
+    // To be fragmented by an uplink's MTU, and back now.
+    let fragmented = mark != mark::NONE;
+    if fragmented && mark != mark::FIRST_UPLINK + scene.interface.uplink as u32 {
+        return Err(Verdict::Misrouted);
+    }
+    let ip = Fam::parse(frame)?;
+    if ip.part() == Part::Later {
+        return match fragment::recall::<Fam>(&ip, FROM_INSIDE, scene) {
+            Some(entry) => {
+                let packet = Packet::without_transport(ip);
+                rewrite::translate::<Fam, _>(frame, &packet, &entry, false).map_err(|()| Verdict::Rewrite)?;
+                let ifindex = maps::uplink(entry.uplink).ok_or(Verdict::NoUplink)?.ifindex;
+                let code = track::leave::<Fam, true>(frame, &entry, ifindex, scene.settings);
+                Ok(Sent { verdict: Verdict::Fragment, code })
+            }
+            None if fragmented => Err(Verdict::Misrouted),
+            None => by_source::<Fam, true>(frame, ip.src, scene),
+        };
+    }
+    if parse::is_icmp_error::<Fam, _>(frame, &ip) {
+        return Err(maps::stage(frame, Stage::HostError, Note::None));
+    }
+    let packet = parse::transport::<Fam, _>(frame, ip)?.forget_choice(scene.live.zero);
+    if let Some(hit) = track::find::<Fam>(&packet.key) {
+        // SAFETY: a live map value that is read.
+        let entry = unsafe { &*hit.entry };
+        if entry.leads_outside() && (fragmented || entry.flags & flow::HOST != 0) {
+            let note = frame.note();
+            if !fragmented
+                && note == Note::None as u32
+                && (track::has_expired::<Fam>(&packet.key, entry, scene) || track::is_over(entry, &packet, scene))
+            {
+                track::forget::<Fam>(&packet.key, entry);
+                return Err(maps::stage(frame, Stage::Host, Note::None));
+            }
+            let verdict = Note::verdict(note, Verdict::Host);
+            return track::forward_on::<Fam, true>(frame, &packet, &hit, verdict, scene);
+        }
+    }
+    if fragmented {
+        return Err(Verdict::Misrouted);
+    }
+    if frame.is_forwarded() || frame.note() != Note::None as u32 {
+        return Err(Verdict::HostUntouched);
+    }
+    Err(maps::stage(frame, Stage::Host, Note::None))
+}
+
+/// The program of [`Stage::Host`]: a packet of the machine itself that belongs to no flow.
+#[inline(always)]
+pub fn begin(frame: &mut TcFrame<true>) -> Result<Sent, Verdict> {
+    let scene = Scene::new(frame)?;
+    frame.pull(wire::MAX_HEADERS_LEN);
+    match parse::network_protocol(frame, &scene.interface)? {
+        V4::ETHERTYPE => begin_of::<V4>(frame, &scene),
+        other => Err(parse::not_translated(other)),
+    }
+}
+
+#[inline(always)]
+fn begin_of<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> Result<Sent, Verdict> {
+    let ip = Fam::parse(frame)?;
+    let packet = parse::transport::<Fam, _>(frame, ip)?.forget_choice(scene.live.zero);
+    let steered = scene.settings.flags & abi::HOST_TRAFFIC != 0
+        && may_begin(&packet)
+        && !socket::is_bound(frame)
+        && is_free::<Fam>(frame, &packet, scene);
+    if steered {
+        match outbound::begin::<Fam, true>(frame, &packet, steer::ANY, flow::HOST, scene) {
+            Ok(note) => return Err(maps::stage(frame, Stage::HostAttend, note)),
+            // The last words of a connection that began before mh did.
+            Err(Verdict::TcpStray) => {}
+            // No uplink is fit: the kernel's own choice is as good as any.
+            Err(Verdict::NoUplink) => {}
+            Err(refused) => return Err(refused),
+        }
+    }
+    by_source::<Fam, true>(frame, packet.ip.src, scene)
+}
+
+/// Whether the packet is one that mh steers, if it is free to: a connection's first or (of one whose flow was lost) middle, a datagram,
+/// or a ping. A DHCP client talks to the server of its own link.
+#[inline(always)]
+const fn may_begin<A>(packet: &Packet<A>) -> bool {
+    match packet.transport {
+        Transport::TCP => packet.tcp & (TCP_EVENTS | wire::TCP_ACK) != (wire::TCP_SYN | wire::TCP_ACK),
+        Transport::UDP => packet.key.sport != wire::DHCP_CLIENT_PORT,
+        Transport::ECHO_REQUEST => true,
+        _ => false,
+    }
+}
+
+/// Whether the packet may go by another uplink: its source address is one that the kernel chose for this one, and its destination is
+/// not on this one's link.
+#[inline(always)]
+fn is_free<Fam: Tables + Header>(frame: &TcFrame<true>, packet: &Packet<Fam::Address>, scene: &Scene) -> bool {
+    // An address of the LAN's side, or a service's: whoever uses it means it.
+    // SAFETY: a live map value that is copied.
+    let Some(owners) = unsafe { Fam::outside().get(packet.ip.src) }.copied() else { return false };
+    // Another uplink's address, and that uplink is up: the socket asked for it.
+    if owners >> (scene.interface.uplink & 31) & 1 == 0 && owners as u64 & scene.live.healthy != 0 {
+        return false;
+    }
+    steer::route::<Fam, _>(frame, &packet.ip, true).on_link == steer::ANY
+}
+
+/// Lets the packet leave by the uplink that its source address belongs to.
+#[inline(always)]
+pub fn by_source<Fam: Tables + Header, const EGRESS: bool>(
+    frame: &mut TcFrame<EGRESS>,
+    src: Fam::Address,
+    scene: &Scene,
+) -> Result<Sent, Verdict> {
+    // SAFETY: a live map value that is copied.
+    let owners = unsafe { Fam::outside().get(src) }.copied().ok_or(Verdict::HostUntouched)?;
+    if owners >> (scene.interface.uplink & 31) & 1 != 0 {
+        return Err(Verdict::HostUntouched);
+    }
+    let uplink = maps::uplink(owners.trailing_zeros() as u8).ok_or(Verdict::HostUntouched)?;
+    let gateway = Fam::words(Fam::route(uplink).gateway);
+    if uplink.ifindex == 0 || gateway == [0; 4] && maps::interface(uplink.ifindex).is_none() {
+        return Err(Verdict::HostUntouched);
+    }
+    let ifindex = uplink.ifindex;
+    frame.set_mark(scene.settings, mark::DONE);
+    Ok(Sent { verdict: Verdict::Host, code: frame.redirect_neighbour(ifindex, Fam::AF, gateway) })
+}

@@ -1,0 +1,136 @@
+//! A packet from an uplink that belongs to no flow: it restores one, begins one by a binding that is open to it (a port forward, or
+//! an inside host's, as the filter allows), or is for the machine itself.
+//!
+//! What the machine itself is asked is followed too, so that its answers leave by the uplink on which the question came
+//! (RFC 1122 section 3.3.4.2), see [`crate::host`].
+
+use mh_common::{
+    abi::{self, Stage},
+    address::{Family, V4},
+    binding::End,
+    flow::{self, Entry, Key},
+    verdict::Verdict,
+    wire,
+};
+
+use aya_ebpf::bindings::BPF_ANY;
+
+use crate::{
+    access::{Frame as _, TcFrame},
+    count::Sent,
+    fragment,
+    maps::{self, Tables},
+    nat,
+    parse::{self, Header, Packet, Part, Transport},
+    track::{self, Note, Scene, TCP_EVENTS, swapped},
+};
+
+/// The stage's program.
+#[inline(always)]
+pub fn run(frame: &mut TcFrame<false>) -> Result<Sent, Verdict> {
+    let scene = Scene::new(frame)?;
+    frame.pull(wire::MAX_HEADERS_LEN);
+    match parse::network_protocol(frame, &scene.interface)? {
+        V4::ETHERTYPE => run_of::<V4>(frame, &scene),
+        other => Err(parse::not_translated(other)),
+    }
+}
+
+#[inline(always)]
+fn run_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Result<Sent, Verdict> {
+    let ip = Fam::parse(frame)?;
+    let packet = parse::transport::<Fam, _>(frame, ip)?.forget_choice(scene.live.zero);
+    match enter::<Fam>(frame, &packet, scene) {
+        Ok(note) => Err(maps::stage(frame, Stage::Attend, note)),
+        Err(verdict) => {
+            if packet.ip.part() == Part::First && matches!(verdict, Verdict::NoFlow) {
+                // The rest of the datagram is the kernel's as well.
+                let entry = Entry::translating(
+                    &packet.key,
+                    &packet.key,
+                    scene.interface.uplink,
+                    flow::REPLY | flow::HOST,
+                    scene.now,
+                );
+                fragment::remember::<Fam, _>(frame, &packet.ip, &entry, scene);
+            }
+            Err(verdict)
+        }
+    }
+}
+
+/// Makes the flow that the packet belongs to, if it may come in.
+#[inline(always)]
+fn enter<Fam: Tables + Header>(
+    frame: &TcFrame<false>,
+    packet: &Packet<Fam::Address>,
+    scene: &Scene,
+) -> Result<Note, Verdict> {
+    let key = &packet.key;
+    let uplink = scene.interface.uplink;
+    if packet.ip.ttl <= 1 {
+        return Err(Verdict::TtlExpired);
+    }
+    let address = if packet.transport == Transport::OTHER { key.src } else { key.dst };
+    let end = End { address, port: key.dport, protocol: key.protocol, uplink };
+    let inside = nat::inside::<Fam>(end);
+    let answer = match &inside {
+        Some(inside) => Key::new(key.src, inside.address, key.sport, inside.port, key.protocol),
+        None => *key,
+    };
+    let forward_key = swapped(&answer);
+    if let Some(forward) = track::find::<Fam>(&forward_key) {
+        // SAFETY: a live map value that is read.
+        let entry = unsafe { &*forward.entry };
+        if !entry.is_reply() && entry.uplink == uplink && entry.other_key(key.protocol) == *key {
+            let flags = entry.flags & flow::HOST;
+            let reply = Entry::translating(key, &answer, uplink, flow::REPLY | flags, scene.now);
+            let table = if forward.new { Fam::new_flows() } else { Fam::flows() };
+            table.insert(key, &reply, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)?;
+            return Ok(Note::Restored);
+        }
+    }
+    if let Some(inside) = inside
+        && packet.transport != Transport::ECHO_REPLY
+        && nat::is_open::<Fam, false>(frame, packet, &inside, end, key.dst, key.dport, key.src, key.sport, scene)
+    {
+        if !nat::lets_in::<Fam>(packet, &inside, end, scene) {
+            return Err(Verdict::Filtered);
+        }
+        if packet.tcp & (wire::TCP_FIN | wire::TCP_RST) != 0 {
+            return Err(Verdict::TcpStray);
+        }
+        // SAFETY: only whether there is an entry matters.
+        let own = unsafe { Fam::local().get(inside.address) }.is_some();
+        let flags = if own { flow::HOST } else { 0 };
+        track::insert::<Fam>(&forward_key, &swapped(key), uplink, flags, scene.now)?;
+        return Ok(Note::Inbound);
+    }
+    // SAFETY: only whether there is an entry matters.
+    if unsafe { Fam::local().get(key.dst) }.is_none() {
+        return Err(Verdict::NoFlow);
+    }
+    match packet.transport {
+        Transport::TCP => {
+            if packet.tcp & (TCP_EVENTS | wire::TCP_ACK) != wire::TCP_SYN {
+                return Err(Verdict::NoFlow);
+            }
+            let record = maps::uplink(uplink).ok_or(Verdict::NoFlow)?;
+            let port = u16::from_be(key.dport);
+            // SAFETY: only whether there is an entry matters.
+            let outside = unsafe { Fam::outside().get(key.dst) }.is_some();
+            if outside
+                && record.flags & abi::UPLINK_NAT != 0
+                && record.first_port <= port
+                && port <= record.last_port
+                && !nat::has_socket::<Fam, false>(frame, packet, key.dst, key.dport, key.src, key.sport)
+            {
+                return Err(Verdict::Unsolicited);
+            }
+        }
+        Transport::UDP | Transport::ECHO_REQUEST => {}
+        _ => return Err(Verdict::NoFlow),
+    }
+    track::insert::<Fam>(&forward_key, &swapped(key), uplink, flow::HOST, scene.now)?;
+    Ok(Note::Host)
+}

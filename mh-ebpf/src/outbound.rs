@@ -1,0 +1,131 @@
+//! A packet from inside that belongs to no flow: it restores one, begins one, or is not for mh.
+//!
+//! Hairpin (RFC 4787 REQ-9, RFC 5382 REQ-8): what an inside host sends to the outside end of a binding goes to that binding's inside
+//! host, with the sender's own outside end as source (REQ-9a). Filtering is for outsiders and does not apply.
+
+use aya_log_ebpf::debug;
+use mh_common::{
+    abi::{self, Stage},
+    address::{Family, V4},
+    binding::End,
+    flow::{self, Key},
+    verdict::Verdict,
+    wire,
+};
+
+use crate::{
+    access::{Frame as _, TcFrame},
+    count::{self, Sent},
+    limit,
+    maps::{self, Tables},
+    nat,
+    parse::{self, Header, Packet, Transport},
+    steer,
+    track::{self, Note, Scene},
+};
+
+/// The stage's program.
+#[inline(always)]
+pub fn run(frame: &mut TcFrame<false>) -> Result<Sent, Verdict> {
+    let scene = Scene::new(frame)?;
+    frame.pull(wire::MAX_HEADERS_LEN);
+    match parse::network_protocol(frame, &scene.interface)? {
+        V4::ETHERTYPE => run_of::<V4>(frame, &scene),
+        other => Err(parse::not_translated(other)),
+    }
+}
+
+#[inline(always)]
+fn run_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Result<Sent, Verdict> {
+    let ip = Fam::parse(frame)?;
+    let packet = parse::transport::<Fam, _>(frame, ip)?.forget_choice(scene.live.zero);
+    let route = steer::route::<Fam, _>(frame, &packet.ip, false);
+    let hairpin = !route.by_uplink;
+    if hairpin {
+        // SAFETY: a live map value that is copied.
+        let owners = unsafe { Fam::outside().get(packet.key.dst) }.copied().ok_or(Verdict::NotForUplink)?;
+        turn_round::<Fam>(frame, &packet, owners.trailing_zeros() as u8, scene)?;
+        return Err(maps::stage(frame, Stage::Attend, Note::Hairpin));
+    }
+    if packet.transport == Transport::ECHO_REPLY {
+        return Err(Verdict::Protocol);
+    }
+    if packet.ip.ttl <= 1 {
+        return Err(Verdict::TtlExpired);
+    }
+    let note = begin::<Fam, false>(frame, &packet, route.on_link, 0, scene)?;
+    Err(maps::stage(frame, Stage::Attend, note))
+}
+
+/// Restores the packet's flow, or begins it. `pinned`: the only uplink that will do, or [`steer::ANY`]. `flags` as for
+/// [`track::insert`].
+#[inline(always)]
+pub fn begin<Fam: Tables + Header, const EGRESS: bool>(
+    frame: &TcFrame<EGRESS>,
+    packet: &Packet<Fam::Address>,
+    pinned: u8,
+    flags: u8,
+    scene: &Scene,
+) -> Result<Note, Verdict> {
+    if let Some((uplink, sent)) = track::evicted::<Fam>(packet, scene) {
+        track::insert::<Fam>(&packet.key, &sent, uplink, flags, scene.now)?;
+        return Ok(Note::Restored);
+    }
+    if packet.tcp & (wire::TCP_FIN | wire::TCP_RST) != 0 {
+        return Err(Verdict::TcpStray);
+    }
+    limit::new_flow::<Fam>(packet.key.src, scene)?;
+    let index = if pinned == steer::ANY {
+        steer::select(packet, scene.live, scene.settings)?
+    } else if scene.is_healthy(pinned) {
+        pinned
+    } else {
+        return Err(Verdict::NoUplink);
+    };
+    let uplink = maps::uplink(index).ok_or(Verdict::NoUplink)?;
+    let key = &packet.key;
+    let sent = if uplink.flags & abi::UPLINK_NAT == 0 {
+        *key
+    } else {
+        let outside = nat::bind::<Fam, EGRESS>(frame, packet, index, uplink, scene)?;
+        Key::new(outside.address, key.dst, outside.port, key.dport, key.protocol)
+    };
+    track::insert::<Fam>(key, &sent, index, flags, scene.now)?;
+    count::new_flow(index);
+    debug!(frame.tc_context(), "new flow: protocol {} on uplink {}", key.protocol, index);
+    Ok(Note::New)
+}
+
+/// Begins a flow to another inside host by its outside end on this uplink.
+#[inline(always)]
+fn turn_round<Fam: Tables + Header>(
+    frame: &TcFrame<false>,
+    packet: &Packet<Fam::Address>,
+    index: u8,
+    scene: &Scene,
+) -> Result<(), Verdict> {
+    let key = &packet.key;
+    if !matches!(packet.transport, Transport::TCP | Transport::UDP) {
+        return Err(Verdict::NotForUplink);
+    }
+    let end = End { address: key.dst, port: key.dport, protocol: key.protocol, uplink: index };
+    let inside = nat::inside::<Fam>(end).ok_or(Verdict::NotForUplink)?;
+    if !nat::is_open::<Fam, false>(frame, packet, &inside, end, key.dst, key.dport, key.src, key.sport, scene) {
+        return Err(Verdict::NotForUplink);
+    }
+    // SAFETY: only whether there is an entry matters.
+    if unsafe { Fam::local().get(inside.address) }.is_some() {
+        return Err(Verdict::NotForUplink);
+    }
+    if packet.ip.ttl <= 1 {
+        return Err(Verdict::TtlExpired);
+    }
+    if packet.tcp & (wire::TCP_FIN | wire::TCP_RST) != 0 {
+        return Err(Verdict::TcpStray);
+    }
+    limit::new_flow::<Fam>(key.src, scene)?;
+    let uplink = maps::uplink(index).ok_or(Verdict::NoUplink)?;
+    let outside = nat::bind::<Fam, false>(frame, packet, index, uplink, scene)?;
+    let sent = Key::new(outside.address, inside.address, outside.port, inside.port, key.protocol);
+    track::insert::<Fam>(key, &sent, index, flow::HAIRPIN, scene.now)
+}

@@ -1,0 +1,115 @@
+//! Port forwards: bindings that the controller makes (see [`mh_common::binding::STATIC`]).
+//!
+//! The outside end is the forward; the inside end makes what the inside host sends by this uplink leave with the forwarded port
+//! (RFC 4787 REQ-1). If several outside ports lead to one inside port, the first has the inside end.
+
+use mh_common::{
+    binding::{End, Inside, Outside, STATIC},
+    flow::Entry,
+};
+
+use super::{
+    DatapathError,
+    flows::{self, Filter, Flow},
+    tables::Tables,
+};
+use crate::core::{ForwardedPort, InsidePort};
+
+impl Tables {
+    /// Forwards a port. A binding that has the port, or that the inside port has, gives way, with its flows.
+    pub fn set_forward(&mut self, port: &ForwardedPort, to: &InsidePort) -> Result<(), DatapathError> {
+        let (outside_end, inside_end) = (outside_end(port), inside_end(port, to));
+        if let Ok(former) = self.by_outside4.get(&outside_end, 0)
+            && former.in_use()
+        {
+            let end = End { address: former.address, port: former.port, ..outside_end };
+            if end != inside_end || former.flags & u16::from(STATIC) == 0 {
+                self.end_binding(&end, &outside_end)?;
+            }
+        }
+        let inside =
+            Inside { address: to.address.into(), port: to.port.to_be(), flags: u16::from(STATIC), released: 0 };
+        self.by_outside4.insert(outside_end, inside, 0).map_err(DatapathError::map("write a forward"))?;
+        if let Ok(former) = self.by_inside4.get(&inside_end, 0) {
+            if former.flags & STATIC != 0 {
+                return Ok(());
+            }
+            let end = End { address: former.address, port: former.port, ..inside_end };
+            self.end_binding(&inside_end, &end)?;
+        }
+        let now = flows::now();
+        let outside = Outside {
+            address: outside_end.address,
+            port: outside_end.port,
+            uplink: port.uplink,
+            flags: STATIC,
+            created: now,
+            expires: now,
+        };
+        self.by_inside4.insert(inside_end, outside, 0).map_err(DatapathError::map("write a forward"))
+    }
+
+    /// Forwards a port no more. Flows that exist go on.
+    pub fn remove_forward(&mut self, port: &ForwardedPort) -> Result<(), DatapathError> {
+        let outside_end = outside_end(port);
+        let Ok(inside) = self.by_outside4.get(&outside_end, 0) else { return Ok(()) };
+        if inside.flags & u16::from(STATIC) == 0 {
+            return Ok(());
+        }
+        self.by_outside4.forget(&outside_end)?;
+        let inside_end = End { address: inside.address, port: inside.port, ..outside_end };
+        match self.by_inside4.get(&inside_end, 0) {
+            Ok(o) if o.flags & STATIC != 0 && (o.address, o.port) == (outside_end.address, outside_end.port) => {
+                self.by_inside4.forget(&inside_end)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The ports that are forwarded now.
+    pub fn forwards(&self) -> Result<Vec<ForwardedPort>, DatapathError> {
+        let mut forwards = Vec::new();
+        self.by_outside4.walk(|end, inside: Inside<_>| {
+            if inside.flags & u16::from(STATIC) != 0 {
+                forwards.push(ForwardedPort {
+                    uplink: end.uplink,
+                    protocol: end.protocol,
+                    address: end.address.into(),
+                    port: u16::from_be(end.port),
+                });
+            }
+        })?;
+        Ok(forwards)
+    }
+
+    /// Removes a binding at once, with the flows that use it.
+    fn end_binding(
+        &mut self,
+        inside: &End<mh_common::address::Ipv4>,
+        outside: &End<mh_common::address::Ipv4>,
+    ) -> Result<(), DatapathError> {
+        let mut found: Vec<Flow> = Vec::new();
+        let filter = Filter { uplink: Some(inside.uplink), protocol: Some(inside.protocol), ..Filter::default() };
+        self.each_flow(&filter, |flow| {
+            let Entry { src, sport, .. } = flow.forward;
+            if (src, sport) == (outside.address, outside.port) {
+                found.push(flow);
+            }
+            true
+        })?;
+        for flow in &found {
+            self.remove_half(&flow.forward.other_key(flow.key.protocol))?;
+            self.remove_half(&flow.key)?;
+        }
+        self.by_inside4.forget(inside)?;
+        self.by_outside4.forget(outside)
+    }
+}
+
+fn outside_end(port: &ForwardedPort) -> End<mh_common::address::Ipv4> {
+    End { address: port.address.into(), port: port.port.to_be(), protocol: port.protocol, uplink: port.uplink }
+}
+
+fn inside_end(port: &ForwardedPort, to: &InsidePort) -> End<mh_common::address::Ipv4> {
+    End { address: to.address.into(), port: to.port.to_be(), protocol: port.protocol, uplink: port.uplink }
+}

@@ -1,0 +1,250 @@
+//! The kernel's routing on mh's behalf: rules that act on marks (see [`mh_common::abi::mark`]), and one table per uplink.
+//!
+//! A packet that is too large for its uplink goes to the kernel with that uplink's mark; a rule sends it to the uplink's own table, and
+//! the kernel fragments it, or answers with ICMP, as for any packet that it forwards. Packets that are to be refused carry a mark whose
+//! rule refuses them. Everything stays in force without the controller.
+//!
+//! Ownership: rules and routes carry [`PROTOCOL`]; nothing else is looked at, and nothing of it is left by [`remove`].
+
+use std::{collections::BTreeMap, io, net::Ipv4Addr};
+
+use mh_common::abi::mark;
+use rtnetlink::{
+    RouteMessageBuilder,
+    packet_core::{
+        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    },
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage,
+        route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope},
+        rule::{RuleAction, RuleAttribute, RuleMessage},
+    },
+    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
+};
+
+use super::DatapathError;
+
+/// Who made a rule or a route (`RTPROT_*`): a number that nobody else has (`/etc/iproute2/rt_protos`).
+pub const PROTOCOL: u8 = 109;
+/// The rules' priority: before those that people write, which mh's marks would not match anyway.
+const PRIORITY: u32 = 109;
+/// The table of uplink 0; those of the others follow ("mh", 0).
+const FIRST_TABLE: u32 = 0x6d68_0000;
+
+/// What the kernel's routing should do for mh.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Routing {
+    /// The bits of packets' marks that are mh's.
+    pub mark_mask: u32,
+    /// Per uplink that is there: where its packets go.
+    pub uplinks: BTreeMap<u8, Way>,
+}
+
+/// The way out by an uplink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// Its interface.
+    pub ifindex: u32,
+    /// Its gateway; `None` if destinations are on the link.
+    pub gateway: Option<Ipv4Addr>,
+}
+
+impl Routing {
+    fn mark(&self, value: u32) -> u32 {
+        value << self.mark_mask.trailing_zeros() & self.mark_mask
+    }
+
+    /// The rules: mark, and table or refusal.
+    fn rules(&self) -> Vec<RuleMessage> {
+        let uplinks = self.uplinks.keys().map(|&index| {
+            let table = FIRST_TABLE + u32::from(index);
+            self.rule(mark::FIRST_UPLINK + u32::from(index), RuleAction::ToTable, Some(table))
+        });
+        let refusals = [(mark::PROHIBIT, RuleAction::Prohibit), (mark::UNREACHABLE, RuleAction::Unreachable)];
+        uplinks.chain(refusals.map(|(value, action)| self.rule(value, action, None))).collect()
+    }
+
+    fn rule(&self, value: u32, action: RuleAction, table: Option<u32>) -> RuleMessage {
+        let mut rule = RuleMessage::default();
+        rule.header.family = AddressFamily::Inet;
+        rule.header.action = action;
+        rule.attributes = vec![
+            RuleAttribute::Priority(PRIORITY),
+            RuleAttribute::FwMark(self.mark(value)),
+            RuleAttribute::FwMask(self.mark_mask),
+            RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)),
+        ];
+        rule.attributes.extend(table.map(RuleAttribute::Table));
+        rule
+    }
+
+    fn routes(&self) -> Vec<RouteMessage> {
+        let route = |(&index, way): (&u8, &Way)| {
+            let builder = RouteMessageBuilder::<Ipv4Addr>::new()
+                .table_id(FIRST_TABLE + u32::from(index))
+                .protocol(RouteProtocol::from(PROTOCOL))
+                .output_interface(way.ifindex);
+            match way.gateway {
+                // The gateway need not be within a network of the interface.
+                Some(gateway) => builder.gateway(gateway).onlink().build(),
+                None => builder.scope(RouteScope::Link).build(),
+            }
+        };
+        self.uplinks.iter().map(route).collect()
+    }
+}
+
+/// Makes the kernel's rules and routes with [`PROTOCOL`] those of `wanted`.
+///
+/// # Errors
+/// If the kernel refuses; what was done until then stays.
+pub fn apply(wanted: &Routing) -> Result<(), DatapathError> {
+    let mut socket = Requests::open()?;
+    let rules = wanted.rules();
+    for rule in socket.own_rules()? {
+        if !rules.iter().any(|wanted| is_same(wanted, &rule)) {
+            socket.request("remove a routing rule", RouteNetlinkMessage::DelRule(rule), 0, &[libc::ENOENT])?;
+        }
+    }
+    for rule in rules {
+        let flags = NLM_F_CREATE | NLM_F_EXCL;
+        socket.request("add a routing rule", RouteNetlinkMessage::NewRule(rule), flags, &[libc::EEXIST])?;
+    }
+    let routes = wanted.routes();
+    for route in socket.own_routes()? {
+        if !routes.iter().any(|wanted| table_of(wanted) == table_of(&route)) {
+            socket.request("remove a route", RouteNetlinkMessage::DelRoute(route), 0, &[libc::ESRCH])?;
+        }
+    }
+    for route in routes {
+        let flags = NLM_F_CREATE | NLM_F_REPLACE;
+        // An interface that is down or gone has no routes; its uplink takes no packets either.
+        let absent = &[libc::ENETDOWN, libc::ENODEV, libc::ENETUNREACH, libc::EINVAL];
+        socket.request("set an uplink's route", RouteNetlinkMessage::NewRoute(route), flags, absent)?;
+    }
+    Ok(())
+}
+
+/// Removes all rules and routes with [`PROTOCOL`].
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn remove() -> Result<(), DatapathError> {
+    let mut socket = Requests::open()?;
+    for rule in socket.own_rules()? {
+        socket.request("remove a routing rule", RouteNetlinkMessage::DelRule(rule), 0, &[libc::ENOENT])?;
+    }
+    for route in socket.own_routes()? {
+        socket.request("remove a route", RouteNetlinkMessage::DelRoute(route), 0, &[libc::ESRCH])?;
+    }
+    Ok(())
+}
+
+/// Whether a rule of the kernel's is the one that is wanted.
+fn is_same(wanted: &RuleMessage, found: &RuleMessage) -> bool {
+    wanted.header.action == found.header.action
+        && wanted.attributes.iter().all(|attribute| found.attributes.contains(attribute))
+}
+
+fn is_own(attributes: &[RuleAttribute]) -> bool {
+    attributes.contains(&RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)))
+}
+
+fn table_of(route: &RouteMessage) -> u32 {
+    let table = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    table.unwrap_or(u32::from(route.header.table))
+}
+
+/// A socket for requests, one at a time.
+struct Requests {
+    socket: Socket,
+    sequence: u32,
+}
+
+impl Requests {
+    fn open() -> Result<Self, DatapathError> {
+        let open = || -> io::Result<Socket> {
+            let mut socket = Socket::new(NETLINK_ROUTE)?;
+            socket.bind_auto()?;
+            socket.connect(&SocketAddr::new(0, 0))?;
+            Ok(socket)
+        };
+        Ok(Self { socket: open().map_err(DatapathError::io("open a netlink socket"))?, sequence: 0 })
+    }
+
+    /// Has the kernel do something; errors of `tolerated` numbers are none.
+    fn request(
+        &mut self,
+        what: &str,
+        message: RouteNetlinkMessage,
+        flags: u16,
+        tolerated: &[i32],
+    ) -> Result<(), DatapathError> {
+        match self.exchange(message, flags | NLM_F_ACK) {
+            Ok(_) => Ok(()),
+            Err(error) if error.raw_os_error().is_some_and(|code| tolerated.contains(&code)) => Ok(()),
+            Err(error) => Err(DatapathError::Io { what: what.to_owned(), source: error }),
+        }
+    }
+
+    fn own_rules(&mut self) -> Result<Vec<RuleMessage>, DatapathError> {
+        let mut all = RuleMessage::default();
+        all.header.family = AddressFamily::Inet;
+        let answers = self
+            .exchange(RouteNetlinkMessage::GetRule(all), NLM_F_DUMP)
+            .map_err(DatapathError::io("list the routing rules"))?;
+        let rules = answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewRule(rule) if is_own(&rule.attributes) => Some(rule),
+            _ => None,
+        });
+        Ok(rules.collect())
+    }
+
+    fn own_routes(&mut self) -> Result<Vec<RouteMessage>, DatapathError> {
+        let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
+        let answers = self
+            .exchange(RouteNetlinkMessage::GetRoute(all), NLM_F_DUMP)
+            .map_err(DatapathError::io("list the routes"))?;
+        let routes = answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(route) if route.header.protocol == RouteProtocol::from(PROTOCOL) => {
+                Some(route)
+            }
+            _ => None,
+        });
+        Ok(routes.collect())
+    }
+
+    /// Sends a message and receives what the kernel answers, up to its acknowledgement or the end of the list.
+    fn exchange(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.sequence += 1;
+        let mut message = NetlinkMessage::from(message);
+        message.header.flags = flags | NLM_F_REQUEST;
+        message.header.sequence_number = self.sequence;
+        message.finalize();
+        let mut buffer = vec![0; message.buffer_len()];
+        message.serialize(&mut buffer);
+        self.socket.send(&buffer, 0)?;
+        let mut answers = Vec::new();
+        loop {
+            let (datagram, _) = self.socket.recv_from_full()?;
+            let mut rest = datagram.as_slice();
+            while !rest.is_empty() {
+                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
+                let len = (answer.header.length as usize).next_multiple_of(4);
+                rest = rest.get(len..).unwrap_or_default();
+                if answer.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(message) => answers.push(message),
+                    NetlinkPayload::Error(error) => return error.code.map_or(Ok(answers), |_| Err(error.to_io())),
+                    NetlinkPayload::Done(_) => return Ok(answers),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
