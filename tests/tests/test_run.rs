@@ -416,21 +416,21 @@ fn idle_flows_and_unused_bindings_expire() {
         rig.tc("lan0", &half_open.build())?;
 
         let now = flows::now();
-        let mut swept = |after: u64| {
+        let swept = |rig: &mut Rig, after: u64| {
             let swept = sweep::sweep(&mut rig.tables, &timeouts, now + seconds(after))?;
             anyhow::Ok((swept.flows, swept.bindings))
         };
-        assert_eq!(swept(200)?, (0, 0));
-        assert_eq!(swept(250)?, (1, 1), "the handshake that never ended");
-        assert_eq!(swept(350)?, (1, 1), "the UDP flow");
-        assert_eq!(swept(7000)?, (0, 0), "an established connection holds its flow and its binding");
-        assert_eq!(swept(7500)?, (1, 1));
+        assert_eq!(swept(rig, 200)?, (0, 0));
+        assert_eq!(swept(rig, 250)?, (1, 1), "the handshake that never ended");
+        assert_eq!(swept(rig, 350)?, (1, 1), "the UDP flow");
+        assert_eq!(swept(rig, 7000)?, (0, 0), "an established connection holds its flow and its binding");
+        assert_eq!(swept(rig, 7500)?, (1, 1));
         assert_eq!(rig.tables.totals()?.0 + rig.tables.totals()?.1, 0);
         assert_eq!(rig.tables.bindings()?, []);
         // The port of the last binding rests for two minutes more.
-        assert_eq!(swept(7600)?, (0, 0));
+        assert_eq!(swept(rig, 7600)?, (0, 0));
         assert_eq!(rig.tables.usage()?.iter().map(|(_, usage)| usage.used).sum::<u64>(), 1);
-        assert_eq!(swept(7625)?, (0, 0));
+        assert_eq!(swept(rig, 7625)?, (0, 0));
         assert_eq!(rig.tables.usage()?.iter().map(|(_, usage)| usage.used).sum::<u64>(), 0);
         Ok(())
     });
