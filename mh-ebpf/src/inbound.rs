@@ -71,6 +71,10 @@ fn enter<Fam: Tables + Header>(
     if packet.ip.ttl <= 1 {
         return Err(Verdict::TtlExpired);
     }
+    if track::find::<Fam>(key).is_some() {
+        // Another uplink's.
+        return Err(Verdict::NoFlow);
+    }
     let address = if packet.transport == Transport::OTHER { key.src } else { key.dst };
     let end = End { address, port: key.dport, protocol: key.protocol, uplink };
     let inside = nat::inside::<Fam>(end);

@@ -513,6 +513,10 @@ pub fn insert<Fam: Tables>(
     flags: u8,
     now: Tick,
 ) -> Result<(), Verdict> {
+    if find::<Fam>(key).is_some() {
+        // A half of another kind, which took no packet from here: whoever sends this forges addresses.
+        return Err(Verdict::NoFlow);
+    }
     let forward = Entry::translating(key, sent, uplink, flags, now);
     let reply_key = forward.other_key(key.protocol);
     let mut table = Fam::new_flows();

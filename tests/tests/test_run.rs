@@ -209,10 +209,10 @@ fn outsiders_find_no_flow() {
             assert_untouched(&rig.tc("wan1", &packet)?, code, &packet, counter);
             assert_untouched(&rig.xdp("wan1", &packet)?, XDP_PASS, &packet, "xdp_to_tc");
         }
-        // The reply by the wrong uplink: to the machine itself, for all that it tells.
+        // The reply by the wrong uplink.
         let wrong = Packet { to: mh_tests::rig::WAN2, ..back(Transport::Udp) }.build();
         assert_untouched(&rig.xdp("wan2", &wrong)?, XDP_PASS, &wrong, "xdp_to_tc");
-        assert_untouched(&rig.tc("wan2", &wrong)?, TC_NEXT, &wrong, "host");
+        assert_untouched(&rig.tc("wan2", &wrong)?, TC_NEXT, &wrong, "pass_no_flow");
         // A reply from another port of the same remote.
         let same_remote = Packet::new(WAN1, GATEWAY1, "192.0.2.10:9999", OUTSIDE, Transport::Udp).build();
         assert_eq!(rig.tc("wan1", &same_remote)?.counted, counted("inbound"));
