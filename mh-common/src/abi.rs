@@ -393,7 +393,7 @@ pub struct Interface {
     pub role: u8,
     /// The uplink's index, with [`ROLE_UPLINK`].
     pub uplink: u8,
-    /// [`INTERFACE_XDP`], [`INTERFACE_L3`].
+    /// [`INTERFACE_XDP`], [`INTERFACE_L3`], [`INTERFACE_CLSACT`].
     pub flags: u8,
     /// Zero.
     pub reserved: u8,
@@ -413,6 +413,8 @@ pub const ROLE_UPLINK: u8 = 2;
 pub const INTERFACE_XDP: u8 = 1 << 0;
 /// Packets here have no Ethernet header (tun, ppp, wireguard).
 pub const INTERFACE_L3: u8 = 1 << 1;
+/// mh added the clsact qdisc here, and removes it with itself.
+pub const INTERFACE_CLSACT: u8 = 1 << 2;
 
 /// A policy. 16 bytes.
 #[repr(C)]

@@ -166,6 +166,10 @@ fn check_no_trace(scene: &Scene) -> Result<()> {
         let qdiscs = scene.lab.router.run(&["tc", "qdisc", "show", "dev", interface])?;
         assert!(!qdiscs.contains("clsact"), "{qdiscs}");
     }
+    let rules = scene.lab.router.run(&["ip", "rule", "show"])?;
+    assert!(!rules.contains("fwmark"), "routing rules are left: {rules}");
+    let routes = scene.lab.router.run(&["ip", "route", "show", "table", "all", "proto", "109"])?;
+    assert_eq!(routes, "", "routes are left");
     // The kernel's turn: it translates, and its default route says isp1.
     scene.lab.masquerade()?;
     let flows = tcp_flows(&scene.lab.client1, scene.tcp.address(), 30)?;

@@ -114,7 +114,8 @@ impl Datapath {
             Action::RemoveLocal(address) => tables.local4.forget(&(*address).into()),
             Action::Attach(ifindex, interface) => self.attach(*ifindex, interface),
             Action::Detach(ifindex) => {
-                attach::detach(&self.dir, *ifindex)?;
+                let flags = tables.interfaces.get(ifindex, 0).map_or(0, |record| record.flags);
+                attach::detach(&self.dir, *ifindex, flags)?;
                 self.attached.remove(ifindex);
                 self.tables.interfaces.forget(ifindex)
             }
@@ -170,18 +171,20 @@ impl Datapath {
 
     fn attach(&mut self, ifindex: u32, interface: &ManagedInterface) -> Result<(), DatapathError> {
         let mut record = interface.interface;
-        // Known before the programs run; that XDP runs is added when it does.
+        // Known before the programs run; how they run is added when they do.
+        const HOW: u8 = abi::INTERFACE_XDP | abi::INTERFACE_CLSACT;
         if let Ok(former) = self.tables.interfaces.get(&ifindex, 0) {
-            record.flags |= former.flags & abi::INTERFACE_XDP;
+            record.flags |= former.flags & HOW;
         }
         let write = |tables: &mut Tables, record: abi::Interface| {
             tables.interfaces.insert(ifindex, record, 0).map_err(DatapathError::map("write an interface"))
         };
         write(&mut self.tables, record)?;
-        let xdp = attach::attach(&mut self.ebpf, &self.dir, ifindex, interface)?;
-        let flags = if xdp { abi::INTERFACE_XDP } else { 0 };
-        if record.flags & abi::INTERFACE_XDP != flags {
-            record.flags = record.flags & !abi::INTERFACE_XDP | flags;
+        let done = attach::attach(&mut self.ebpf, &self.dir, ifindex, interface)?;
+        let xdp = done & abi::INTERFACE_XDP != 0;
+        let flags = record.flags & !abi::INTERFACE_XDP | done;
+        if record.flags != flags {
+            record.flags = flags;
             write(&mut self.tables, record)?;
         }
         if self.attached.insert(ifindex, xdp).is_none() {

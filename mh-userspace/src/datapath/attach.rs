@@ -19,9 +19,9 @@ use aya::{
     },
     util::KernelVersion,
 };
-use mh_common::abi::{INTERFACE_L3, ROLE_UPLINK, program};
+use mh_common::abi::{INTERFACE_CLSACT, INTERFACE_L3, INTERFACE_XDP, ROLE_UPLINK, program};
 
-use super::{DatapathError, load::program_of};
+use super::{DatapathError, load::program_of, qdisc};
 use crate::core::{Hook, ManagedInterface};
 
 /// The directory of link pins, below the pin directory.
@@ -64,9 +64,11 @@ const XDP_DRIVERS: &[&str] = &[
     "tsnep",
 ];
 
-/// Runs the programs on the interface, or replaces those that run. Returns whether XDP runs.
-pub fn attach(ebpf: &mut Ebpf, dir: &Path, ifindex: u32, interface: &ManagedInterface) -> Result<bool, DatapathError> {
+/// Runs the programs on the interface, or replaces those that run. Returns the flags of the interface's record that tell what was done:
+/// [`INTERFACE_XDP`] and [`INTERFACE_CLSACT`].
+pub fn attach(ebpf: &mut Ebpf, dir: &Path, ifindex: u32, interface: &ManagedInterface) -> Result<u8, DatapathError> {
     let name = interface.name.as_str();
+    let clsact = if !has_tcx() && qdisc::add(ifindex)? { INTERFACE_CLSACT } else { 0 };
     attach_tc(ebpf, dir, ifindex, name, &INGRESS)?;
     if interface.interface.role == ROLE_UPLINK {
         attach_tc(ebpf, dir, ifindex, name, &EGRESS)?;
@@ -81,23 +83,24 @@ pub fn attach(ebpf: &mut Ebpf, dir: &Path, ifindex: u32, interface: &ManagedInte
     };
     if !wanted {
         unpin(&pin(dir, "xdp", ifindex))?;
-        return Ok(false);
+        return Ok(clsact);
     }
     match attach_xdp(ebpf, dir, ifindex, name) {
-        Ok(()) => Ok(true),
+        Ok(()) => Ok(clsact | INTERFACE_XDP),
         Err(error) if interface.hook == Hook::Auto => {
             tracing::warn!("{error}; {name} gets TC alone");
-            Ok(false)
+            Ok(clsact)
         }
         Err(error) => Err(error),
     }
 }
 
-/// Stops the programs on an interface, which may be gone.
-pub fn detach(dir: &Path, ifindex: u32) -> Result<(), DatapathError> {
+/// Stops the programs on an interface, which may be gone. `flags`: those of its record.
+pub fn detach(dir: &Path, ifindex: u32, flags: u8) -> Result<(), DatapathError> {
     unpin(&pin(dir, "xdp", ifindex))?;
     detach_tc(dir, ifindex, &INGRESS)?;
-    detach_tc(dir, ifindex, &EGRESS)
+    detach_tc(dir, ifindex, &EGRESS)?;
+    if flags & INTERFACE_CLSACT != 0 { qdisc::remove_if_unused(ifindex) } else { Ok(()) }
 }
 
 /// A TC hook of an interface.
@@ -125,10 +128,10 @@ fn detach_tc(dir: &Path, ifindex: u32, hook: &TcHook) -> Result<(), DatapathErro
     Ok(())
 }
 
-/// Stops the programs on these interfaces, and on all that a link is pinned for.
-pub fn detach_all(dir: &Path, interfaces: &[u32]) -> Result<(), DatapathError> {
-    for ifindex in pinned(dir)?.into_iter().chain(interfaces.iter().copied()) {
-        detach(dir, ifindex)?;
+/// Stops the programs on these interfaces (index, and flags of the record), and on all that a link is pinned for.
+pub fn detach_all(dir: &Path, interfaces: &[(u32, u8)]) -> Result<(), DatapathError> {
+    for (ifindex, flags) in interfaces.iter().copied().chain(pinned(dir)?.into_iter().map(|ifindex| (ifindex, 0))) {
+        detach(dir, ifindex, flags)?;
     }
     Ok(())
 }
@@ -149,11 +152,6 @@ fn attach_tc(ebpf: &mut Ebpf, dir: &Path, ifindex: u32, name: &str, hook: &TcHoo
     let direction = hook.direction;
     let program: &mut SchedClassifier = program_of(ebpf, hook.program)?;
     if !has_tcx() {
-        match tc::qdisc_add_clsact(name) {
-            Ok(()) => {}
-            Err(tc::TcError::AlreadyAttached) => {}
-            Err(error) => return Err(failed("add the clsact qdisc", name)(error)),
-        }
         let handle = TcHandle::new(0, TC_HANDLE);
         let options = NlOptions { priority: TC_PRIORITY, handle, ..NlOptions::default() };
         let attached = program.attach_with_options(name, direction, TcAttachOptions::Netlink(options));

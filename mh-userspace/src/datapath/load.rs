@@ -128,8 +128,10 @@ pub fn detach(dir: &Path) -> Result<bool, DatapathError> {
         return Ok(false);
     }
     check_bpffs(dir)?;
-    let interfaces: Vec<u32> =
-        Tables::open(dir).map(|tables| tables.interfaces.keys().filter_map(Result::ok).collect()).unwrap_or_default();
+    let mut interfaces = Vec::new();
+    if let Ok(tables) = Tables::open(dir) {
+        tables.interfaces.walk(|ifindex, record| interfaces.push((ifindex, record.flags)))?;
+    }
     attach::detach_all(dir, &interfaces)?;
     routing::remove()?;
     let links = dir.join(attach::LINKS);

@@ -3,7 +3,8 @@
 //! - [`load`]: programs and maps, pinned below one directory of a bpffs, adopted if they are there.
 //! - [`attach`]: programs on interfaces, as pinned links (tcx, XDP) or clsact filters.
 //! - [`apply`]: the actions of [`crate::reconcile`].
-//! - `kernel`: what is read of the running kernel's own structures; `forwards`: port forwards as bindings.
+//! - `kernel`: what is read of the running kernel's own structures; `forwards`: port forwards as bindings; `requests`, `qdisc`: netlink
+//!   requests, and the qdisc that they are for.
 //! - [`routing`]: the kernel's routing rules by which packets are fragmented and refused.
 //! - [`tables`]: the maps by name and type, opened from their pins; [`batch`] reads large ones.
 //! - [`flows`]: the conntrack and the bindings as people see them; [`sweep`] expires what is idle.
@@ -17,6 +18,8 @@ pub mod flows;
 mod forwards;
 mod kernel;
 pub mod load;
+mod qdisc;
+mod requests;
 pub mod routing;
 pub mod sweep;
 pub mod tables;

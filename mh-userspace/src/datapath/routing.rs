@@ -6,23 +6,20 @@
 //!
 //! Ownership: rules and routes carry [`PROTOCOL`]; nothing else is looked at, and nothing of it is left by [`remove`].
 
-use std::{collections::BTreeMap, io, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use mh_common::abi::mark;
 use rtnetlink::{
     RouteMessageBuilder,
-    packet_core::{
-        NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
-    },
+    packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
         route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope},
         rule::{RuleAction, RuleAttribute, RuleMessage},
     },
-    sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE},
 };
 
-use super::DatapathError;
+use super::{DatapathError, requests::Requests};
 
 /// Who made a rule or a route (`RTPROT_*`): a number that nobody else has (`/etc/iproute2/rt_protos`).
 pub const PROTOCOL: u8 = 109;
@@ -101,7 +98,7 @@ impl Routing {
 pub fn apply(wanted: &Routing) -> Result<(), DatapathError> {
     let mut socket = Requests::open()?;
     let rules = wanted.rules();
-    for rule in socket.own_rules()? {
+    for rule in own_rules(&mut socket)? {
         if !rules.iter().any(|wanted| is_same(wanted, &rule)) {
             socket.request("remove a routing rule", RouteNetlinkMessage::DelRule(rule), 0, &[libc::ENOENT])?;
         }
@@ -111,7 +108,7 @@ pub fn apply(wanted: &Routing) -> Result<(), DatapathError> {
         socket.request("add a routing rule", RouteNetlinkMessage::NewRule(rule), flags, &[libc::EEXIST])?;
     }
     let routes = wanted.routes();
-    for route in socket.own_routes()? {
+    for route in own_routes(&mut socket)? {
         if !routes.iter().any(|wanted| table_of(wanted) == table_of(&route)) {
             socket.request("remove a route", RouteNetlinkMessage::DelRoute(route), 0, &[libc::ESRCH])?;
         }
@@ -131,10 +128,10 @@ pub fn apply(wanted: &Routing) -> Result<(), DatapathError> {
 /// If the kernel refuses.
 pub fn remove() -> Result<(), DatapathError> {
     let mut socket = Requests::open()?;
-    for rule in socket.own_rules()? {
+    for rule in own_rules(&mut socket)? {
         socket.request("remove a routing rule", RouteNetlinkMessage::DelRule(rule), 0, &[libc::ENOENT])?;
     }
-    for route in socket.own_routes()? {
+    for route in own_routes(&mut socket)? {
         socket.request("remove a route", RouteNetlinkMessage::DelRoute(route), 0, &[libc::ESRCH])?;
     }
     Ok(())
@@ -158,93 +155,23 @@ fn table_of(route: &RouteMessage) -> u32 {
     table.unwrap_or(u32::from(route.header.table))
 }
 
-/// A socket for requests, one at a time.
-struct Requests {
-    socket: Socket,
-    sequence: u32,
+fn own_rules(socket: &mut Requests) -> Result<Vec<RuleMessage>, DatapathError> {
+    let mut all = RuleMessage::default();
+    all.header.family = AddressFamily::Inet;
+    let answers = socket.list("the routing rules", RouteNetlinkMessage::GetRule(all))?;
+    let rules = answers.into_iter().filter_map(|answer| match answer {
+        RouteNetlinkMessage::NewRule(rule) if is_own(&rule.attributes) => Some(rule),
+        _ => None,
+    });
+    Ok(rules.collect())
 }
 
-impl Requests {
-    fn open() -> Result<Self, DatapathError> {
-        let open = || -> io::Result<Socket> {
-            let mut socket = Socket::new(NETLINK_ROUTE)?;
-            socket.bind_auto()?;
-            socket.connect(&SocketAddr::new(0, 0))?;
-            Ok(socket)
-        };
-        Ok(Self { socket: open().map_err(DatapathError::io("open a netlink socket"))?, sequence: 0 })
-    }
-
-    /// Has the kernel do something; errors of `tolerated` numbers are none.
-    fn request(
-        &mut self,
-        what: &str,
-        message: RouteNetlinkMessage,
-        flags: u16,
-        tolerated: &[i32],
-    ) -> Result<(), DatapathError> {
-        match self.exchange(message, flags | NLM_F_ACK) {
-            Ok(_) => Ok(()),
-            Err(error) if error.raw_os_error().is_some_and(|code| tolerated.contains(&code)) => Ok(()),
-            Err(error) => Err(DatapathError::Io { what: what.to_owned(), source: error }),
-        }
-    }
-
-    fn own_rules(&mut self) -> Result<Vec<RuleMessage>, DatapathError> {
-        let mut all = RuleMessage::default();
-        all.header.family = AddressFamily::Inet;
-        let answers = self
-            .exchange(RouteNetlinkMessage::GetRule(all), NLM_F_DUMP)
-            .map_err(DatapathError::io("list the routing rules"))?;
-        let rules = answers.into_iter().filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewRule(rule) if is_own(&rule.attributes) => Some(rule),
-            _ => None,
-        });
-        Ok(rules.collect())
-    }
-
-    fn own_routes(&mut self) -> Result<Vec<RouteMessage>, DatapathError> {
-        let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let answers = self
-            .exchange(RouteNetlinkMessage::GetRoute(all), NLM_F_DUMP)
-            .map_err(DatapathError::io("list the routes"))?;
-        let routes = answers.into_iter().filter_map(|answer| match answer {
-            RouteNetlinkMessage::NewRoute(route) if route.header.protocol == RouteProtocol::from(PROTOCOL) => {
-                Some(route)
-            }
-            _ => None,
-        });
-        Ok(routes.collect())
-    }
-
-    /// Sends a message and receives what the kernel answers, up to its acknowledgement or the end of the list.
-    fn exchange(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
-        self.sequence += 1;
-        let mut message = NetlinkMessage::from(message);
-        message.header.flags = flags | NLM_F_REQUEST;
-        message.header.sequence_number = self.sequence;
-        message.finalize();
-        let mut buffer = vec![0; message.buffer_len()];
-        message.serialize(&mut buffer);
-        self.socket.send(&buffer, 0)?;
-        let mut answers = Vec::new();
-        loop {
-            let (datagram, _) = self.socket.recv_from_full()?;
-            let mut rest = datagram.as_slice();
-            while !rest.is_empty() {
-                let answer = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(io::Error::other)?;
-                let len = (answer.header.length as usize).next_multiple_of(4);
-                rest = rest.get(len..).unwrap_or_default();
-                if answer.header.sequence_number != self.sequence {
-                    continue;
-                }
-                match answer.payload {
-                    NetlinkPayload::InnerMessage(message) => answers.push(message),
-                    NetlinkPayload::Error(error) => return error.code.map_or(Ok(answers), |_| Err(error.to_io())),
-                    NetlinkPayload::Done(_) => return Ok(answers),
-                    _ => {}
-                }
-            }
-        }
-    }
+fn own_routes(socket: &mut Requests) -> Result<Vec<RouteMessage>, DatapathError> {
+    let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let answers = socket.list("the routes", RouteNetlinkMessage::GetRoute(all))?;
+    let routes = answers.into_iter().filter_map(|answer| match answer {
+        RouteNetlinkMessage::NewRoute(route) if route.header.protocol == RouteProtocol::from(PROTOCOL) => Some(route),
+        _ => None,
+    });
+    Ok(routes.collect())
 }
