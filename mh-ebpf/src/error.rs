@@ -110,7 +110,7 @@ fn run_of<Fam: Tables + Header, const EGRESS: bool>(
         tos: ip.tos,
     };
     let hop = steer::next_hop(frame.context(), &query);
-    if hop.answer != steer::Answer::RESOLVED && hop.answer != steer::Answer::UNRESOLVED {
+    if !hop.is_there() {
         return Err(Verdict::NoRouteBack);
     }
     Ok(Sent { verdict, code: frame.redirect_neighbour(hop.ifindex, Fam::AF, [0; 4]) })

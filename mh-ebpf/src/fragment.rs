@@ -73,9 +73,8 @@ fn later_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> 
     let packet = Packet::without_transport(ip);
     if entry.leads_outside() {
         if packet.ip.len > maps::uplink(entry.uplink).ok_or(Verdict::NoUplink)?.mtu {
-            let verdict = if packet.ip.dont_fragment() { Verdict::TooBig } else { Verdict::ToFragment };
             frame.set_mark(scene.settings, mark::FIRST_UPLINK + entry.uplink as u32);
-            return Ok(Sent { verdict, code: TcFrame::<false>::PASS });
+            return Ok(Sent { verdict: track::too_big(&packet.ip), code: TcFrame::<false>::PASS });
         }
         frame.set_mark(scene.settings, mark::DONE);
     } else if entry.flags & flow::HOST != 0 {

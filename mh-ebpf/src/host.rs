@@ -88,8 +88,7 @@ fn sent_of<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> Re
                 track::forget::<Fam>(&packet.key, entry);
                 return Err(maps::stage(frame, Stage::Host, Note::None));
             }
-            let verdict = Note::verdict(note, Verdict::Host);
-            return track::forward_on::<Fam, true>(frame, &packet, &hit, verdict, scene);
+            return track::forward_on::<Fam, true>(frame, &packet, &hit, note, scene);
         }
     }
     if fragmented {

@@ -15,7 +15,7 @@ use crate::{
     access::Frame,
     maps::{self, Tables},
     parse::{Header, Ip, Packet, Part, Transport},
-    steer::{self, Answer},
+    steer,
 };
 
 /// Resolves the half's way out anew: egress interface and, if the neighbour is known, Ethernet addresses.
@@ -51,7 +51,7 @@ pub fn resolve<Fam: Tables + Header, F: Frame>(
         query.output = true;
     }
     let hop = steer::next_hop(frame.context(), &query);
-    if hop.answer != Answer::RESOLVED && hop.answer != Answer::UNRESOLVED {
+    if !hop.is_there() {
         // The kernel may still find a way to the gateway by ARP; `send` asks it to.
         return if outside { Ok(()) } else { Err(Verdict::NoRouteBack) };
     }
@@ -66,7 +66,7 @@ pub fn resolve<Fam: Tables + Header, F: Frame>(
         }
         entry.ifindex = hop.ifindex;
     }
-    if hop.answer == Answer::RESOLVED {
+    if hop.is_resolved() {
         entry.dst_mac = hop.dst_mac;
         entry.src_mac = hop.src_mac;
         settle(entry, live, now);

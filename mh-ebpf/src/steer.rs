@@ -23,39 +23,24 @@ use crate::{
 /// `BPF_FIB_LOOKUP_OUTPUT`: look up as if the machine itself sent by the given interface.
 const OUTPUT: u32 = 2;
 /// `BPF_FIB_LKUP_RET_SUCCESS`.
-const SUCCESS: i64 = 0;
+const SUCCESS: i32 = 0;
 /// `BPF_FIB_LKUP_RET_NOT_FWDED`: for the machine itself, or no route.
-const NOT_FORWARDED: i64 = 4;
+const NOT_FORWARDED: i32 = 4;
 /// `BPF_FIB_LKUP_RET_NO_NEIGH`: the route is known, the neighbour is not.
-const NO_NEIGHBOUR: i64 = 7;
+const NO_NEIGHBOUR: i32 = 7;
 /// `BPF_FIB_LKUP_RET_FRAG_NEEDED`: the route is known, the packet is larger than its MTU.
-const FRAGMENTATION_NEEDED: i64 = 8;
+const FRAGMENTATION_NEEDED: i32 = 8;
 
 /// How often a slot that names an uplink which is down is answered by another slot, before any uplink that is up will do. The
 /// controller rebuilds the table within milliseconds; until then the shares of the uplinks that are left stay nearly right.
 const REHASHES: u32 = 8;
 
-/// What the kernel's routing answers.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Answer(u8);
-
-impl Answer {
-    /// There is a next hop, and its Ethernet address is known.
-    pub const RESOLVED: Self = Self(0);
-    /// There is a next hop, but its Ethernet address is not known.
-    pub const UNRESOLVED: Self = Self(1);
-    /// For the machine itself, or there is no route.
-    pub const NOT_FORWARDED: Self = Self(2);
-    /// A route that refuses, or forwarding is off.
-    pub const REFUSED: Self = Self(3);
-}
-
 /// Where the kernel would send a packet.
-// VERIFIER: an answer and not a Result: the BTF of an enum with data has members at offsets that every kernel refuses, and then
-// the whole object's BTF is lost.
+// VERIFIER: the helper's own number and no enum for it: what is chosen here in branches would be a constant in each, and everything that
+// follows verified once per constant. (An enum with data in a Result, moreover, has members in BTF at offsets that every kernel refuses,
+// and then the whole object's BTF is lost.)
 pub struct NextHop {
-    /// What the rest means: nothing but with [`Answer::RESOLVED`] or, all but the Ethernet addresses, [`Answer::UNRESOLVED`].
-    pub answer: Answer,
+    code: i32,
     /// The next hop's Ethernet address.
     pub dst_mac: Mac,
     /// The interface's Ethernet address.
@@ -64,6 +49,26 @@ pub struct NextHop {
     pub ifindex: u32,
     /// The next hop's address: a gateway, or the destination itself.
     pub address: [u32; 4],
+}
+
+impl NextHop {
+    /// Whether there is a next hop and its Ethernet address is known.
+    #[inline(always)]
+    pub const fn is_resolved(&self) -> bool {
+        matches!(self.code, SUCCESS | FRAGMENTATION_NEEDED)
+    }
+
+    /// Whether there is a next hop. Without one, nothing else here means anything.
+    #[inline(always)]
+    pub const fn is_there(&self) -> bool {
+        matches!(self.code, SUCCESS | FRAGMENTATION_NEEDED | NO_NEIGHBOUR)
+    }
+
+    /// Whether the packet is for the machine itself, or there is no route.
+    #[inline(always)]
+    pub const fn is_not_forwarded(&self) -> bool {
+        self.code == NOT_FORWARDED
+    }
 }
 
 /// A question to the kernel's routing.
@@ -98,16 +103,10 @@ pub fn next_hop(ctx: *mut c_void, query: &Query) -> NextHop {
     fib.__bindgen_anon_4.ipv6_dst = query.dst;
     let flags = if query.output { OUTPUT } else { 0 };
     // SAFETY: the parameters have the kernel's layout and live through the call.
-    let code = unsafe { bpf_fib_lookup(ctx, &raw mut fib, size_of::<FibLookup>() as i32, flags) } as i64;
-    let answer = match code {
-        SUCCESS | FRAGMENTATION_NEEDED => Answer::RESOLVED,
-        NO_NEIGHBOUR => Answer::UNRESOLVED,
-        NOT_FORWARDED => Answer::NOT_FORWARDED,
-        _ => Answer::REFUSED,
-    };
+    let code = unsafe { bpf_fib_lookup(ctx, &raw mut fib, size_of::<FibLookup>() as i32, flags) } as i32;
     // SAFETY: integers either way; for IPv4 the first word is the address.
     let address = unsafe { fib.__bindgen_anon_4.ipv6_dst };
-    NextHop { answer, dst_mac: fib.dmac, src_mac: fib.smac, ifindex: fib.ifindex, address }
+    NextHop { code, dst_mac: fib.dmac, src_mac: fib.smac, ifindex: fib.ifindex, address }
 }
 
 /// No uplink in particular.
@@ -137,23 +136,21 @@ pub fn route<Fam: Tables + Header, F: Frame>(frame: &F, ip: &Ip<Fam::Address>, o
     };
     let hop = next_hop(frame.context(), &query);
     let mut route = Route { by_uplink: false, on_link: ANY };
-    match hop.answer {
-        Answer::RESOLVED | Answer::UNRESOLVED => {
-            if let Some(interface) = maps::interface(hop.ifindex)
-                && interface.role == abi::ROLE_UPLINK
+    if hop.is_there() {
+        if let Some(interface) = maps::interface(hop.ifindex)
+            && interface.role == abi::ROLE_UPLINK
+        {
+            route.by_uplink = true;
+            // Without a gateway everything is on the link, and that says nothing.
+            if hop.address[0] == dst[0]
+                && maps::uplink(interface.uplink).is_some_and(|u| Fam::words(Fam::route(u).gateway)[0] != 0)
             {
-                route.by_uplink = true;
-                // Without a gateway everything is on the link, and that says nothing.
-                if hop.address[0] == dst[0]
-                    && maps::uplink(interface.uplink).is_some_and(|u| Fam::words(Fam::route(u).gateway)[0] != 0)
-                {
-                    route.on_link = interface.uplink;
-                }
+                route.on_link = interface.uplink;
             }
         }
+    } else if hop.is_not_forwarded() {
         // SAFETY: only whether there is an entry matters.
-        Answer::NOT_FORWARDED => route.by_uplink = unsafe { Fam::local().get(ip.dst) }.is_none(),
-        _ => {}
+        route.by_uplink = unsafe { Fam::local().get(ip.dst) }.is_none();
     }
     route
 }

@@ -29,7 +29,7 @@ use crate::{
     count::{self, Sent},
     fragment,
     maps::{self, Tables},
-    parse::{self, Header, Packet, Part, Transport},
+    parse::{self, Header, Ip, Packet, Part, Transport},
     rewrite,
 };
 
@@ -197,6 +197,8 @@ fn established_of<Fam: Tables + Header, F: Frame>(frame: &mut F, interface: &Int
 const fn on_flow<A: Address>(entry: &Entry<A>) -> Verdict {
     if entry.flags & flow::HAIRPIN != 0 {
         Verdict::Hairpin
+    } else if entry.flags & flow::HOST != 0 {
+        Verdict::Host
     } else if entry.is_reply() {
         Verdict::Reply
     } else {
@@ -250,8 +252,7 @@ fn attend_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) ->
             return Err(maps::stage(frame, miss, Note::None));
         }
     }
-    let verdict = Note::verdict(note, on_flow(entry));
-    forward_on::<Fam, false>(frame, &packet, &hit, verdict, scene)
+    forward_on::<Fam, false>(frame, &packet, &hit, note, scene)
 }
 
 /// What one program leaves in the packet's control buffer for the next one.
@@ -336,7 +337,7 @@ pub fn forget<Fam: Tables>(key: &Key<Fam::Address>, entry: &Entry<Fam::Address>)
     let _ = Fam::new_flows().remove(key);
 }
 
-/// Does with a packet what its half says: counts, maintains, translates, sends. `verdict`: what it counts as.
+/// Does with a packet what its half says: counts, maintains, translates, sends. `note`: see [`Note`].
 ///
 /// A packet that is too large for its next link goes to the kernel, which fragments it or refuses it with ICMP: from inside with the
 /// mark of its uplink and untouched, so that the ICMP message quotes what the client sent; from outside translated, so that the kernel
@@ -346,7 +347,7 @@ pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
     frame: &mut TcFrame<EGRESS>,
     packet: &Packet<Fam::Address>,
     hit: &Found<Fam::Address>,
-    verdict: Verdict,
+    note: u32,
     scene: &Scene,
 ) -> Result<Sent, Verdict> {
     let &Scene { live, settings, now, .. } = scene;
@@ -356,13 +357,12 @@ pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
     let host = entry.flags & flow::HOST != 0;
     let uplink = maps::uplink(entry.uplink).ok_or(Verdict::NoUplink)?;
     let size = packet.size_on_wire(frame);
-    let kept_whole = if packet.ip.dont_fragment() { Verdict::TooBig } else { Verdict::ToFragment };
     if outside && size > uplink.mtu {
         if EGRESS {
             return Err(Verdict::TooBig);
         }
         frame.set_mark(settings, mark::FIRST_UPLINK + entry.uplink as u32);
-        return Ok(Sent { verdict: kept_whole, code: TcFrame::<EGRESS>::PASS });
+        return Ok(Sent { verdict: too_big(&packet.ip), code: TcFrame::<EGRESS>::PASS });
     }
     let closing = packet.tcp & (wire::TCP_FIN | wire::TCP_RST) != 0;
     let revived = touch(entry, packet, frame, now);
@@ -383,27 +383,31 @@ pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
         fragment::remember::<Fam, _>(frame, &packet.ip, entry, scene);
     }
     let too_big_for_lan =
-        !outside && size > settings.lan_mtu && maps::interface(entry.ifindex).is_none_or(|i| size > i.mtu);
+        !outside && !host && size > settings.lan_mtu && maps::interface(entry.ifindex).is_none_or(|i| size > i.mtu);
     // What goes up to the kernel, or comes from it, is the kernel's to forward.
     let forwarded = !EGRESS && !too_big_for_lan && (outside || !host);
     rewrite::translate::<Fam, _>(frame, packet, entry, forwarded).map_err(|()| Verdict::Rewrite)?;
-    let mut sent = Sent { verdict, code: TcFrame::<EGRESS>::PASS };
+    let mut code = TcFrame::<EGRESS>::PASS;
     if EGRESS {
-        sent.code = leave::<Fam, EGRESS>(frame, entry, uplink.ifindex, settings);
+        code = leave::<Fam, EGRESS>(frame, entry, uplink.ifindex, settings);
     } else if forwarded {
         // Nothing but uplinks look at it.
         frame.set_mark(settings, mark::DONE);
-        sent.code = rewrite::redirect::<Fam, _>(frame, entry);
-    } else if host {
-        sent.verdict = Verdict::Host;
-    } else {
-        sent.verdict = kept_whole;
+        code = rewrite::redirect::<Fam, _>(frame, entry);
+    } else if too_big_for_lan {
         frame.set_mark(settings, mark::DONE);
     }
     if packet.tcp & wire::TCP_SYN != 0 && uplink.mss != 0 {
         clamp::mss(frame, packet.ip.l4(), packet.l4_len(), uplink.mss);
     }
-    Ok(sent)
+    let verdict = if too_big_for_lan { too_big(&packet.ip) } else { Note::verdict(note, on_flow(entry)) };
+    Ok(Sent { verdict, code })
+}
+
+/// What a packet counts as that is too large for its next link.
+#[inline(always)]
+pub const fn too_big<A: Copy>(ip: &Ip<A>) -> Verdict {
+    if ip.dont_fragment() { Verdict::TooBig } else { Verdict::ToFragment }
 }
 
 /// Lets a translated packet leave by its uplink, from the egress hook of this or another one.

@@ -5,16 +5,20 @@
 
 use std::{
     fs, io,
+    num::NonZero,
     os::unix::fs::PermissionsExt as _,
+    panic::resume_unwind,
     path::{Path, PathBuf},
+    sync::Mutex,
+    thread,
 };
 
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, Map, MapData},
-    programs::{SchedClassifier, Xdp},
+    programs::{Program, ProgramError, SchedClassifier},
 };
-use mh_common::abi::{self, NEW_FLOWS_DIVISOR, Settings, Stage, map, program};
+use mh_common::abi::{self, NEW_FLOWS_DIVISOR, Settings, Stage, map};
 use nix::sys::{
     resource::{Resource, setrlimit},
     statfs::{BPF_FS_MAGIC, statfs},
@@ -70,19 +74,7 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
         .override_global("AYA_LOG_LEVEL", &level, true)
         .override_global("MH_SOCK_USERLOCKS", &userlocks, true)
         .load(OBJECT)?;
-    let refused = |interface: &str| {
-        let interface = interface.to_owned();
-        move |source: aya::programs::ProgramError| DatapathError::Attach {
-            what: "load the program into the kernel for use",
-            interface,
-            source: Box::new(source),
-        }
-    };
-    for name in [program::TC, program::EGRESS].into_iter().chain(Stage::ALL.iter().map(|(_, name)| *name)) {
-        program_of::<SchedClassifier>(&mut ebpf, name)?.load().map_err(refused(name))?;
-    }
-    let xdp: &mut Xdp = program_of(&mut ebpf, program::XDP)?;
-    xdp.load().map_err(refused(program::XDP))?;
+    verify(&mut ebpf)?;
 
     let mut tables = Tables::open(dir)?;
     for &(stage, name) in Stage::ALL {
@@ -114,10 +106,41 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
     Ok(Loaded { ebpf, dir: dir.to_owned(), notes, adopted })
 }
 
+/// Has the kernel verify the programs, as many at a time as there are processors: it is most of what a start takes.
+fn verify(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
+    let workers = thread::available_parallelism().map_or(1, NonZero::get);
+    let programs: Mutex<Vec<(&str, &mut Program)>> = Mutex::new(ebpf.programs_mut().collect());
+    let next = || programs.lock().ok().and_then(|mut programs| programs.pop());
+    let work = || -> Result<(), DatapathError> {
+        while let Some((name, program)) = next() {
+            match program {
+                Program::SchedClassifier(program) => program.load(),
+                Program::Xdp(program) => program.load(),
+                _ => Ok(()),
+            }
+            .map_err(refused(name))?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic)))
+    })
+}
+
+fn refused(program: &str) -> impl FnOnce(ProgramError) -> DatapathError {
+    let interface = program.to_owned();
+    move |source| DatapathError::Attach {
+        what: "load the program into the kernel for use",
+        interface,
+        source: Box::new(source),
+    }
+}
+
 /// A program of the object by name.
 pub fn program_of<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, DatapathError>
 where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program>,
+    &'a mut P: TryFrom<&'a mut Program>,
 {
     ebpf.program_mut(name).and_then(|program| program.try_into().ok()).ok_or(DatapathError::Missing(name))
 }
