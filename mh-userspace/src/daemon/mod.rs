@@ -27,7 +27,7 @@ use tokio::{
 };
 
 use self::{
-    backend::{Command, Handle},
+    backend::{Command, Handle, Views},
     controller::Controller,
 };
 use crate::{
@@ -104,6 +104,7 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
     controller.observe(facts);
     controller.start()?;
     warn_of_forwarding();
+    warn_of_strict_filters(&controller.views());
     let logger = options.debug.then(|| spawn_logger(&mut controller)).flatten();
 
     let (commands, mut inbox) = mpsc::channel(COMMAND_QUEUE);
@@ -191,6 +192,24 @@ fn warn_of_forwarding() {
     let enabled = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|text| text.trim() == "1");
     if !enabled {
         tracing::warn!("IPv4 forwarding is off, so nothing is steered; switch it on: sysctl -w net.ipv4.ip_forward=1");
+    }
+}
+
+/// A strict reverse-path filter drops what comes in by any uplink but the one that the kernel's default route names: what is for the
+/// machine itself, that is; what mh forwards does not pass it.
+fn warn_of_strict_filters(views: &Views) {
+    let strict = |name: &str| {
+        let file = format!("/proc/sys/net/ipv4/conf/{name}/rp_filter");
+        std::fs::read_to_string(file).is_ok_and(|text| text.trim() == "1")
+    };
+    let loose = std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter").is_ok_and(|text| text.trim() == "2");
+    for interface in views.uplinks.iter().map(|uplink| uplink.interface.as_str()) {
+        if !loose && (strict("all") || strict(interface)) {
+            tracing::warn!(
+                "the reverse-path filter on {interface} is strict: what others ask this machine by uplinks other than the default \
+                 route's gets lost; make it loose: sysctl -w net.ipv4.conf.{interface}.rp_filter=2"
+            );
+        }
     }
 }
 
