@@ -1,14 +1,16 @@
-//! `cargo xtask bench`: what a packet costs.
+//! `cargo xtask bench`: what a packet costs, and how fast TCP gets through.
 //!
-//! Measures both programs by `BPF_PROG_TEST_RUN` on the rig of `mh_tests::rig`, interleaved and repeated, and prints medians. The figures are of
+//! Throughput: see [`throughput`]. The cost of a packet: measures both programs by `BPF_PROG_TEST_RUN` on the rig of `mh_tests::rig`, interleaved and repeated, and prints medians. The figures are of
 //! the programs alone, without driver, socket buffer or redirect. The machine's noise is in them: compare within one run.
+
+mod throughput;
 
 use anyhow::Result;
 use clap::Parser;
 use mh_tests::packet::{Packet, Transport};
 use mh_tests::rig::{GATEWAY1, HOST, LAN, Rig, WAN1};
 
-/// Measures what a packet costs in each program.
+/// Measures throughput beside the kernel's, and what a packet costs in each program.
 #[derive(Parser)]
 struct Arguments {
     /// How often each measurement is repeated; the median counts.
@@ -18,6 +20,14 @@ struct Arguments {
     /// Packets per measurement.
     #[arg(long, default_value_t = 200_000)]
     packets: u32,
+
+    /// Rounds of the throughput measurement; 0 leaves it out.
+    #[arg(long, default_value_t = 3)]
+    throughput_rounds: usize,
+
+    /// Seconds per measurement of throughput.
+    #[arg(long, default_value_t = 3)]
+    seconds: u32,
 }
 
 /// A kind of packet to measure.
@@ -30,6 +40,9 @@ struct Case {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    if arguments.throughput_rounds > 0 {
+        throughput::measure(arguments.throughput_rounds, arguments.seconds)?;
+    }
     Rig::run([1, 0], |rig| {
         let (inside, outside, remote) = ("192.168.1.10:40001", "198.51.100.2:40001", "192.0.2.10:443");
         // The kernel repeats a run on the packet that the run before left behind: what is measured has to be left as it is.
@@ -46,11 +59,8 @@ fn main() -> Result<()> {
                 "tc:  from an uplink, no flow",
                 false,
                 "wan1",
-                &Packet {
-                    src: "192.0.2.77:53".parse()?,
-                    ..Packet::new(WAN1, GATEWAY1, remote, outside, Transport::Udp)
-                }
-                .build(),
+                // In mid-stream, to a port that nobody has: the kernel's.
+                &Packet::new(WAN1, GATEWAY1, "192.0.2.77:53", "198.51.100.2:40009", Transport::Tcp(0x10)).build(),
             ),
         ];
         let mut measured = vec![Vec::new(); cases.len()];
