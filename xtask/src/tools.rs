@@ -55,6 +55,7 @@ pub const TOOLS: &[Tool] = &[
         "conntrack-tools",
         "conntrack-tools",
     ),
+    laboratory("hping3", "sends odd TCP segments", &["-v"], &["hping3"], "hping3", "hping"),
     laboratory("iperf3", "sends bulk traffic", &["--version"], &["iperf3"], "iperf3", "iperf3"),
     laboratory("nginx", "serves HTTP", &["-v"], &["nginx-light", "nginx"], "nginx", "nginx"),
     laboratory("curl", "asks for HTTP", &["--version"], &["curl"], "curl", "curl"),
