@@ -1,7 +1,7 @@
 //! Ethernet frames with IPv4 in them, built from first principles: every checksum is worked out over the whole packet, so that what
 //! the datapath did incrementally can be compared byte for byte.
 
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 /// An Ethernet address.
 pub type Mac = [u8; 6];
@@ -38,6 +38,8 @@ pub struct Packet {
     pub transport: Transport,
     /// IP options; a multiple of four bytes.
     pub options: Vec<u8>,
+    /// TCP options; a multiple of four bytes.
+    pub tcp_options: Vec<u8>,
     /// What the transport carries.
     pub payload: Vec<u8>,
 }
@@ -52,7 +54,8 @@ impl Packet {
     pub fn new(to: Mac, from: Mac, src: &str, dst: &str, transport: Transport) -> Self {
         let parse = |text: &str| text.parse().unwrap_or_else(|_| panic!("{text:?} is no address and port"));
         let (src, dst) = (parse(src), parse(dst));
-        Self { to, from, src, dst, ttl: 64, transport, options: Vec::new(), payload: b"payload of odd length".to_vec() }
+        let payload = b"payload of odd length".to_vec();
+        Self { to, from, src, dst, ttl: 64, transport, options: Vec::new(), tcp_options: Vec::new(), payload }
     }
 
     /// The frame.
@@ -88,8 +91,9 @@ impl Packet {
         let (sport, dport) = (self.src.port().to_be_bytes(), self.dst.port().to_be_bytes());
         let (mut header, at) = match self.transport {
             Transport::Tcp(flags) => {
-                let rest = [0, 0, 0, 1, 0, 0, 0, 2, 0x50, flags, 0x20, 0, 0, 0, 0, 0];
-                ([&sport[..], &dport, &rest].concat(), 16)
+                let offset = u8::try_from(5 + self.tcp_options.len() / 4).unwrap_or(15) << 4;
+                let rest = [0, 0, 0, 1, 0, 0, 0, 2, offset, flags, 0x20, 0, 0, 0, 0, 0];
+                ([&sport[..], &dport, &rest, &self.tcp_options].concat(), 16)
             }
             Transport::Udp | Transport::UdpUnsummed => {
                 let len = u16::try_from(8 + self.payload.len()).unwrap_or(u16::MAX).to_be_bytes();
@@ -114,6 +118,44 @@ impl Packet {
         header[at..at + 2].copy_from_slice(&sum.to_be_bytes());
         header
     }
+}
+
+/// The frame with another word of fragment flags and offset, and the header checksum that goes with it.
+#[must_use]
+pub fn with_fragment(frame: &[u8], fragment: u16) -> Vec<u8> {
+    let mut frame = frame.to_vec();
+    let end = 14 + usize::from(frame[14] & 0x0f) * 4;
+    frame[20..22].copy_from_slice(&fragment.to_be_bytes());
+    frame[24..26].fill(0);
+    let sum = checksum(&[&frame[14..end]]);
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    frame
+}
+
+/// A frame with an ICMP error: type and code, the second word of its header, and what it quotes.
+///
+/// # Panics
+/// If an address doesn't parse.
+#[must_use]
+#[allow(clippy::panic, clippy::too_many_arguments, reason = "a test's own text is wrong; a header has so many fields")]
+pub fn icmp_error(
+    to: Mac,
+    from: Mac,
+    src: &str,
+    dst: &str,
+    ttl: u8,
+    kind: [u8; 2],
+    word: u32,
+    quoted: &[u8],
+) -> Vec<u8> {
+    let address = |text: &str| text.parse::<Ipv4Addr>().unwrap_or_else(|_| panic!("{text:?} is no address")).octets();
+    let mut icmp = [&kind[..], &[0, 0], &word.to_be_bytes(), quoted].concat();
+    let sum = checksum(&[&icmp]);
+    icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+    let total = u16::try_from(20 + icmp.len()).unwrap_or(u16::MAX).to_be_bytes();
+    let ip = [&[0x45, 0xc0][..], &total, &[0x43, 0x21, 0, 0, ttl, 1, 0, 0], &address(src), &address(dst)].concat();
+    // The checksum, and no fragment.
+    with_fragment(&[&to[..], &from, &[0x08, 0x00], &ip, &icmp].concat(), 0)
 }
 
 /// The Internet checksum (RFC 1071) over parts, of which all but the last have an even length.

@@ -75,7 +75,12 @@ const CASES: &[Case] = &[
         nft: "leaves with the inside address",
         mh: "dropped",
     },
-    Case { name: "port unreachable from the remote", run: unreachable, nft: "told to the client", mh: "told to the client" },
+    Case {
+        name: "port unreachable from the remote",
+        run: unreachable,
+        nft: "told to the client",
+        mh: "told to the client",
+    },
     Case { name: "a datagram in fragments", run: fragments, nft: "delivered", mh: "delivered" },
     Case { name: "a TTL that ends at the router", run: first_hop, nft: "the router tells", mh: "the router tells" },
     Case { name: "a ping", run: ping, nft: "answered", mh: "answered" },
