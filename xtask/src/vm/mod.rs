@@ -65,7 +65,7 @@ pub struct Options {
     /// Runs a command instead of tests, as root in this directory; what it writes is gone afterwards.
     #[arg(long, requires = "arguments", conflicts_with = "tests")]
     run: bool,
-    /// Runs only this test program (may be given again) [default: test_run and all lab_*].
+    /// Runs only this test program (may be given again) [default: all test_run* and lab_*].
     #[arg(long = "test", value_name = "NAME")]
     tests: Vec<String>,
     /// The longest that a VM may run; there is one for each test program.

@@ -76,7 +76,7 @@ fn programs(messages: &str) -> Vec<Program> {
 
 fn pick(all: &[Program], names: &[String]) -> Result<Vec<Program>> {
     if names.is_empty() {
-        let runs_mh = |program: &&Program| program.name == "test_run" || program.name.starts_with("lab_");
+        let runs_mh = |program: &&Program| program.name.starts_with("test_run") || program.name.starts_with("lab_");
         return Ok(all.iter().filter(runs_mh).cloned().collect());
     }
     if let Some(unknown) = names.iter().find(|name| all.iter().all(|program| program.name != **name)) {
