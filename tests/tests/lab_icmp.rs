@@ -128,7 +128,7 @@ fn counter(scene: &Scene, section: &str, name: &str) -> Result<u64> {
 fn client_learns_the_uplinks_mtu(mode: Mode) -> Result<()> {
     with_small_uplinks(mode, "", |scene| {
         let client = &scene.lab.client1;
-        let server = Datagrams::bind(&scene.lab.server, SERVER, 7001)?;
+        let server = Datagrams::bind(&scene.lab.server, SERVER, 9001)?;
         let errors = Sniffer::start_verbose(client, "icmp")?;
         for (index, mtu) in SMALL_UPLINKS.into_iter().enumerate() {
             let outside = only(scene, index)?;
@@ -142,8 +142,8 @@ fn client_learns_the_uplinks_mtu(mode: Mode) -> Result<()> {
             assert_eq!(*source.ip(), outside);
             // The router itself tells, and quotes what the client sent.
             let told = format!("{ROUTER_LAN0} > {CLIENT1}: ICMP {SERVER} unreachable - need to frag (mtu {mtu})");
-            let quoted = format!("{} > {SERVER}.7001: UDP", dotted(socket.local));
-            wait_until("the error", TIMEOUT, || Ok(shows(&errors, &[&told, &quoted])))?;
+            let quoted = format!("{} > {SERVER}.9001: UDP", dotted(socket.local));
+            expect_shown(&errors, &[&told, &quoted])?;
         }
         Ok(())
     })
@@ -154,11 +154,14 @@ fn dotted(address: SocketAddrV4) -> String {
     format!("{}.{}", address.ip(), address.port())
 }
 
-/// Whether all of it was captured; a wrong checksum of an ICMP message, of its IP header or of a quoted one fails the test.
-fn shows(sniffer: &Sniffer, all: &[&str]) -> bool {
-    let text = sniffer.text();
-    assert!(!text.contains("bad cksum") && !text.contains("wrong icmp cksum"), "{text}");
-    all.iter().all(|part| text.contains(part))
+/// Waits until all of it was captured. A wrong checksum of an ICMP message, of its IP header or of a quoted one fails the test.
+fn expect_shown(sniffer: &Sniffer, all: &[&str]) -> Result<()> {
+    let shown = wait_until("errors on the wire", TIMEOUT, || {
+        let text = sniffer.text();
+        ensure!(!text.contains("bad cksum") && !text.contains("wrong icmp cksum"), "wrong checksums");
+        Ok(all.iter().all(|part| text.contains(part)))
+    });
+    shown.map(drop).with_context(|| format!("{all:#?} in what was captured:\n{}", sniffer.text()))
 }
 
 /// Sends `length` bytes from `client` to `server` and back, all of which may be fragmented on the way; `outside`: the source that the
@@ -182,7 +185,7 @@ fn round_trip(client: &Datagrams, server: &Datagrams, length: usize, outside: Ip
 fn what_may_be_fragmented_arrives_by_small_uplinks(mode: Mode) -> Result<()> {
     with_small_uplinks(mode, "", |scene| {
         let client = &scene.lab.client1;
-        let server = Datagrams::bind(&scene.lab.server, SERVER, 7001)?;
+        let server = Datagrams::bind(&scene.lab.server, SERVER, 9001)?;
         for index in [0, 1] {
             let outside = only(scene, index)?;
             let mut fragmented = counter(scene, "verdicts", "pass_to_fragment")?;
@@ -204,14 +207,17 @@ fn what_may_be_fragmented_arrives_by_small_uplinks(mode: Mode) -> Result<()> {
     })
 }
 
-fn transfer_both_ways(scene: &Scene, outside: Ipv4Addr) -> Result<()> {
-    for direction in [Direction::Upload, Direction::Download] {
-        let transferred = transfer(&scene.lab.client1, scene.tcp.address(), direction, BYTES)?;
-        assert_eq!(*transferred.seen.ip(), outside, "{direction:?}");
-        // A path that swallows what is too large is found only after seconds, if ever.
-        assert!(transferred.elapsed < Duration::from_secs(8), "{direction:?} took {:?}", transferred.elapsed);
-    }
+fn transfer_one_way(scene: &Scene, direction: Direction, outside: Ipv4Addr) -> Result<()> {
+    let transferred = transfer(&scene.lab.client1, scene.tcp.address(), direction, BYTES)?;
+    assert_eq!(*transferred.seen.ip(), outside, "{direction:?}");
+    // A path that swallows what is too large is found only after seconds, if ever.
+    assert!(transferred.elapsed < Duration::from_secs(8), "{direction:?} took {:?}", transferred.elapsed);
     Ok(())
+}
+
+fn transfer_both_ways(scene: &Scene, outside: Ipv4Addr) -> Result<()> {
+    transfer_one_way(scene, Direction::Upload, outside)?;
+    transfer_one_way(scene, Direction::Download, outside)
 }
 
 /// The MSS options captured so far.
@@ -228,8 +234,8 @@ fn mss_heard(scene: &Scene, index: usize) -> Result<(u32, u32)> {
     let flow = TcpFlow::connect(&scene.lab.client1, scene.tcp.address(), TIMEOUT)?;
     assert_eq!(*flow.seen.ip(), scene.lab.uplink(index)?.address);
     let heard = wait_for("both SYNs", TIMEOUT, || {
-        Ok(match (mss(&at_server)[..], mss(&at_client)[..]) {
-            ([a], [b]) => Some((a, b)),
+        Ok(match (&*mss(&at_server), &*mss(&at_client)) {
+            (&[a], &[b]) => Some((a, b)),
             _ => None,
         })
     });
@@ -244,10 +250,12 @@ fn tcp_works_by_small_uplinks_without_clamping(mode: Mode) -> Result<()> {
                 forget_path_mtu(host)?;
             }
             assert_eq!(mss_heard(scene, index)?, (1460, 1460));
-            transfer_both_ways(scene, outside)?;
-            // The client was told by the router, the server by the ISP.
-            assert_eq!(path_mtu(&scene.lab.client1, SERVER)?, Some(mtu));
-            assert_eq!(path_mtu(&scene.lab.server, outside)?, Some(mtu));
+            // Who has learned announces a smaller MSS: each has to begin without.
+            transfer_one_way(scene, Direction::Upload, outside)?;
+            assert_eq!(path_mtu(&scene.lab.client1, SERVER)?, Some(mtu), "told by the router");
+            forget_path_mtu(&scene.lab.client1)?;
+            transfer_one_way(scene, Direction::Download, outside)?;
+            assert_eq!(path_mtu(&scene.lab.server, outside)?, Some(mtu), "told by the ISP");
         }
         Ok(())
     })
@@ -272,20 +280,20 @@ fn client_learns_the_mtu_behind_the_isp(mode: Mode) -> Result<()> {
     with(&Options::new(mode), "", |scene| {
         let client = &scene.lab.client1;
         let errors = Sniffer::start_verbose(client, "icmp")?;
-        let server = Datagrams::bind(&scene.lab.server, SERVER, 7001)?;
+        let server = Datagrams::bind(&scene.lab.server, SERVER, 9001)?;
         for (index, mtu) in [1200, 1100].into_iter().enumerate() {
             let outside = only(scene, index)?;
             let uplink = scene.lab.uplink(index)?;
-            uplink.isp.ip(&[format!("link set eth1 mtu {mtu}")])?;
-            scene.lab.server.ip(&[format!("link set eth{} mtu {mtu}", index + 1)])?;
+            // As if a smaller link followed: the server's own is as large as ever, and so is the MSS that it announces.
+            uplink.isp.ip(&[format!("route replace default via 10.99.{}.2 mtu lock {mtu}", index + 1)])?;
             forget_path_mtu(client)?;
             let translated = counter(scene, "verdicts", "icmp_error")?;
             let socket = Datagrams::connected(client, server.local)?;
             expect_too_big(&socket, 1400, client, SERVER, mtu)?;
             assert_eq!(counter(scene, "verdicts", "icmp_error")?, translated + 1);
             let told = format!("{} > {CLIENT1}: ICMP {SERVER} unreachable - need to frag (mtu {mtu})", uplink.gateway);
-            let quoted = format!("{} > {SERVER}.7001: UDP", dotted(socket.local));
-            wait_until("the error", TIMEOUT, || Ok(shows(&errors, &[&told, &quoted])))?;
+            let quoted = format!("{} > {SERVER}.9001: UDP", dotted(socket.local));
+            expect_shown(&errors, &[&told, &quoted])?;
             let (received, source) = server.receive()?;
             assert_eq!((received.len(), *source.ip()), (mtu as usize - HEADERS, outside));
 
@@ -293,7 +301,6 @@ fn client_learns_the_mtu_behind_the_isp(mode: Mode) -> Result<()> {
             forget_path_mtu(client)?;
             transfer_both_ways(scene, outside)?;
             assert_eq!(path_mtu(client, SERVER)?, Some(mtu));
-            assert_eq!(path_mtu(&scene.lab.server, outside)?, None, "the server's own link is as small");
 
             // A ping's error is found by its identifier.
             forget_path_mtu(client)?;
@@ -311,7 +318,7 @@ fn server_learns_the_lans_mtu(mode: Mode) -> Result<()> {
         let errors = Sniffer::start_verbose(&scene.lab.server, "icmp")?;
         for (index, client) in [(0, &scene.lab.client1), (1, &scene.lab.client3)] {
             let outside = only(scene, index)?;
-            let mut server = Datagrams::bind(&scene.lab.server, SERVER, 7001 + u16::try_from(index)?)?;
+            let mut server = Datagrams::bind(&scene.lab.server, SERVER, 9001 + u16::try_from(index)?)?;
             let inside = Datagrams::connected(client, server.local)?;
             inside.send(b"hello")?;
             let (_, seen) = server.receive()?;
@@ -324,7 +331,7 @@ fn server_learns_the_lans_mtu(mode: Mode) -> Result<()> {
             // The error comes from the outside address and quotes what the server sent.
             let told = format!("{outside} > {SERVER}: ICMP {outside} unreachable - need to frag (mtu 1200)");
             let quoted = format!("{} > {}: UDP", dotted(server.local), dotted(seen));
-            wait_until("the error", TIMEOUT, || Ok(shows(&errors, &[&told, &quoted])))?;
+            expect_shown(&errors, &[&told, &quoted])?;
             assert!(!errors.text().contains("192.168."), "inside addresses are out:\n{}", errors.text());
 
             // TCP: the client's MSS says what fits by itself.
@@ -336,7 +343,7 @@ fn server_learns_the_lans_mtu(mode: Mode) -> Result<()> {
 
 fn what_may_be_fragmented_arrives_in_a_small_lan(mode: Mode) -> Result<()> {
     with(&Options { lan_mtu: 1200, ..Options::new(mode) }, "", |scene| {
-        let server = Datagrams::bind(&scene.lab.server, SERVER, 7001)?;
+        let server = Datagrams::bind(&scene.lab.server, SERVER, 9001)?;
         for (index, client) in [(0, &scene.lab.client1), (1, &scene.lab.client3)] {
             let outside = only(scene, index)?;
             let socket = Datagrams::connected(client, server.local)?;
@@ -382,7 +389,7 @@ fn traceroute_shows_every_router(mode: Mode) -> Result<()> {
                 assert!(counter(scene, "verdicts", "icmp_error")? >= translated + 2);
             }
             let told = format!("{} > {CLIENT1}: ICMP time exceeded in-transit", scene.lab.uplink(index)?.gateway);
-            wait_until("errors at the client", TIMEOUT, || Ok(shows(&errors, &[&told])))?;
+            expect_shown(&errors, &[&told])?;
         }
         let text = errors.text();
         for uplink in &scene.lab.uplinks {
@@ -432,7 +439,7 @@ fn closed_port_of_the_server(mode: Mode) -> Result<()> {
             }
             let told = format!("{SERVER} > {CLIENT1}: ICMP {SERVER} udp port 9999 unreachable");
             let quoted = format!("{} > {SERVER}.9999: UDP", dotted(socket.local));
-            wait_until("the error", TIMEOUT, || Ok(shows(&errors, &[&told, &quoted])))?;
+            expect_shown(&errors, &[&told, &quoted])?;
         }
         Ok(())
     })
@@ -461,7 +468,7 @@ fn closed_port_of_an_inside_host(mode: Mode) -> Result<()> {
                 assert_eq!(counter(scene, "verdicts", "icmp_error")?, translated + 1);
                 let told = format!("{outside} > {SERVER}: ICMP {outside} udp port {} unreachable", seen.port());
                 let quoted = format!("{} > {}: UDP", dotted(socket.local), dotted(seen));
-                wait_until("the error", TIMEOUT, || Ok(shows(&errors, &[&told, &quoted])))?;
+                expect_shown(&errors, &[&told, &quoted])?;
                 assert_eq!(bindings(scene, closed)?, (index + 1, true));
             }
             assert!(!errors.text().contains("192.168."), "inside addresses are out:\n{}", errors.text());
@@ -489,9 +496,10 @@ fn expect_refusal(scene: &Scene, client: &Host, error: Errno, reason: &str) -> R
     let begun = Instant::now();
     let connected = client.enter(|| TcpStream::connect(SocketAddrV4::new(SERVER, 7000)))?;
     assert_eq!(connected.err().as_ref().and_then(io::Error::raw_os_error), Some(error as i32), "tcp");
-    // Before a SYN is repeated.
-    assert!(begun.elapsed() < Duration::from_millis(900), "{:?}", begun.elapsed());
-    assert_eq!(counter(scene, "drops", reason)?, refused + 2);
+    // Here the answer to the first SYN comes while `connect` is still sending it, which the kernel takes for a hint only: it ends with
+    // the repeated SYN.
+    assert!(begun.elapsed() < Duration::from_millis(2500), "{:?}", begun.elapsed());
+    assert!(counter(scene, "drops", reason)? > refused + 1);
     Ok(())
 }
 
@@ -504,7 +512,7 @@ fn no_uplink_is_told_at_once(mode: Mode) -> Result<()> {
         }
         expect_refusal(scene, &scene.lab.client1, Errno::ENETUNREACH, "no_uplink")?;
         let told = format!("{ROUTER_LAN0} > {CLIENT1}: ICMP net {SERVER} unreachable");
-        wait_until("the error", TIMEOUT, || Ok(shows(&errors, &[&told])))?;
+        expect_shown(&errors, &[&told])?;
         assert!(scene.udp.seen().is_empty() && scene.tcp.seen().is_empty(), "something arrived");
         scene.mhd.ctl(&["health", "isp2", "up"])?;
         scene.mhd.wait_for_state("isp2", "up")?;
@@ -518,7 +526,7 @@ fn exhausted_ports_are_told_at_once(mode: Mode) -> Result<()> {
     with(&Options::new(mode), "ports = \"50000-50000\"", |scene| {
         let errors = Sniffer::start_verbose(&scene.lab.client2, "icmp")?;
         let outside = only(scene, 0)?;
-        let server = Datagrams::bind(&scene.lab.server, SERVER, 7001)?;
+        let server = Datagrams::bind(&scene.lab.server, SERVER, 9001)?;
         let first = Datagrams::connected(&scene.lab.client1, server.local)?;
         round_trip(&first, &server, 100, outside)?;
         let mut connection = TcpFlow::connect(&scene.lab.client1, scene.tcp.address(), TIMEOUT)?;
@@ -526,7 +534,7 @@ fn exhausted_ports_are_told_at_once(mode: Mode) -> Result<()> {
 
         expect_refusal(scene, &scene.lab.client2, Errno::EHOSTUNREACH, "ports_exhausted")?;
         let told = format!("{ROUTER_LAN0} > 192.168.1.12: ICMP host {SERVER} unreachable - admin prohibited filter");
-        wait_until("the error", TIMEOUT, || Ok(shows(&errors, &[&told])))?;
+        expect_shown(&errors, &[&told])?;
         assert!(scene.udp.seen().is_empty(), "something arrived");
         assert_eq!(scene.tcp.seen().len(), 1, "something arrived");
         // Who has a port keeps it.
