@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use mh_tests::lab::traffic::{Datagrams, Direction, Sniffer, TcpFlow, transfer};
-use mh_tests::lab::{CLIENT1, Host, Mode, Options, ROUTER_LAN0, SERVER, Scene, run_with, wait_for, wait_until};
+use mh_tests::lab::{CLIENT1, Host, Mode, Options, ROUTER_LAN0, SERVER, Scene, run_configured, wait_for, wait_until};
 use nix::errno::Errno;
 use serde_json::Value;
 
@@ -71,7 +71,7 @@ fn with_small_uplinks(mode: Mode, line: &str, test: impl FnOnce(&mut Scene) -> R
 fn with(options: &Options, line: &str, test: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
     let config =
         |lab: &mh_tests::lab::TwoIsps| lab.config(&[1, 1]).replace("\nweight = ", &format!("\n{line}\nweight = "));
-    run_with(options, config, |scene| {
+    run_configured(options, config, |scene| {
         // All hosts together send more errors here than the kernel's limit of one per second to each address.
         for host in [&scene.lab.router, &scene.lab.server, &scene.lab.client1, &scene.lab.client2] {
             host.sysctl("ipv4/icmp_ratelimit", "0")?;
