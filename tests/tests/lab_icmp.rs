@@ -16,7 +16,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use mh_tests::lab::traffic::{Datagrams, Direction, Sniffer, TcpFlow, transfer};
-use mh_tests::lab::{CLIENT1, Host, Mode, Options, ROUTER_LAN0, SERVER, Scene, run_configured, wait_for, wait_until};
+use mh_tests::lab::{
+    CLIENT1, Host, Mode, Options, ROUTER_LAN0, SERVER, Scene, TwoIsps, run_configured, wait_for, wait_until,
+};
 use nix::errno::Errno;
 use serde_json::Value;
 
@@ -49,6 +51,7 @@ in_both!(
     traceroute_shows_every_router,
     closed_port_of_the_server,
     closed_port_of_an_inside_host,
+    closed_port_of_an_inside_host_by_its_outside_address,
     no_uplink_is_told_at_once,
     exhausted_ports_are_told_at_once,
 );
@@ -69,18 +72,21 @@ fn with_small_uplinks(mode: Mode, line: &str, test: impl FnOnce(&mut Scene) -> R
 
 /// Runs a test with these options, each uplink with this line in its section.
 fn with(options: &Options, line: &str, test: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
-    let config =
-        |lab: &mh_tests::lab::TwoIsps| lab.config(&[1, 1]).replace("\nweight = ", &format!("\n{line}\nweight = "));
+    let config = |lab: &TwoIsps| lab.config(&[1, 1]).replace("\nweight = ", &format!("\n{line}\nweight = "));
     run_configured(options, config, |scene| {
-        // All hosts together send more errors here than the kernel's limit of one per second to each address.
-        for host in [&scene.lab.router, &scene.lab.server, &scene.lab.client1, &scene.lab.client2] {
-            host.sysctl("ipv4/icmp_ratelimit", "0")?;
-        }
-        for uplink in &scene.lab.uplinks {
-            uplink.isp.sysctl("ipv4/icmp_ratelimit", "0")?;
-        }
+        tell_all(scene)?;
         test(scene)
     })
+}
+
+/// Lifts the kernel's limit of one error per second to each address, which hosts would go past here.
+fn tell_all(scene: &Scene) -> Result<()> {
+    let lab = &scene.lab;
+    let isps = lab.uplinks.iter().map(|uplink| &uplink.isp);
+    [&lab.router, &lab.server, &lab.client1, &lab.client2]
+        .into_iter()
+        .chain(isps)
+        .try_for_each(|host| host.sysctl("ipv4/icmp_ratelimit", "0"))
 }
 
 /// Lets all new flows take the uplink at `index`, and gives its outside address.
@@ -376,9 +382,12 @@ fn hops(client: &Host, options: &[&str]) -> Result<Vec<String>> {
 }
 
 fn traceroute_shows_every_router(mode: Mode) -> Result<()> {
-    with(&Options::new(mode), "", |scene| {
+    // Routers on the way are addresses that the client has never sent to: no filter stops what they say about its packets.
+    let config = |lab: &TwoIsps| lab.config(&[1, 1]) + "\n[nat]\nfiltering = \"address-dependent\"\n";
+    run_configured(&Options::new(mode), config, |scene| {
         mh_tests::lab::require_tools(&["traceroute"])?;
         let errors = Sniffer::start_verbose(&scene.lab.client1, "icmp")?;
+        tell_all(scene)?;
         for index in [0, 1] {
             only(scene, index)?;
             let expected =
@@ -481,6 +490,31 @@ fn closed_port_of_an_inside_host(mode: Mode) -> Result<()> {
             assert_eq!(server.receive()?, (b"back".to_vec(), seen));
         }
         assert_eq!(counter(scene, "drops", "icmp_stray")?, 0);
+        Ok(())
+    })
+}
+
+fn closed_port_of_an_inside_host_by_its_outside_address(mode: Mode) -> Result<()> {
+    with(&Options::new(mode), "", |scene| {
+        let (client1, client2) = (&scene.lab.client1, &scene.lab.client2);
+        let errors = Sniffer::start_verbose(client1, "icmp")?;
+        for index in [0, 1] {
+            let outside = only(scene, index)?;
+            let mut server = Datagrams::bind(&scene.lab.server, SERVER, 0)?;
+            let inside = Datagrams::connected(client2, server.local)?;
+            inside.send(b"hello")?;
+            let (_, seen) = server.receive()?;
+            server.connect(seen)?;
+            drop(inside);
+            let neighbour = Datagrams::connected(client1, seen)?;
+            let translated = counter(scene, "verdicts", "icmp_error")?;
+            neighbour.send(b"still there?")?;
+            assert_eq!(neighbour.error()?, Errno::ECONNREFUSED);
+            assert_eq!(counter(scene, "verdicts", "icmp_error")?, translated + 1);
+            let told = format!("{outside} > {CLIENT1}: ICMP {outside} udp port {} unreachable", seen.port());
+            let quoted = format!("{} > {}: UDP", dotted(neighbour.local), dotted(seen));
+            expect_shown(&errors, &[&told, &quoted])?;
+        }
         Ok(())
     })
 }
