@@ -361,6 +361,11 @@ pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
         if EGRESS {
             return Err(Verdict::TooBig);
         }
+        if packet.ip.part() == Part::First {
+            // Not only at egress: of what a driver hands over in one batch, the rest of the datagram comes here before the kernel goes
+            // on with this packet.
+            fragment::remember::<Fam, _>(frame, &packet.ip, entry, scene);
+        }
         frame.set_mark(settings, mark::FIRST_UPLINK + entry.uplink as u32);
         return Ok(Sent { verdict: kept_whole, code: TcFrame::<EGRESS>::PASS });
     }
