@@ -176,7 +176,7 @@ pub mod mark {
     pub const FIRST_UPLINK: u32 = 1;
     /// To be refused: ICMP type 3 code 13, communication administratively prohibited.
     pub const PROHIBIT: u32 = 61;
-    /// To be refused: ICMP type 3 code 1, host unreachable.
+    /// To be refused: ICMP type 3 code 0, network unreachable.
     pub const UNREACHABLE: u32 = 62;
     /// Translated already: to be let through.
     pub const DONE: u32 = 63;

@@ -361,6 +361,11 @@ pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
         if EGRESS {
             return Err(Verdict::TooBig);
         }
+        if packet.ip.part() == Part::First {
+            // Not only at egress: of what a driver hands over in one batch, the rest of the datagram comes here before the kernel goes
+            // on with this packet.
+            fragment::remember::<Fam, _>(frame, &packet.ip, entry, scene);
+        }
         frame.set_mark(settings, mark::FIRST_UPLINK + entry.uplink as u32);
         return Ok(Sent { verdict: too_big(&packet.ip), code: TcFrame::<EGRESS>::PASS });
     }
@@ -382,8 +387,7 @@ pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
     if packet.ip.part() == Part::First {
         fragment::remember::<Fam, _>(frame, &packet.ip, entry, scene);
     }
-    let too_big_for_lan =
-        !outside && !host && size > settings.lan_mtu && maps::interface(entry.ifindex).is_none_or(|i| size > i.mtu);
+    let too_big_for_lan = !outside && !host && is_too_big_for_lan(entry, size, scene);
     // What goes up to the kernel, or comes from it, is the kernel's to forward.
     let forwarded = !EGRESS && !too_big_for_lan && (outside || !host);
     rewrite::translate::<Fam, _>(frame, packet, entry, forwarded).map_err(|()| Verdict::Rewrite)?;
@@ -408,6 +412,12 @@ pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
 #[inline(always)]
 pub const fn too_big<A: Copy>(ip: &Ip<A>) -> Verdict {
     if ip.dont_fragment() { Verdict::TooBig } else { Verdict::ToFragment }
+}
+
+/// Whether a packet of this size is too large for the interface by which the half leads inside.
+#[inline(always)]
+pub fn is_too_big_for_lan<A>(entry: &Entry<A>, size: u32, scene: &Scene) -> bool {
+    size > scene.settings.lan_mtu && maps::interface(entry.ifindex).is_none_or(|interface| size > interface.mtu)
 }
 
 /// Lets a translated packet leave by its uplink, from the egress hook of this or another one.

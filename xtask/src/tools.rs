@@ -61,6 +61,14 @@ pub const TOOLS: &[Tool] = &[
     laboratory("curl", "asks for HTTP", &["--version"], &["curl"], "curl", "curl"),
     laboratory("ping", "sends ICMP echo", &["-V"], &["iputils-ping"], "iputils", "iputils"),
     laboratory("ethtool", "switches offloads", &["--version"], &["ethtool"], "ethtool", "ethtool"),
+    laboratory(
+        "traceroute",
+        "shows the routers on a path",
+        &["--version"],
+        &["traceroute"],
+        "traceroute",
+        "traceroute",
+    ),
     laboratory("tcpdump", "shows what is on the wire", &["--version"], &["tcpdump"], "tcpdump", "tcpdump"),
     laboratory(
         "bpftool",

@@ -31,8 +31,16 @@ impl Scene {
     /// # Errors
     /// If the laboratory can't be built, or mhd doesn't start.
     pub fn new(mode: Mode) -> Result<Self> {
-        let lab = Lab::two_isps(&Options::new(mode))?;
-        let config = lab.config(&[1, 1]);
+        Self::configured(&Options::new(mode), |lab| lab.config(&[1, 1]))
+    }
+
+    /// Builds it with these options and this config.
+    ///
+    /// # Errors
+    /// As [`Scene::new`].
+    pub fn configured(options: &Options, config: impl FnOnce(&TwoIsps) -> String) -> Result<Self> {
+        let lab = Lab::two_isps(options)?;
+        let config = config(&lab);
         let mhd = Mhd::start(lab.lab(), &lab.router, &config)?;
         let address = SocketAddrV4::new(SERVER, SERVER_PORT);
         Ok(Self {
@@ -76,10 +84,23 @@ impl Scene {
 /// # Errors
 /// What the test failed with.
 pub fn run(mode: Mode, test: fn(&mut Scene) -> Result<()>) -> Result<()> {
+    run_configured(&Options::new(mode), |lab| lab.config(&[1, 1]), test)
+}
+
+/// [`run`] with options and a config of choice.
+///
+/// # Errors
+/// What the test failed with.
+pub fn run_configured(
+    options: &Options,
+    config: impl FnOnce(&TwoIsps) -> String,
+    test: impl FnOnce(&mut Scene) -> Result<()>,
+) -> Result<()> {
     if skipped() {
         return Ok(());
     }
-    let mut scene = Scene::new(mode).with_context(|| format!("laboratory in {} mode", mode.name()))?;
+    let scene = Scene::configured(options, config);
+    let mut scene = scene.with_context(|| format!("laboratory in {} mode", options.mode.name()))?;
     let outcome = catch_unwind(AssertUnwindSafe(|| test(&mut scene)));
     if !matches!(outcome, Ok(Ok(()))) {
         let name = std::thread::current().name().unwrap_or("test").to_owned();

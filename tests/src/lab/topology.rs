@@ -33,13 +33,15 @@ pub struct Options {
     pub lan_mtu: u32,
     /// MTU of the links between the router and the ISPs.
     pub uplink_mtu: u32,
+    /// The same for each of the first uplinks by itself; those beyond have `uplink_mtu`.
+    pub uplink_mtus: Vec<u32>,
 }
 
 impl Options {
     /// Two ISPs, MTU 1500.
     #[must_use]
     pub fn new(mode: Mode) -> Self {
-        Self { mode, uplinks: 2, lan_mtu: 1500, uplink_mtu: 1500 }
+        Self { mode, uplinks: 2, lan_mtu: 1500, uplink_mtu: 1500, uplink_mtus: Vec::new() }
     }
 }
 
@@ -253,7 +255,7 @@ impl TwoIsps {
             isp.sysctl("ipv4/ip_forward", "1")?;
             router.connect(interface, isp, "eth0")?;
             isp.connect("eth1", server, &server_interface)?;
-            let mtu = self.options.uplink_mtu;
+            let mtu = self.options.uplink_mtus.get(index).copied().unwrap_or(self.options.uplink_mtu);
             router
                 .ip(&[format!("link set {interface} mtu {mtu}"), format!("addr add {address}/24 dev {interface}")])?;
             self.restore_default_route(index)?;

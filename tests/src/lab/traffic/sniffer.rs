@@ -28,12 +28,32 @@ impl Sniffer {
     /// # Errors
     /// If tcpdump is not installed, or doesn't like the filter.
     pub fn start(host: &Host, filter: &str) -> Result<Self> {
+        Self::start_with(host, &[], filter)
+    }
+
+    /// [`Sniffer::start`] for [`Sniffer::text`] with all headers, those that ICMP errors quote too, and with their checksums judged.
+    ///
+    /// # Errors
+    /// As [`Sniffer::start`].
+    pub fn start_verbose(host: &Host, filter: &str) -> Result<Self> {
+        Self::start_with(host, &["-v"], filter)
+    }
+
+    fn start_with(host: &Host, options: &[&str], filter: &str) -> Result<Self> {
         require_tools(&["tcpdump"])?;
         // With the default snapshot length a slot of the capture's ring takes 256 KiB: a burst of more than eight packets is lost.
-        let arguments = ["tcpdump", "-n", "-l", "--immediate-mode", "-s", "128", "-t", "-Q", "in", "-i", "any", filter];
+        let mut arguments = vec!["tcpdump", "-n", "-l", "--immediate-mode", "-s", "128", "-t", "-Q", "in", "-i", "any"];
+        arguments.extend(options);
+        arguments.push(filter);
         let mut tcpdump = host.spawn("tcpdump", &arguments)?;
         tcpdump.wait_for_line("listening on", Duration::from_secs(10))?;
         Ok(Self { tcpdump })
+    }
+
+    /// What tcpdump printed so far.
+    #[must_use]
+    pub fn text(&self) -> String {
+        self.tcpdump.stdout()
     }
 
     /// What was captured so far, in order.
