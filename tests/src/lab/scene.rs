@@ -31,7 +31,15 @@ impl Scene {
     /// # Errors
     /// If the laboratory can't be built, or mhd doesn't start.
     pub fn new(mode: Mode) -> Result<Self> {
-        let lab = Lab::two_isps(&Options::new(mode))?;
+        Self::with(&Options::new(mode))
+    }
+
+    /// Builds it with these options.
+    ///
+    /// # Errors
+    /// As [`Scene::new`].
+    pub fn with(options: &Options) -> Result<Self> {
+        let lab = Lab::two_isps(options)?;
         let config = lab.config(&[1, 1]);
         let mhd = Mhd::start(lab.lab(), &lab.router, &config)?;
         let address = SocketAddrV4::new(SERVER, SERVER_PORT);
@@ -76,10 +84,18 @@ impl Scene {
 /// # Errors
 /// What the test failed with.
 pub fn run(mode: Mode, test: fn(&mut Scene) -> Result<()>) -> Result<()> {
+    run_with(&Options::new(mode), test)
+}
+
+/// [`run`] with a laboratory of these options.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(options: &Options, test: fn(&mut Scene) -> Result<()>) -> Result<()> {
     if skipped() {
         return Ok(());
     }
-    let mut scene = Scene::new(mode).with_context(|| format!("laboratory in {} mode", mode.name()))?;
+    let mut scene = Scene::with(options).with_context(|| format!("laboratory in {} mode", options.mode.name()))?;
     let outcome = catch_unwind(AssertUnwindSafe(|| test(&mut scene)));
     if !matches!(outcome, Ok(Ok(()))) {
         let name = std::thread::current().name().unwrap_or("test").to_owned();
