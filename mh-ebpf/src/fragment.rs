@@ -65,22 +65,29 @@ fn later_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> 
         return Err(Verdict::TtlExpired);
     }
     let arrival = parse::arrival(&scene.interface, false);
-    let Some(entry) = recall::<Fam>(&ip, arrival, scene) else { return hold::<Fam>(frame, &ip, arrival, scene) };
+    let Some(mut entry) = recall::<Fam>(&ip, arrival, scene) else { return hold::<Fam>(frame, &ip, arrival, scene) };
     if !track::takes(&entry, &scene.interface) {
         return Err(Verdict::NoFlow);
     }
     count::uplink(entry.uplink, entry.is_reply(), 1, ip.len as u64);
     let packet = Packet::without_transport(ip);
+    let kept_whole = if packet.ip.dont_fragment() { Verdict::TooBig } else { Verdict::ToFragment };
     if entry.leads_outside() {
-        if packet.ip.len > maps::uplink(entry.uplink).ok_or(Verdict::NoUplink)?.mtu {
-            let verdict = if packet.ip.dont_fragment() { Verdict::TooBig } else { Verdict::ToFragment };
+        let uplink = maps::uplink(entry.uplink).ok_or(Verdict::NoUplink)?;
+        if packet.ip.len > uplink.mtu {
             frame.set_mark(scene.settings, mark::FIRST_UPLINK + entry.uplink as u32);
-            return Ok(Sent { verdict, code: TcFrame::<false>::PASS });
+            return Ok(Sent { verdict: kept_whole, code: TcFrame::<false>::PASS });
         }
+        // A first fragment that was too large for the uplink was remembered at egress, where nothing is resolved.
+        entry.ifindex = uplink.ifindex;
         frame.set_mark(scene.settings, mark::DONE);
     } else if entry.flags & flow::HOST != 0 {
         rewrite::translate::<Fam, _>(frame, &packet, &entry, false).map_err(|()| Verdict::Rewrite)?;
         return Ok(Sent { verdict: Verdict::Host, code: TcFrame::<false>::PASS });
+    } else if track::is_too_big_for_lan(&entry, packet.ip.len, scene) {
+        rewrite::translate::<Fam, _>(frame, &packet, &entry, false).map_err(|()| Verdict::Rewrite)?;
+        frame.set_mark(scene.settings, mark::DONE);
+        return Ok(Sent { verdict: kept_whole, code: TcFrame::<false>::PASS });
     }
     let code = rewrite::send::<Fam, _>(frame, &packet, &entry)?;
     Ok(Sent { verdict: Verdict::Fragment, code })

@@ -382,8 +382,7 @@ pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
     if packet.ip.part() == Part::First {
         fragment::remember::<Fam, _>(frame, &packet.ip, entry, scene);
     }
-    let too_big_for_lan =
-        !outside && size > settings.lan_mtu && maps::interface(entry.ifindex).is_none_or(|i| size > i.mtu);
+    let too_big_for_lan = !outside && is_too_big_for_lan(entry, size, scene);
     // What goes up to the kernel, or comes from it, is the kernel's to forward.
     let forwarded = !EGRESS && !too_big_for_lan && (outside || !host);
     rewrite::translate::<Fam, _>(frame, packet, entry, forwarded).map_err(|()| Verdict::Rewrite)?;
@@ -404,6 +403,12 @@ pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
         clamp::mss(frame, packet.ip.l4(), packet.l4_len(), uplink.mss);
     }
     Ok(sent)
+}
+
+/// Whether a packet of this size is too large for the interface by which the half leads inside.
+#[inline(always)]
+pub fn is_too_big_for_lan<A>(entry: &Entry<A>, size: u32, scene: &Scene) -> bool {
+    size > scene.settings.lan_mtu && maps::interface(entry.ifindex).is_none_or(|interface| size > interface.mtu)
 }
 
 /// Lets a translated packet leave by its uplink, from the egress hook of this or another one.

@@ -34,7 +34,6 @@ in_both_modes!(
 /// A payload, and into how many fragments an MTU of 1500 takes it.
 const LARGE: usize = 8000;
 const LARGE_FRAGMENTS: u64 = 6;
-const SERVER_PORT: u16 = 7100;
 const DEADLINE: Duration = Duration::from_secs(5);
 const STRAYS: u16 = 4000;
 
@@ -67,8 +66,8 @@ fn last_first(in_order: &[Fragment]) -> Vec<Fragment> {
     in_order.iter().rev().cloned().collect()
 }
 
-fn bind(host: &Host, address: Ipv4Addr, port: u16) -> Result<UdpSocket> {
-    let socket = host.enter(|| UdpSocket::bind((address, port)))?.with_context(|| format!("{address}:{port}"))?;
+fn bind(host: &Host, address: Ipv4Addr) -> Result<UdpSocket> {
+    let socket = host.enter(|| UdpSocket::bind((address, 0)))?.with_context(|| format!("bind {address}"))?;
     socket.set_read_timeout(Some(DEADLINE))?;
     Ok(socket)
 }
@@ -119,8 +118,8 @@ struct Talk {
 
 impl Talk {
     /// Begins one, with a small datagram each way.
-    fn open(scene: &Scene, host: &Host, address: Ipv4Addr, port: u16) -> Result<Self> {
-        let (client, server) = (bind(host, address, 0)?, bind(&scene.lab.server, SERVER, port)?);
+    fn open(scene: &Scene, host: &Host, address: Ipv4Addr) -> Result<Self> {
+        let (client, server) = (bind(host, address)?, bind(&scene.lab.server, SERVER)?);
         let (inside, remote) = (local(&client)?, local(&server)?);
         client.send_to(b"hello", remote)?;
         let outside = expect(&server, b"hello", "the first datagram")?;
@@ -160,15 +159,14 @@ fn each_uplink(scene: &Scene, mut test: impl FnMut(usize, &Host, Ipv4Addr) -> Re
 
 /// Pings with requests and answers of 4000 bytes.
 fn ping_large(host: &Host, to: Ipv4Addr) -> Result<()> {
-    let printed =
-        host.run(&["ping", "-n", "-s", "4000", "-c", "3", "-i", "0.05", "-W", "1", &to.to_string()])?;
+    let printed = host.run(&["ping", "-n", "-s", "4000", "-c", "3", "-i", "0.05", "-W", "1", &to.to_string()])?;
     assert!(printed.contains("3 received"), "{}: {printed}", host.name());
     Ok(())
 }
 
 fn datagrams_in_order(scene: &mut Scene) -> Result<()> {
     each_uplink(scene, |index, client, address| {
-        let talk = Talk::open(scene, client, address, SERVER_PORT)?;
+        let talk = Talk::open(scene, client, address)?;
         assert_eq!(*talk.outside.ip(), scene.lab.uplink(index)?.address);
         let before = counter(scene, "fragment")?;
         for seed in 0..3 {
@@ -192,7 +190,7 @@ fn out_of_order(scene: &Scene, order: fn(&[Fragment]) -> Vec<Fragment>, early: f
     let at_client1 = ArrivalCounter::later_fragments(&scene.lab.client1)?;
     let mut id = 1000;
     each_uplink(scene, |_, client, address| {
-        let talk = Talk::open(scene, client, address, SERVER_PORT)?;
+        let talk = Talk::open(scene, client, address)?;
         let from_client = RawSender::open(client)?;
         for count in [3_u64, 20] {
             id += 1;
@@ -238,7 +236,7 @@ fn to_the_machine_itself(scene: &mut Scene) -> Result<()> {
     for (id, (host, from, to)) in (2000..).step_by(10).zip(cases) {
         let what = format!("{} to {to}", host.name());
         ping_large(host, to).context(what.clone())?;
-        let (asking, answering) = (bind(host, from, 0)?, bind(router, to, 7200)?);
+        let (asking, answering) = (bind(host, from)?, bind(router, to)?);
         let (src, dst) = (local(&asking)?, local(&answering)?);
         let sender = RawSender::open(host)?;
         for order in [<[Fragment]>::to_vec, last_first, shuffled_fragments] {
@@ -260,9 +258,9 @@ fn to_the_machine_itself(scene: &mut Scene) -> Result<()> {
 /// By different uplinks: by one, they would get the same source address and mix at their destination, with or without mh.
 fn same_identification_of_two_clients(scene: &mut Scene) -> Result<()> {
     scene.set_weights(1, 0)?;
-    let first = Talk::open(scene, &scene.lab.client1, CLIENT1, SERVER_PORT)?;
+    let first = Talk::open(scene, &scene.lab.client1, CLIENT1)?;
     scene.set_weights(0, 1)?;
-    let second = Talk::open(scene, &scene.lab.client2, CLIENT2, SERVER_PORT + 1)?;
+    let second = Talk::open(scene, &scene.lab.client2, CLIENT2)?;
     assert_ne!(first.outside.ip(), second.outside.ip());
     let senders = (RawSender::open(&scene.lab.client1)?, RawSender::open(&scene.lab.client2)?);
     let from_server = RawSender::open(&scene.lab.server)?;
@@ -286,11 +284,11 @@ fn same_identification_of_two_clients(scene: &mut Scene) -> Result<()> {
 }
 
 fn hairpin_in_order(scene: &mut Scene) -> Result<()> {
-    for (isp1, isp2, port) in [(1, 0, SERVER_PORT), (0, 1, SERVER_PORT + 1)] {
+    for (isp1, isp2) in [(1, 0), (0, 1)] {
         scene.set_weights(isp1, isp2)?;
-        let talk = Talk::open(scene, &scene.lab.client2, CLIENT2, port)?;
+        let talk = Talk::open(scene, &scene.lab.client2, CLIENT2)?;
         for (host, address) in [(&scene.lab.client1, CLIENT1), (&scene.lab.client3, CLIENT3)] {
-            let asking = bind(host, address, 0)?;
+            let asking = bind(host, address)?;
             let before = (counter(scene, "hairpin")?, counter(scene, "fragment")?);
             for seed in 0..3 {
                 let payload = payload(seed, LARGE);
@@ -322,7 +320,7 @@ fn all_is_well(scene: &Scene, talk: &Talk, id: u16) -> Result<()> {
 
 /// Sends fragments of datagrams of which the first fragment never comes, while a transfer goes on.
 fn flood(scene: &Scene, host: &Host, stray: impl Fn(&Talk, u16) -> Fragment) -> Result<()> {
-    let talk = Talk::open(scene, &scene.lab.client1, CLIENT1, SERVER_PORT)?;
+    let talk = Talk::open(scene, &scene.lab.client1, CLIENT1)?;
     let lab = &scene.lab;
     let others = [&lab.client1, &lab.client2, &lab.client3, &lab.server, &lab.router];
     let arrivals = others.map(ArrivalCounter::later_fragments);
@@ -359,7 +357,7 @@ fn flood_from_inside(scene: &mut Scene) -> Result<()> {
 
 fn too_many_of_one_datagram(scene: &mut Scene) -> Result<()> {
     const LIMIT: u64 = mh_common::fragment::MAX_HELD_PER_DATAGRAM as u64;
-    let talk = Talk::open(scene, &scene.lab.client1, CLIENT1, SERVER_PORT)?;
+    let talk = Talk::open(scene, &scene.lab.client1, CLIENT1)?;
     let directions = [(&scene.lab.client1, talk.upwards(77, &[])), (&scene.lab.server, talk.downwards(77, &[]))];
     for (host, datagram) in directions {
         let before = (counter(scene, "fragment_held")?, counter(scene, "fragments_full")?);
@@ -381,21 +379,24 @@ fn small_uplinks(scene: &mut Scene) -> Result<()> {
 }
 
 fn other_mtus(scene: &mut Scene) -> Result<()> {
+    // An identification is not used again while its fragments may be on their way.
+    let mut id = 4000;
     each_uplink(scene, |index, client, address| {
-        let talk = Talk::open(scene, client, address, SERVER_PORT)?;
+        let talk = Talk::open(scene, client, address)?;
         assert_eq!(*talk.outside.ip(), scene.lab.uplink(index)?.address);
         for seed in 0..3 {
             talk.exchange(&payload(seed, LARGE))?;
         }
         ping_large(client, SERVER)?;
         let (from_client, from_server) = (RawSender::open(client)?, RawSender::open(&scene.lab.server)?);
+        id += 1;
         // Four as large as the link of whoever sends takes them.
         let filling = |mtu: u32| payload(7, (mtu as usize - 20) / 8 * 8 * 4 - 8);
         let upwards = filling(scene.lab.options.lan_mtu);
-        from_client.send(&last_first(&talk.upwards(88, &upwards).fragments(4)))?;
+        from_client.send(&last_first(&talk.upwards(id, &upwards).fragments(4)))?;
         assert_eq!(expect(&talk.server, &upwards, "to the server, last first")?, talk.outside);
         let downwards = filling(1500);
-        from_server.send(&last_first(&talk.downwards(88, &downwards).fragments(4)))?;
+        from_server.send(&last_first(&talk.downwards(id, &downwards).fragments(4)))?;
         assert_eq!(expect(&talk.client, &downwards, "to the client, last first")?, talk.remote);
         Ok(())
     })?;
