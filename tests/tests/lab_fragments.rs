@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use mh_tests::in_both_modes;
-use mh_tests::lab::traffic::{ArrivalCounter, Datagram, Direction, Fragment, OpenTransfer, RawSender, transfer};
+use mh_tests::lab::traffic::{ArrivalCounter, Datagram, Direction, Fragment, OpenTransfer, RawSender, UDP, transfer};
 use mh_tests::lab::{CLIENT1, CLIENT2, CLIENT3, Host, Mode, Options, ROUTER_LAN0, SERVER, Scene, run_with, wait_until};
 
 in_both_modes!(
@@ -29,6 +29,9 @@ in_both_modes!(
     flood_from_outside,
     flood_from_inside,
     too_many_of_one_datagram,
+    released_once_if_the_first_is_not_let_through,
+    untranslated_protocols,
+    of_the_machine_itself,
 );
 
 /// A payload, and into how many fragments an MTU of 1500 takes it.
@@ -138,11 +141,11 @@ impl Talk {
     }
 
     fn upwards(&self, id: u16, payload: &[u8]) -> Datagram {
-        Datagram { src: self.inside, dst: self.remote, id, payload: payload.to_vec() }
+        Datagram { src: self.inside, dst: self.remote, protocol: UDP, id, payload: payload.to_vec() }
     }
 
     fn downwards(&self, id: u16, payload: &[u8]) -> Datagram {
-        Datagram { src: self.remote, dst: self.outside, id, payload: payload.to_vec() }
+        Datagram { src: self.remote, dst: self.outside, protocol: UDP, id, payload: payload.to_vec() }
     }
 }
 
@@ -243,7 +246,9 @@ fn to_the_machine_itself(scene: &mut Scene) -> Result<()> {
             for count in [3, 20] {
                 let payload = payload(id.into(), count * 1000);
                 let id = id + u16::try_from(count)?;
-                sender.send(&order(&Datagram { src, dst, id, payload: payload.clone() }.fragments(count)))?;
+                sender.send(&order(
+                    &Datagram { src, dst, protocol: UDP, id, payload: payload.clone() }.fragments(count),
+                ))?;
                 assert_eq!(expect(&answering, &payload, &what)?, src);
                 // Sent by the machine itself, in fragments as well.
                 answering.send_to(&payload, src)?;
@@ -369,6 +374,73 @@ fn too_many_of_one_datagram(scene: &mut Scene) -> Result<()> {
         assert_eq!(counter(scene, "fragment_held")? - before.0, LIMIT);
     }
     all_is_well(scene, &talk, 78)
+}
+
+/// Nobody can make held fragments come round again and again.
+fn released_once_if_the_first_is_not_let_through(scene: &mut Scene) -> Result<()> {
+    let config = format!("{}\n[nat]\nfiltering = \"address-dependent\"\n", scene.lab.config(&[1, 1]));
+    scene.mhd.write_config(&config)?;
+    scene.mhd.restart()?;
+    let talk = Talk::open(scene, &scene.lab.client1, CLIENT1)?;
+    // The client has never sent anything to this one.
+    let stranger = Ipv4Addr::new(192, 0, 2, 11);
+    scene.lab.server.ip(&[format!("addr add {stranger}/32 dev lo")])?;
+    let sender = RawSender::open(&scene.lab.server)?;
+    let names = ["filtered", "fragment_held", "fragments_full", "fragment"];
+    let counters = || names.iter().map(|name| counter(scene, name)).collect::<Result<Vec<u64>>>();
+    let before = counters()?;
+    let payload = payload(5, 10_000);
+    let datagram = Datagram { src: SocketAddrV4::new(stranger, 9), ..talk.downwards(55, &payload) };
+    let fragments = datagram.fragments(10);
+    sender.send(&last_first(&fragments))?;
+    for _ in 0..5 {
+        sender.send([&fragments[0]])?;
+    }
+    wait_until("the first fragments to be refused", DEADLINE, || Ok(counters()?[0] == before[0] + 6))?;
+    wait_until("the others to be dropped", DEADLINE, || Ok(counters()?[2] == before[2] + 9))?;
+    let moved: Vec<u64> = counters()?.iter().zip(&before).map(|(now, before)| now - before).collect();
+    assert_eq!(moved, [6, 9, 9, 0], "{names:?}");
+    all_is_well(scene, &talk, 56)?;
+    expect_nothing(&talk.client, "what was filtered")
+}
+
+/// The kernel gets all fragments of what mh does not translate.
+fn untranslated_protocols(scene: &mut Scene) -> Result<()> {
+    const AUTHENTICATION_HEADER: u8 = 51;
+    let arrivals = ArrivalCounter::start(&scene.lab.router, "ip protocol ah")?;
+    let sender = RawSender::open(&scene.lab.server)?;
+    let src = SocketAddrV4::new(SERVER, 1);
+    for (uplink, id) in scene.lab.uplinks.iter().zip(60..) {
+        let dst = SocketAddrV4::new(uplink.address, 2);
+        let datagram = Datagram { src, dst, protocol: AUTHENTICATION_HEADER, id, payload: payload(6, 5000) };
+        sender.send(&datagram.fragments(5))?;
+        sender.send(&last_first(&Datagram { id: id + 100, ..datagram }.fragments(5)))?;
+    }
+    wait_until("all fragments to come to the kernel", DEADLINE, || Ok(arrivals.packets()? == 20))?;
+    assert_eq!(counter(scene, "fragment_held")?, 0);
+    Ok(())
+}
+
+/// What the router itself begins, by the uplink of the kernel's choice and by the other one.
+fn of_the_machine_itself(scene: &mut Scene) -> Result<()> {
+    for (index, weights) in [(0, (1, 0)), (1, (0, 1))] {
+        scene.set_weights(weights.0, weights.1)?;
+        let talk = Talk::open(scene, &scene.lab.router, Ipv4Addr::UNSPECIFIED)?;
+        assert_eq!(*talk.outside.ip(), scene.lab.uplink(index)?.address);
+        let before = counter(scene, "fragment")?;
+        for seed in 0..3 {
+            talk.exchange(&payload(seed, LARGE))?;
+        }
+        assert!(counter(scene, "fragment")? - before >= 3 * (LARGE_FRAGMENTS - 1));
+        ping_large(&scene.lab.router, SERVER)?;
+        let sender = RawSender::open(&scene.lab.server)?;
+        let payload = payload(8, 20_000);
+        for (id, order) in (70..).zip([last_first, shuffled_fragments]) {
+            sender.send(&order(&talk.downwards(id, &payload).fragments(20)))?;
+            assert_eq!(expect(&talk.client, &payload, "out of order")?, talk.remote);
+        }
+    }
+    Ok(())
 }
 
 fn small_uplinks(scene: &mut Scene) -> Result<()> {

@@ -9,7 +9,8 @@ use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType
 use crate::lab::Host;
 use crate::packet::checksum;
 
-const UDP: u8 = 17;
+/// The IP protocol UDP.
+pub const UDP: u8 = 17;
 const MORE_FRAGMENTS: u16 = 0x2000;
 
 /// A UDP datagram to be sent in fragments.
@@ -19,6 +20,8 @@ pub struct Datagram {
     pub src: SocketAddrV4,
     /// Destination address and port.
     pub dst: SocketAddrV4,
+    /// The IP protocol, for what only looks like UDP; 17 else.
+    pub protocol: u8,
     /// IP's identification field; not zero, or the kernel chooses one for each fragment.
     pub id: u16,
     /// What it carries.
@@ -40,7 +43,7 @@ impl Datagram {
         let len = u16::try_from(8 + self.payload.len()).unwrap_or(u16::MAX).to_be_bytes();
         let (src, dst) = (self.src.ip().octets(), self.dst.ip().octets());
         let header = [sport, dport, len].concat();
-        let sum = checksum(&[&src, &dst, &[0, UDP], &len, &header, &[0, 0], &self.payload]);
+        let sum = checksum(&[&src, &dst, &[0, self.protocol], &len, &header, &[0, 0], &self.payload]);
         // RFC 768: a computed zero is sent as all ones.
         let sum = if sum == 0 { 0xffff } else { sum };
         let whole = [&header[..], &sum.to_be_bytes(), &self.payload].concat();
@@ -62,7 +65,7 @@ impl Datagram {
         header[4..6].copy_from_slice(&self.id.to_be_bytes());
         header[6..8].copy_from_slice(&offset.to_be_bytes());
         header[8] = 64;
-        header[9] = UDP;
+        header[9] = self.protocol;
         header[12..16].copy_from_slice(&self.src.ip().octets());
         header[16..20].copy_from_slice(&self.dst.ip().octets());
         // The kernel fills in the header's checksum.
@@ -146,7 +149,7 @@ mod tests {
     #[test]
     fn fragments_make_up_the_datagram() {
         let (src, dst) = ("192.0.2.1:5".parse().unwrap(), "192.0.2.2:7".parse().unwrap());
-        let datagram = Datagram { src, dst, id: 9, payload: vec![7; 1000] };
+        let datagram = Datagram { src, dst, protocol: UDP, id: 9, payload: vec![7; 1000] };
         let fragments = datagram.fragments(3);
         assert_eq!(fragments.len(), 3);
         let offsets: Vec<&[u8]> = fragments.iter().map(|fragment| &fragment.packet[6..8]).collect();

@@ -10,7 +10,7 @@ mod stream;
 mod tcp;
 mod udp;
 
-pub use self::fragment::{ArrivalCounter, Datagram, Fragment, RawSender};
+pub use self::fragment::{ArrivalCounter, Datagram, Fragment, RawSender, UDP};
 pub use self::sniffer::{Segment, Sniffer};
 pub use self::split::Split;
 pub use self::stream::{Amount, BLOCK_BYTES, Direction, OpenTransfer, Transferred, transfer};
