@@ -109,7 +109,7 @@ verdicts! {
     Drop Unsolicited = 45, "unsolicited_syn";
     /// An ICMP error from inside about a packet of no flow: it would carry inside addresses out.
     Drop IcmpStray = 46, "icmp_stray";
-    /// A fragment came before the first one of its datagram, and there was no room for it to wait.
+    /// A fragment came before the first one of its datagram, and there was no room for it to wait, or the first one was not let through.
     Drop FragmentsFull = 47, "fragments_full";
     /// A program that should have gone on with the packet is not there.
     Drop Stage = 48, "stage_missing";

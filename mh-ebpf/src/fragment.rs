@@ -64,8 +64,20 @@ fn later_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> 
     if ip.ttl <= 1 {
         return Err(Verdict::TtlExpired);
     }
+    if !parse::is_translated(ip.protocol) {
+        // The first fragment is the kernel's, and is not remembered.
+        return Err(Verdict::Protocol);
+    }
     let arrival = parse::arrival(&scene.interface, false);
-    let Some(mut entry) = recall::<Fam>(&ip, arrival, scene) else { return hold::<Fam>(frame, &ip, arrival, scene) };
+    // No mark on what comes by the wire: this one was released, and must not be held again. Else each further first fragment that is
+    // not let through (a duplicate, a forged one) would set all held ones in motion anew.
+    let released = frame.mark(scene.settings) == mark::DONE;
+    if released {
+        frame.set_mark(scene.settings, mark::NONE);
+    }
+    let Some(mut entry) = recall::<Fam>(&ip, arrival, scene) else {
+        return if released { Err(Verdict::FragmentsFull) } else { hold::<Fam>(frame, &ip, arrival, scene) };
+    };
     if !track::takes(&entry, &scene.interface) {
         return Err(Verdict::NoFlow);
     }
@@ -165,6 +177,8 @@ fn release_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -
         return Ok(());
     }
     let ifindex = frame.ifindex();
+    // Copies take the mark with them; see `later_of`.
+    frame.set_mark(scene.settings, mark::DONE);
     for number in 0..MAX_HELD_PER_DATAGRAM {
         if number >= waiting.held {
             break;
@@ -179,5 +193,6 @@ fn release_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -
             let _ = Fam::held().remove(key);
         }
     }
+    frame.set_mark(scene.settings, mark::NONE);
     frame.copy_in(&aside.frame, aside.len).map_err(|()| Verdict::Rewrite)
 }

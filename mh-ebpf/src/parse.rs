@@ -260,6 +260,12 @@ pub fn is_icmp_error<Fam: Header, F: Frame>(frame: &F, ip: &Ip<Fam::Address>) ->
     ip.protocol == Fam::ICMP && pair(frame, ip.l4()).is_some_and(|[kind, _]| Fam::is_error(kind))
 }
 
+/// Whether mh translates the protocol: what signs or sums up addresses by means that it doesn't know would arrive broken.
+#[inline(always)]
+pub const fn is_translated(protocol: u8) -> bool {
+    !matches!(protocol, wire::PROTOCOL_DCCP | wire::PROTOCOL_UDPLITE | wire::PROTOCOL_AH)
+}
+
 /// Parses the transport header of a packet that has one.
 #[inline(always)]
 pub fn transport<Fam: Header, F: Frame>(frame: &F, ip: Ip<Fam::Address>) -> Result<Packet<Fam::Address>, Verdict> {
@@ -301,8 +307,7 @@ pub fn transport<Fam: Header, F: Frame>(frame: &F, ip: Ip<Fam::Address>) -> Resu
                 return Err(Verdict::Protocol);
             }
         }
-        // What signs or sums up addresses by means that mh doesn't know would arrive broken.
-        wire::PROTOCOL_DCCP | wire::PROTOCOL_UDPLITE | wire::PROTOCOL_AH => return Err(Verdict::Protocol),
+        protocol if !is_translated(protocol) => return Err(Verdict::Protocol),
         _ => (Transport::OTHER, 0, 0, 0, 0),
     };
     let key = Key::new(ip.src, ip.dst, sport, dport, ip.protocol);

@@ -84,7 +84,15 @@ impl Scene {
 /// # Errors
 /// What the test failed with.
 pub fn run(mode: Mode, test: fn(&mut Scene) -> Result<()>) -> Result<()> {
-    run_configured(&Options::new(mode), |lab| lab.config(&[1, 1]), test)
+    run_with(&Options::new(mode), test)
+}
+
+/// [`run`] with a laboratory of these options.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_with(options: &Options, test: fn(&mut Scene) -> Result<()>) -> Result<()> {
+    run_configured(options, |lab| lab.config(&[1, 1]), test)
 }
 
 /// [`run`] with options and a config of choice.

@@ -4,6 +4,7 @@
 //! packets fails a test with a message and doesn't hang it.
 
 mod datagram;
+mod fragment;
 mod sniffer;
 mod split;
 mod stream;
@@ -11,6 +12,7 @@ mod tcp;
 mod udp;
 
 pub use self::datagram::Datagrams;
+pub use self::fragment::{ArrivalCounter, Datagram, Fragment, RawSender, UDP};
 pub use self::sniffer::{Segment, Sniffer};
 pub use self::split::Split;
 pub use self::stream::{Amount, BLOCK_BYTES, Direction, OpenTransfer, Transferred, transfer};
