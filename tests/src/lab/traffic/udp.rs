@@ -107,11 +107,19 @@ impl UdpFlow {
     /// # Errors
     /// If the port is taken, or no answer comes.
     pub fn open_from(host: &Host, port: u16, to: SocketAddrV4) -> Result<Self> {
-        host.enter(|| Self::open_here(port, to))?.with_context(|| format!("{} to udp {to}", host.name()))
+        Self::open_bound(host, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port), to)
     }
 
-    fn open_here(port: u16, to: SocketAddrV4) -> Result<Self> {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).with_context(|| format!("bind port {port}"))?;
+    /// [`UdpFlow::open`] from an address and port of choice (port 0: any).
+    ///
+    /// # Errors
+    /// If `local` is not the host's or is taken, or no answer comes.
+    pub fn open_bound(host: &Host, local: SocketAddrV4, to: SocketAddrV4) -> Result<Self> {
+        host.enter(|| Self::open_here(local, to))?.with_context(|| format!("{} to udp {to}", host.name()))
+    }
+
+    fn open_here(local: SocketAddrV4, to: SocketAddrV4) -> Result<Self> {
+        let socket = UdpSocket::bind(local).with_context(|| format!("bind {local}"))?;
         socket.connect(to).context("connect")?;
         let SocketAddr::V4(local) = socket.local_addr()? else { bail!("no IPv4 socket") };
         let mut flow = Self { socket, questions: AtomicU64::new(0), local, remote: to, seen: local };
@@ -151,6 +159,7 @@ impl UdpFlow {
 /// # Errors
 /// If one gets no answer.
 pub fn udp_flows(host: &Host, to: SocketAddrV4, count: usize) -> Result<Vec<UdpFlow>> {
-    host.enter(|| (0..count).map(|_| UdpFlow::open_here(0, to)).collect::<Result<Vec<_>>>())?
+    let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+    host.enter(|| (0..count).map(|_| UdpFlow::open_here(any, to)).collect::<Result<Vec<_>>>())?
         .with_context(|| format!("{} to udp {to}", host.name()))
 }
