@@ -164,11 +164,13 @@ fn inside_hosts_use_forwards_too(scene: &mut Scene) -> Result<()> {
         }
         assert_eq!(transfer(&scene.lab.client2, end, Direction::Download, 5_000_000)?.bytes, 5_000_000);
     }
-    // What the forwarded port itself sends leaves as that port (RFC 4787 REQ-1), by the uplink that is its turn.
+    // What the forwarded port itself sends leaves as that port (RFC 4787 REQ-1), by the uplink whose turn it is.
     drop(udp);
     for (index, (isp1, isp2)) in [(0, (1, 0)), (1, (0, 1))] {
         scene.set_weights(isp1, isp2)?;
-        let flow = UdpFlow::open_from(&scene.lab.client1, 443, scene.udp.address())?;
+        // Another destination each time: a flow that exists would stay where it is.
+        let asked = UdpServer::start(&scene.lab.server, at(SERVER, 7100 + index as u16))?;
+        let flow = UdpFlow::open_from(&scene.lab.client1, 443, asked.address())?;
         assert_eq!(flow.seen, ends(scene, 8443)[index]);
     }
     Ok(())

@@ -186,6 +186,8 @@ struct Behind {
 
 fn listen_behind_bindings(scene: &Scene) -> Result<Behind> {
     add_second_address(scene)?;
+    // Bindings are an uplink's, and so is what may come in by them.
+    scene.set_weights(1, 0)?;
     let client = &scene.lab.client1;
     let udp = DatagramSocket::bind(client, at(CLIENT1, 20_000))?;
     udp.send(scene.udp.address(), "q")?;
@@ -243,7 +245,9 @@ fn only_known_addresses_may_send_to_a_binding(scene: &mut Scene) -> Result<()> {
     assert!(behind.tcp.seen().iter().all(|source| *source.ip() == SERVER), "{:?}", behind.tcp.seen());
 
     // Sending is what makes an address known: from then on all its ports may send, by the protocol in question only.
-    behind.udp.send(at(SECOND, 9), "knock")?;
+    let door = DatagramSocket::bind(&scene.lab.server, at(SECOND, 7104))?;
+    behind.udp.send(door.local, "knock")?;
+    assert_eq!(door.expect("knock")?, behind.udp_end);
     stranger.send(behind.udp_end, "and now")?;
     assert_eq!(behind.udp.expect("and now")?, at(SECOND, 7101));
     let refused =
