@@ -26,6 +26,9 @@ in_both_modes!(
     inside_hosts_use_forwards_too,
     reload_adds_and_removes_without_touching_flows,
     a_forward_takes_over_a_port,
+    a_port_rests_when_its_forward_is_gone,
+    several_ports_lead_to_one,
+    all_addresses_of_a_pool_are_forwarded,
     forwards_survive_restarts,
     a_forward_of_one_uplink_leaves_the_other_alone,
 );
@@ -212,7 +215,7 @@ fn reload_adds_and_removes_without_touching_flows(scene: &mut Scene) -> Result<(
         assert_eq!(refused(scene, end)?, io::ErrorKind::TimedOut);
     }
     assert!(!answers(scene, first)?);
-    assert!(!scene.bindings()?.iter().any(|binding| binding["forward"] == true));
+    assert!(shown(scene)?.is_empty());
     moved.echo().context("a flow whose forward was removed")?;
     dynamic.echo()?;
     assert_eq!(asking.ask()?, asking.seen);
@@ -242,6 +245,83 @@ fn a_forward_takes_over_a_port(scene: &mut Scene) -> Result<()> {
     // A new client that would like that very port doesn't get it either.
     let late = UdpFlow::open_from(&scene.lab.client2, taken.port(), scene.udp.address())?;
     assert_ne!(late.seen, taken);
+    Ok(())
+}
+
+fn a_port_rests_when_its_forward_is_gone(scene: &mut Scene) -> Result<()> {
+    let forward = "[[forward]]\nprotocol = \"udp\"\nport = 20000\nto = \"192.168.1.11:53\"\n";
+    scene.reconfigure(forward)?;
+    scene.set_weights(1, 0)?;
+    let _service = UdpServer::start(&scene.lab.client1, at(CLIENT1, 53))?;
+    let end = ends(scene, 20_000)[0];
+    let question = UdpFlow::open(&scene.lab.server, end)?;
+    scene.reconfigure("")?;
+    // Whoever talks to the forwarded host still must not come to talk to another one (RFC 6888 REQ-8).
+    let flow = UdpFlow::open_from(&scene.lab.client2, 20_000, scene.udp.address())?;
+    assert_eq!(flow.seen.ip(), end.ip());
+    assert_ne!(flow.seen, end);
+    assert_eq!(question.ask()?, question.seen);
+    assert!(!answers(scene, end)?);
+    // That the port rests doesn't keep it from being forwarded again.
+    scene.reconfigure(forward)?;
+    assert!(answers(scene, end)?);
+    Ok(())
+}
+
+fn several_ports_lead_to_one(scene: &mut Scene) -> Result<()> {
+    let more = "[[forward]]\nuplinks = [\"isp1\"]\nprotocol = \"udp\"\nport = 9443\nto = \"192.168.1.11:443\"\n";
+    scene.reconfigure(&format!("{WEB}{more}"))?;
+    scene.set_weights(1, 0)?;
+    let ends = [ends(scene, 8443)[0], ends(scene, 9443)[0]];
+    let udp_to_isp1 = |lines: Vec<String>| -> Vec<String> {
+        lines.into_iter().filter(|line| line.starts_with("udp") && line.ends_with("isp1")).collect()
+    };
+    let line = |end: SocketAddrV4| format!("udp {end} 192.168.1.11:443 isp1");
+    assert_eq!(udp_to_isp1(shown(scene)?), ends.map(line));
+    let service = UdpServer::start(&scene.lab.client1, at(CLIENT1, 443))?;
+    for end in ends {
+        let question = UdpFlow::open(&scene.lab.server, end)?;
+        assert_eq!(service.seen().last(), Some(&question.seen));
+    }
+    drop(service);
+    let flow = UdpFlow::open_from(&scene.lab.client1, 443, scene.udp.address())?;
+    assert_eq!(flow.seen, ends[0], "the first is what the inside port is seen as");
+    drop(flow);
+    // When that goes, the other takes its place.
+    scene.reconfigure(more)?;
+    scene.set_weights(1, 0)?;
+    assert_eq!(shown(scene)?, [line(ends[1])]);
+    let asked = UdpServer::start(&scene.lab.server, at(SERVER, 7100))?;
+    let flow = UdpFlow::open_from(&scene.lab.client1, 443, asked.address())?;
+    assert_eq!(flow.seen, ends[1]);
+    Ok(())
+}
+
+fn all_addresses_of_a_pool_are_forwarded(scene: &mut Scene) -> Result<()> {
+    let pool = [2, 8, 9, 10, 11].map(|last| Ipv4Addr::new(198, 51, 100, last));
+    let extra: Vec<String> = pool[1..].iter().map(|address| format!("addr add {address}/24 dev wan1")).collect();
+    scene.lab.router.ip(&extra)?;
+    let config = scene.lab.config(&[0, 1]);
+    let pooled = config.replace("address = \"198.51.100.2\"", "address = [\"198.51.100.2\", \"198.51.100.8/30\"]");
+    assert_ne!(config, pooled);
+    scene.configure(&format!("{pooled}\n{WEB}"))?;
+    let (tcp, udp) = web(scene)?;
+    for address in pool {
+        let end = at(address, 8443);
+        let mut flow = TcpFlow::connect(&scene.lab.server, end, PATIENCE)?;
+        flow.echo()?;
+        let question = UdpFlow::open(&scene.lab.server, end)?;
+        assert_eq!((tcp.seen().last(), udp.seen().last()), (Some(&flow.seen), Some(&question.seen)), "{end}");
+        let hairpin = UdpFlow::open(&scene.lab.client2, end)?;
+        assert!(pool.contains(hairpin.seen.ip()), "{}", hairpin.seen);
+    }
+    // One inside port, two protocols: five outside ends by isp1 and one by isp2 for each.
+    assert_eq!(shown(scene)?.len(), 12);
+    // An address that leaves the pool is forwarded no more.
+    scene.configure(&format!("{config}\n{WEB}"))?;
+    assert_eq!(shown(scene)?.len(), 4);
+    assert!(answers(scene, at(pool[0], 8443))?);
+    assert!(!answers(scene, at(pool[4], 8443))?);
     Ok(())
 }
 
