@@ -35,6 +35,7 @@ in_both_modes!(
     only_known_addresses_may_send_to_a_binding,
     unsolicited_connections_are_not_answered,
     sources_keep_to_an_address_of_the_pool,
+    a_pool_may_be_routed_to_the_machine,
     bindings_of_a_source_are_limited,
     new_flows_of_a_source_are_limited,
 );
@@ -334,6 +335,46 @@ fn sources_keep_to_an_address_of_the_pool(scene: &mut Scene) -> Result<()> {
     for flow in &flows {
         assert_eq!(flow.ask()?, flow.seen);
     }
+    Ok(())
+}
+
+/// The pool's addresses are not the machine's own: the ISP has a route to it for them.
+fn a_pool_may_be_routed_to_the_machine(scene: &mut Scene) -> Result<()> {
+    let uplink = scene.lab.uplink(0)?;
+    let own = uplink.address;
+    uplink.isp.ip(&[format!("route add 198.51.100.8/30 via {own}")])?;
+    let config = scene.lab.config(&[1, 0]);
+    let routed = config.replace(&format!("address = \"{own}\""), "address = \"198.51.100.8/30\"");
+    scene.configure(&format!("{routed}\n{ADDRESS_DEPENDENT}"))?;
+
+    let local = at(CLIENT1, 20_000);
+    let peer = UdpFlow::open_bound(&scene.lab.client1, local, scene.udp.address())?.seen;
+    assert!((8..=11).contains(&peer.ip().octets()[3]), "{peer}");
+    let mut tcp = TcpFlow::connect(&scene.lab.client2, scene.tcp.address(), PATIENCE)?;
+    tcp.echo()?;
+    // The server may send to it, from any port; and other inside hosts may, whom no filter is for (RFC 4787 REQ-9).
+    let service = UdpServer::start(&scene.lab.client1, local)?;
+    let known = UdpFlow::open(&scene.lab.server, peer)?;
+    assert_eq!(service.seen().last(), Some(&known.seen));
+    let sniffer = Sniffer::start(&uplink.isp, &format!("dst {}", peer.ip()))?;
+    let hairpin = UdpFlow::open(&scene.lab.client3, peer)?;
+    assert_eq!(hairpin.seen, outside_of(scene, "udp", at(CLIENT3, hairpin.local.port()), 0)?);
+    assert_eq!(known.ask()?, known.seen);
+    wait_until("the server's datagram in the capture", PATIENCE, || {
+        Ok(sniffer.segments().iter().any(|segment| *segment.source.ip() == SERVER))
+    })?;
+    assert!(sniffer.segments().iter().all(|segment| *segment.source.ip() == SERVER), "{:?}", sniffer.segments());
+
+    // What nobody inside has asked for ends here: sent back to the ISP, it would come again until its TTL is over.
+    let back = Sniffer::start(&uplink.isp, "src 192.0.2.10 and dst net 198.51.100.8/30 and dst port 50000")?;
+    let outsider = DatagramSocket::bind(&scene.lab.server, at(SERVER, 7100))?;
+    outsider.send(at(*peer.ip(), 50_000), "anybody there?")?;
+    let error = TcpFlow::connect(&scene.lab.server, at(*peer.ip(), 50_000), Duration::from_millis(500));
+    error.expect_err("a connection to a port that nobody has");
+    wait_until("both in the capture", PATIENCE, || Ok(back.segments().len() >= 2))?;
+    outsider.send(at(*peer.ip(), 50_000), "anybody there?")?;
+    wait_until("the last one in the capture", PATIENCE, || Ok(back.segments().len() >= 3))?;
+    assert_eq!(back.segments().len(), 3, "{:?}", back.segments());
     Ok(())
 }
 
