@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::udp::bind;
 use crate::lab::Host;
 
 /// An unconnected UDP socket in a host.
@@ -22,7 +23,7 @@ impl DatagramSocket {
     /// # Errors
     /// If the address isn't the host's, or is taken.
     pub fn bind(host: &Host, local: SocketAddrV4) -> Result<Self> {
-        let socket = host.enter(|| UdpSocket::bind(local))?;
+        let socket = host.enter(|| bind(local))?;
         let socket = socket.with_context(|| format!("{}: bind {local}", host.name()))?;
         let SocketAddr::V4(local) = socket.local_addr()? else { bail!("no IPv4 socket") };
         Ok(Self { socket, local })
