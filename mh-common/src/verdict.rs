@@ -99,7 +99,8 @@ verdicts! {
     Drop ConntrackFull = 40, "conntrack_full";
     /// A TCP FIN or RST that belongs to no flow: it would make a phantom entry.
     Drop TcpStray = 41, "tcp_stray";
-    /// The inside host, or the router to it, can't be reached on any interface but an uplink.
+    /// The inside host, or the router to it, can't be reached on any interface but an uplink; or nobody inside has the outside address
+    /// and port, and the address is not the machine's own.
     Drop NoRouteBack = 42, "no_route_back";
     /// A packet that was accepted could not be rewritten.
     Drop Rewrite = 43, "rewrite_failed";

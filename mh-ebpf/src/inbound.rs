@@ -22,6 +22,7 @@ use crate::{
     maps::{self, Tables},
     nat,
     parse::{self, Header, Packet, Part, Transport},
+    steer,
     track::{self, Note, Scene, TCP_EVENTS, swapped},
 };
 
@@ -112,7 +113,12 @@ fn enter<Fam: Tables + Header>(
     }
     // SAFETY: only whether there is an entry matters.
     if unsafe { Fam::local().get(key.dst) }.is_none() {
-        return Err(Verdict::NoFlow);
+        // An outside address that is routed here without being the machine's own: the kernel would send the packet back to where it
+        // came from, until its TTL is over.
+        // SAFETY: as above.
+        let outside = unsafe { Fam::outside().get(key.dst) }.is_some();
+        let turned_back = outside && steer::route::<Fam, _>(frame, &packet.ip, false).by_uplink;
+        return Err(if turned_back { Verdict::NoRouteBack } else { Verdict::NoFlow });
     }
     match packet.transport {
         Transport::TCP => {

@@ -40,12 +40,18 @@ fn run_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Re
     let ip = Fam::parse(frame)?;
     let packet = parse::transport::<Fam, _>(frame, ip)?.forget_choice(scene.live.zero);
     let route = steer::route::<Fam, _>(frame, &packet.ip, false);
-    let hairpin = !route.by_uplink;
-    if hairpin {
-        // SAFETY: a live map value that is copied.
-        let owners = unsafe { Fam::outside().get(packet.key.dst) }.copied().ok_or(Verdict::NotForUplink)?;
-        turn_round::<Fam>(frame, &packet, owners.trailing_zeros() as u8, scene)?;
-        return Err(maps::stage(frame, Stage::Attend, Note::Hairpin));
+    // SAFETY: a live map value that is copied.
+    let owners = unsafe { Fam::outside().get(packet.key.dst) }.copied().unwrap_or(0);
+    if owners != 0 {
+        match turn_round::<Fam>(frame, &packet, owners.trailing_zeros() as u8, scene) {
+            Ok(()) => return Err(maps::stage(frame, Stage::Attend, Note::Hairpin)),
+            // An address that is routed here without being the machine's own: nobody has the port, which ends at the uplink.
+            Err(Verdict::NotForUplink) if route.by_uplink => {}
+            Err(verdict) => return Err(verdict),
+        }
+    }
+    if !route.by_uplink {
+        return Err(Verdict::NotForUplink);
     }
     if packet.transport == Transport::ECHO_REPLY {
         return Err(Verdict::Protocol);

@@ -79,6 +79,15 @@ pub const TOOLS: &[Tool] = &[
         "bpf",
     ),
     laboratory("ps", "shows processes", &["--version"], &["procps"], "procps-ng", "procps-ng"),
+    laboratory("turnserver", "serves STUN", &["--version"], &["coturn"], "coturn", "coturn"),
+    laboratory(
+        "turnutils_natdiscovery",
+        "tells what a NAT does (RFC 5780)",
+        &["-h"],
+        &["coturn"],
+        "coturn-utils",
+        "coturn",
+    ),
     Tool {
         program: "codespell",
         purpose: Purpose::Lint,

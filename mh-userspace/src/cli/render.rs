@@ -122,12 +122,13 @@ pub fn bindings(bindings: &[Binding], colour: bool) -> String {
     let mut table =
         Table::new([("PROTO", false), ("INSIDE", false), ("OUTSIDE", false), ("UPLINK", false), ("EXPIRES", true)]);
     for b in bindings {
+        let expires = if b.forward { "forward".to_owned() } else { format!("{} s", b.expires_s) };
         table.row([
             &b.protocol,
             &SocketAddr::new(b.inside, b.inside_port),
             &SocketAddr::new(b.outside, b.outside_port),
             &b.uplink,
-            &format_args!("{} s", b.expires_s),
+            &expires,
         ]);
     }
     table.render(colour)

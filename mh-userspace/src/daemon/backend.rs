@@ -238,7 +238,9 @@ impl Backend for Handle {
         let names = self.views().names();
         self.read(move |tables| {
             let now = flows::now();
-            let documents = tables.bindings()?.into_iter().map(|(inside, outside)| {
+            // Of an inside port that several outside ports lead to, all are shown.
+            let all = tables.bindings()?.into_iter().chain(tables.further_forwards()?);
+            let documents = all.map(|(inside, outside)| {
                 let (address, port) = tables.owner(&inside);
                 Binding {
                     protocol: api::protocol_name(inside.protocol),

@@ -1,7 +1,7 @@
 //! Port forwards: bindings that the controller makes (see [`mh_common::binding::STATIC`]).
 //!
 //! The outside end is the forward; the inside end makes what the inside host sends by this uplink leave with the forwarded port
-//! (RFC 4787 REQ-1). If several outside ports lead to one inside port, the first has the inside end.
+//! (RFC 4787 REQ-1). If several outside ports lead to one inside port, the first has the inside end; when it goes, another has.
 
 use mh_common::{
     binding::{End, Inside, Outside, STATIC},
@@ -10,7 +10,7 @@ use mh_common::{
 
 use super::{
     DatapathError,
-    flows::{self, Filter, Flow},
+    flows::{self, Binding, Filter, Flow},
     tables::Tables,
 };
 use crate::core::{ForwardedPort, InsidePort};
@@ -49,21 +49,47 @@ impl Tables {
         self.by_inside4.insert(inside_end, outside, 0).map_err(DatapathError::map("write a forward"))
     }
 
-    /// Forwards a port no more. Flows that exist go on.
+    /// Forwards a port no more. Flows that exist go on, and the port rests before anybody else inside gets it (RFC 6888 REQ-8).
     pub fn remove_forward(&mut self, port: &ForwardedPort) -> Result<(), DatapathError> {
         let outside_end = outside_end(port);
         let Ok(inside) = self.by_outside4.get(&outside_end, 0) else { return Ok(()) };
         if inside.flags & u16::from(STATIC) == 0 {
             return Ok(());
         }
-        self.by_outside4.forget(&outside_end)?;
+        let resting = Inside { flags: 0, released: flows::now().max(1), ..inside };
+        self.by_outside4.insert(outside_end, resting, 0).map_err(DatapathError::map("let a port rest"))?;
         let inside_end = End { address: inside.address, port: inside.port, ..outside_end };
         match self.by_inside4.get(&inside_end, 0) {
             Ok(o) if o.flags & STATIC != 0 && (o.address, o.port) == (outside_end.address, outside_end.port) => {
-                self.by_inside4.forget(&inside_end)
+                self.by_inside4.forget(&inside_end)?;
             }
-            _ => Ok(()),
+            _ => return Ok(()),
         }
+        match self.further_forwards()?.into_iter().find(|(end, _)| *end == inside_end) {
+            Some((_, heir)) => {
+                self.by_inside4.insert(inside_end, heir, 0).map_err(DatapathError::map("write a forward"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The forwards whose inside port has another outside end, or none, as bindings.
+    pub fn further_forwards(&self) -> Result<Vec<Binding>, DatapathError> {
+        let mut further = Vec::new();
+        let now = flows::now();
+        self.by_outside4.walk(|end, inside: Inside<_>| {
+            if inside.flags & u16::from(STATIC) == 0 {
+                return;
+            }
+            let inside_end = End { address: inside.address, port: inside.port, ..end };
+            let has_it = |o: Outside<_>| (o.address, o.port) == (end.address, end.port);
+            if !self.by_inside4.get(&inside_end, 0).is_ok_and(has_it) {
+                let End { address, port, uplink, .. } = end;
+                further
+                    .push((inside_end, Outside { address, port, uplink, flags: STATIC, created: now, expires: now }));
+            }
+        })?;
+        Ok(further)
     }
 
     /// The ports that are forwarded now.

@@ -18,7 +18,9 @@ mod host;
 mod mhd;
 mod namespace;
 mod process;
+mod questions;
 mod scene;
+mod stun;
 mod topology;
 pub mod traffic;
 
@@ -37,6 +39,7 @@ pub use self::host::{Host, Output};
 pub use self::mhd::{Mhd, binary};
 pub use self::process::Process;
 pub use self::scene::{Scene, in_lab, run, run_configured, run_with};
+pub use self::stun::{Discovery, StunServer};
 pub use self::topology::{CLIENT1, CLIENT2, CLIENT3, Options, ROUTER_LAN0, ROUTER_LAN1, SERVER, TwoIsps, Uplink};
 
 /// Temporary directories of the laboratories alive in this process, for [`clean_up`].

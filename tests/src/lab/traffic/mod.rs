@@ -5,6 +5,7 @@
 
 mod datagram;
 mod fragment;
+mod single;
 mod sniffer;
 mod split;
 mod stream;
@@ -13,6 +14,7 @@ mod udp;
 
 pub use self::datagram::Datagrams;
 pub use self::fragment::{ArrivalCounter, Datagram, Fragment, RawSender, UDP};
+pub use self::single::DatagramSocket;
 pub use self::sniffer::{Segment, Sniffer};
 pub use self::split::Split;
 pub use self::stream::{Amount, BLOCK_BYTES, Direction, OpenTransfer, Transferred, transfer};

@@ -173,7 +173,19 @@ impl TcpFlow {
     /// # Errors
     /// As [`TcpFlow::connect`].
     pub fn connect_here(to: SocketAddrV4, timeout: Duration) -> Result<Self> {
-        let stream = TcpStream::connect_timeout(&to.into(), timeout).context("connect")?;
+        Self::greeted(TcpStream::connect_timeout(&to.into(), timeout).context("connect")?, to, timeout)
+    }
+
+    /// [`TcpFlow::connect`] from an address and port of choice (port 0: any). A port that is used this way may be listened on beside.
+    ///
+    /// # Errors
+    /// As [`TcpFlow::connect`]; also if `local` is not the host's, or is taken.
+    pub fn connect_from(host: &Host, local: SocketAddrV4, to: SocketAddrV4, timeout: Duration) -> Result<Self> {
+        let connect = || Self::greeted(connect_bound(local, to, timeout)?, to, timeout);
+        host.enter(connect)?.with_context(|| format!("{} from {local} to tcp {to}", host.name()))
+    }
+
+    fn greeted(stream: TcpStream, to: SocketAddrV4, timeout: Duration) -> Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
@@ -219,6 +231,19 @@ impl TcpFlow {
     pub(super) fn into_stream(self) -> TcpStream {
         self.stream.into_inner()
     }
+}
+
+/// A stream between an address of this thread's namespace and another; the standard library binds no connecting socket.
+fn connect_bound(local: SocketAddrV4, to: SocketAddrV4, timeout: Duration) -> Result<TcpStream> {
+    let descriptor =
+        socket::socket(socket::AddressFamily::Inet, socket::SockType::Stream, socket::SockFlag::SOCK_CLOEXEC, None)?;
+    let stream = TcpStream::from(descriptor);
+    socket::setsockopt(&stream, socket::sockopt::ReuseAddr, &true)?;
+    socket::bind(stream.as_raw_fd(), &socket::SockaddrIn::from(local)).with_context(|| format!("bind {local}"))?;
+    // Linux limits connecting as it limits writing.
+    stream.set_write_timeout(Some(timeout))?;
+    socket::connect(stream.as_raw_fd(), &socket::SockaddrIn::from(to)).context("connect")?;
+    Ok(stream)
 }
 
 /// Opens `count` connections from `host`, one after the other, and keeps them.

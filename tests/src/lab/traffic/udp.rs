@@ -1,5 +1,6 @@
 //! UDP: a server that answers each datagram with the source that it saw, and flows that ask it.
 
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -13,6 +14,20 @@ use crate::lab::Host;
 /// How often a question is asked, and how long an answer is waited for each time.
 const TRIES: u32 = 10;
 const TRY_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// Binds in this thread's namespace. A socket that was closed just now may have its port for a moment still: whatever process is being
+/// started at that time has it open until it runs its program.
+pub(super) fn bind(local: SocketAddrV4) -> io::Result<UdpSocket> {
+    let begun = Instant::now();
+    loop {
+        match UdpSocket::bind(local) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && begun.elapsed() < TRY_TIMEOUT => {
+                thread::yield_now()
+            }
+            bound => return bound,
+        }
+    }
+}
 
 /// A UDP server in a host; runs on a thread until dropped.
 #[derive(Debug)]
@@ -29,7 +44,7 @@ impl UdpServer {
     /// # Errors
     /// If the address isn't the host's, or is taken.
     pub fn start(host: &Host, address: SocketAddrV4) -> Result<Self> {
-        let socket = host.enter(|| UdpSocket::bind(address))?;
+        let socket = host.enter(|| bind(address))?;
         let socket = socket.with_context(|| format!("{}: bind {address}", host.name()))?;
         // Only so that the thread looks at `stop` now and then.
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
@@ -107,11 +122,19 @@ impl UdpFlow {
     /// # Errors
     /// If the port is taken, or no answer comes.
     pub fn open_from(host: &Host, port: u16, to: SocketAddrV4) -> Result<Self> {
-        host.enter(|| Self::open_here(port, to))?.with_context(|| format!("{} to udp {to}", host.name()))
+        Self::open_bound(host, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port), to)
     }
 
-    fn open_here(port: u16, to: SocketAddrV4) -> Result<Self> {
-        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port)).with_context(|| format!("bind port {port}"))?;
+    /// [`UdpFlow::open`] from an address and port of choice (port 0: any).
+    ///
+    /// # Errors
+    /// If `local` is not the host's or is taken, or no answer comes.
+    pub fn open_bound(host: &Host, local: SocketAddrV4, to: SocketAddrV4) -> Result<Self> {
+        host.enter(|| Self::open_here(local, to))?.with_context(|| format!("{} to udp {to}", host.name()))
+    }
+
+    fn open_here(local: SocketAddrV4, to: SocketAddrV4) -> Result<Self> {
+        let socket = bind(local).with_context(|| format!("bind {local}"))?;
         socket.connect(to).context("connect")?;
         let SocketAddr::V4(local) = socket.local_addr()? else { bail!("no IPv4 socket") };
         let mut flow = Self { socket, questions: AtomicU64::new(0), local, remote: to, seen: local };
@@ -151,6 +174,7 @@ impl UdpFlow {
 /// # Errors
 /// If one gets no answer.
 pub fn udp_flows(host: &Host, to: SocketAddrV4, count: usize) -> Result<Vec<UdpFlow>> {
-    host.enter(|| (0..count).map(|_| UdpFlow::open_here(0, to)).collect::<Result<Vec<_>>>())?
+    let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+    host.enter(|| (0..count).map(|_| UdpFlow::open_here(any, to)).collect::<Result<Vec<_>>>())?
         .with_context(|| format!("{} to udp {to}", host.name()))
 }
