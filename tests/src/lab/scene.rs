@@ -33,7 +33,15 @@ impl Scene {
     pub fn new(mode: Mode) -> Result<Self> {
         let lab = Lab::two_isps(&Options::new(mode))?;
         let config = lab.config(&[1, 1]);
-        let mhd = Mhd::start(lab.lab(), &lab.router, &config)?;
+        Self::start(lab, &config)
+    }
+
+    /// Starts mhd with this config, and the servers, in a topology that is there.
+    ///
+    /// # Errors
+    /// If one doesn't start.
+    pub fn start(lab: TwoIsps, config: &str) -> Result<Self> {
+        let mhd = Mhd::start(lab.lab(), &lab.router, config)?;
         let address = SocketAddrV4::new(SERVER, SERVER_PORT);
         Ok(Self {
             tcp: TcpServer::start(&lab.server, address)?,
@@ -76,10 +84,18 @@ impl Scene {
 /// # Errors
 /// What the test failed with.
 pub fn run(mode: Mode, test: fn(&mut Scene) -> Result<()>) -> Result<()> {
+    run_with(|| Scene::new(mode).with_context(|| format!("laboratory in {} mode", mode.name())), test)
+}
+
+/// [`run`] with a scene of the test's own.
+///
+/// # Errors
+/// What the scene or the test failed with.
+pub fn run_with(build: impl FnOnce() -> Result<Scene>, test: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
     if skipped() {
         return Ok(());
     }
-    let mut scene = Scene::new(mode).with_context(|| format!("laboratory in {} mode", mode.name()))?;
+    let mut scene = build()?;
     let outcome = catch_unwind(AssertUnwindSafe(|| test(&mut scene)));
     if !matches!(outcome, Ok(Ok(()))) {
         let name = std::thread::current().name().unwrap_or("test").to_owned();

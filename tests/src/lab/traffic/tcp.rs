@@ -173,7 +173,11 @@ impl TcpFlow {
     /// # Errors
     /// As [`TcpFlow::connect`].
     pub fn connect_here(to: SocketAddrV4, timeout: Duration) -> Result<Self> {
-        let stream = TcpStream::connect_timeout(&to.into(), timeout).context("connect")?;
+        Self::over(TcpStream::connect_timeout(&to.into(), timeout).context("connect")?, to, timeout)
+    }
+
+    /// A flow over a connection to a [`TcpServer`] that was just opened.
+    pub(super) fn over(stream: TcpStream, to: SocketAddrV4, timeout: Duration) -> Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;
