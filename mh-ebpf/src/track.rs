@@ -387,6 +387,10 @@ pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
     // What goes up to the kernel, or comes from it, is the kernel's to forward.
     let forwarded = !EGRESS && !too_big_for_lan && (outside || !host);
     rewrite::translate::<Fam, _>(frame, packet, entry, forwarded).map_err(|()| Verdict::Rewrite)?;
+    // Before the redirect, which may move the headers.
+    if packet.tcp & wire::TCP_SYN != 0 && uplink.mss != 0 {
+        clamp::mss(frame, packet.ip.l4(), packet.l4_len(), uplink.mss);
+    }
     let mut sent = Sent { verdict, code: TcFrame::<EGRESS>::PASS };
     if EGRESS {
         sent.code = leave::<Fam, EGRESS>(frame, entry, uplink.ifindex, settings);
@@ -399,9 +403,6 @@ pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
     } else {
         sent.verdict = kept_whole;
         frame.set_mark(settings, mark::DONE);
-    }
-    if packet.tcp & wire::TCP_SYN != 0 && uplink.mss != 0 {
-        clamp::mss(frame, packet.ip.l4(), packet.l4_len(), uplink.mss);
     }
     Ok(sent)
 }
