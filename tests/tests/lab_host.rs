@@ -203,6 +203,8 @@ fn own_flows_follow_extreme_weights(scene: &mut Scene) -> Result<()> {
     let [isp1, isp2] = [scene.lab.uplink(0)?.address, scene.lab.uplink(1)?.address];
     for (weights, address) in [((9, 0), isp1), ((0, 9), isp2)] {
         scene.set_weights(weights.0, weights.1)?;
+        // A new socket may get the port of an old one, and with it the old one's flow.
+        scene.mhd.ctl(&["flows", "flush"])?;
         for split in own_flows(scene)? {
             split.check(&[(address, 1)])?;
         }
