@@ -505,7 +505,7 @@ fn extend_binding<Fam: Tables>(key: &Key<Fam::Address>, entry: &Entry<Fam::Addre
 }
 
 /// Inserts both halves of a flow whose packets arrive under `key` and leave as `sent`: the reply's first, so that no packet goes
-/// out that can't be answered. `flags`: [`flow::HOST`], [`flow::HAIRPIN`].
+/// out that can't be answered. `flags`: [`flow::HOST`], [`flow::HAIRPIN`], [`flow::ASKED`].
 #[inline(always)]
 pub fn insert<Fam: Tables>(
     key: &Key<Fam::Address>,
