@@ -10,7 +10,7 @@ use aya_ebpf::{
     cty::c_void,
     helpers::generated::{
         bpf_clone_redirect, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_sk_fullsock,
-        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     programs::{TcContext, XdpContext},
 };
@@ -109,7 +109,8 @@ pub trait Frame {
     /// Sends the frame out as it is; returns the hook's return code.
     fn redirect(&mut self, ifindex: u32) -> i32;
     /// Sends the packet out with the kernel finding the Ethernet addresses. `family` is AF_INET or AF_INET6; a `next_hop` of zero
-    /// makes the kernel look up the route by the packet's destination.
+    /// makes the kernel look up the route by the packet's destination. The last that is done with a frame: where the headers are
+    /// is not known afterwards.
     fn redirect_neighbour(&mut self, ifindex: u32, family: u8, next_hop: [u32; 4]) -> i32;
     /// The context for helpers.
     fn context(&self) -> *mut c_void;
@@ -389,6 +390,11 @@ impl<const OUT: bool> Frame for TcFrame<OUT> {
 
     #[inline(always)]
     fn redirect_neighbour(&mut self, ifindex: u32, family: u8, next_hop: [u32; 4]) -> i32 {
+        // The helper takes packets with an Ethernet header only; without one the kernel would drop them.
+        // SAFETY: a helper call on the hook's own context.
+        if self.l3 == 0 && unsafe { bpf_skb_change_head(self.skb(), wire::ETHERNET_LEN as u32, 0) } != 0 {
+            return Self::DROP;
+        }
         let mut params = RedirectNeighbour { family: family as u32, next_hop };
         let (params, len) = if next_hop == [0; 4] {
             (core::ptr::null_mut(), 0)

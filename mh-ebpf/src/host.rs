@@ -2,6 +2,7 @@
 //!
 //! - Answers leave by the uplink on which the question came, whatever the kernel's routing says: they find the flow that
 //!   [`crate::inbound`] made or, failing that, go by their source address (RFC 1122 section 3.3.4.2).
+//!   A datagram that answers from another address than the one that was asked gets that one.
 //! - What the machine begins itself is balanced and translated like what comes from a LAN, unless its socket is bound to a device or an
 //!   address, or `host_traffic` is off. It keeps the source address that its socket has; the packet gets the uplink's.
 //! - Packets with an uplink's mark were too large for it: the kernel fragmented them, and they are translated here.
@@ -10,7 +11,7 @@
 use mh_common::{
     abi::{self, Stage, mark},
     address::{Family, V4},
-    flow,
+    flow::{self, Key},
     verdict::Verdict,
     wire,
 };
@@ -115,6 +116,14 @@ pub fn begin(frame: &mut TcFrame<true>) -> Result<Sent, Verdict> {
 fn begin_of<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> Result<Sent, Verdict> {
     let ip = Fam::parse(frame)?;
     let packet = parse::transport::<Fam, _>(frame, ip)?.forget_choice(scene.live.zero);
+    if packet.transport == Transport::UDP
+        && let Some(uplink) = asked_by::<Fam>(&packet, scene)
+        && !socket::is_bound(frame)
+    {
+        let sent = with_source_of::<Fam>(&packet.key, uplink).ok_or(Verdict::HostUntouched)?;
+        track::insert::<Fam>(&packet.key, &sent, uplink, flow::HOST, scene.now)?;
+        return Err(maps::stage(frame, Stage::HostAttend, Note::Host));
+    }
     let steered = scene.settings.flags & abi::HOST_TRAFFIC != 0
         && may_begin(&packet)
         && !socket::is_bound(frame)
@@ -130,6 +139,36 @@ fn begin_of<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> R
         }
     }
     by_source::<Fam, true>(frame, packet.ip.src, scene)
+}
+
+/// The key of a packet that has the uplink's address as source, and all else as it is here.
+#[inline(always)]
+fn with_source_of<Fam: Tables>(key: &Key<Fam::Address>, uplink: u8) -> Option<Key<Fam::Address>> {
+    let record = maps::uplink(uplink)?;
+    Some(Key::new(Fam::route(record).address, key.dst, key.sport, key.dport, key.protocol))
+}
+
+/// The uplink by whose address the remote end has asked the port that a datagram is sent from. A socket without an address of its own
+/// answers from the address that the kernel would use for anything; who asked expects the one that was asked (RFC 1122 section
+/// 4.1.3.5).
+#[inline(always)]
+fn asked_by<Fam: Tables>(packet: &Packet<Fam::Address>, scene: &Scene) -> Option<u8> {
+    let mut index = 0u8;
+    let mut asked = 0u32;
+    // VERIFIER: as in `track::evicted`: a constant bound beside the real one, and no leaving from the middle.
+    while (index as usize) < abi::MAX_UPLINKS && (index as u32) < scene.settings.uplinks {
+        if let Some(key) = with_source_of::<Fam>(&packet.key, index)
+            && let Some(hit) = track::find::<Fam>(&key)
+        {
+            // SAFETY: a live map value of which bytes are read.
+            let (flags, uplink) = unsafe { ((*hit.entry).flags, (*hit.entry).uplink) };
+            asked |= ((flags & (flow::ASKED | flow::REPLY) == flow::ASKED) as u32) << (uplink & 31);
+        }
+        index += 1;
+    }
+    // By an uplink that is down no answer arrives; and where both ends begin by turns, as in tunnels, it may be none.
+    asked &= scene.live.healthy as u32;
+    if asked == 0 { None } else { Some(asked.trailing_zeros() as u8) }
 }
 
 /// Whether the packet is one that mh steers, if it is free to: a connection's first or (of one whose flow was lost) middle, a datagram,

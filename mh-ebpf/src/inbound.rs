@@ -141,6 +141,6 @@ fn enter<Fam: Tables + Header>(
         Transport::UDP | Transport::ECHO_REQUEST => {}
         _ => return Err(Verdict::NoFlow),
     }
-    track::insert::<Fam>(&forward_key, &swapped(key), uplink, flow::HOST, scene.now)?;
+    track::insert::<Fam>(&forward_key, &swapped(key), uplink, flow::HOST | flow::ASKED, scene.now)?;
     Ok(Note::Host)
 }

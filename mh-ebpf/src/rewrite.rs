@@ -66,7 +66,8 @@ pub fn resolve<Fam: Tables + Header, F: Frame>(
         }
         entry.ifindex = hop.ifindex;
     }
-    if hop.is_resolved() {
+    // Where there are no neighbours, none is missing.
+    if hop.is_resolved() || egress.is_some_and(|e| e.flags & abi::INTERFACE_L3 != 0) {
         entry.dst_mac = hop.dst_mac;
         entry.src_mac = hop.src_mac;
         settle(entry, live, now);

@@ -22,6 +22,11 @@ pub fn is_bound(frame: &TcFrame<true>) -> bool {
     if unsafe { (*socket).bound_dev_if } != 0 {
         return true;
     }
+    // A source without a destination is nothing but bound. Raw sockets, as ping's, show it by this alone.
+    // SAFETY: as above.
+    if unsafe { (*socket).dst_ip4 == 0 && (*socket).src_ip4 != 0 } {
+        return true;
+    }
     // SAFETY: a static of the object; the loader has put the value there before the program was loaded.
     let bits = unsafe { core::ptr::read_volatile(&raw const MH_SOCK_USERLOCKS) };
     let offset = bits / 8;

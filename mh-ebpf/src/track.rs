@@ -391,6 +391,10 @@ pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
     // What goes up to the kernel, or comes from it, is the kernel's to forward.
     let forwarded = !EGRESS && !too_big_for_lan && (outside || !host);
     rewrite::translate::<Fam, _>(frame, packet, entry, forwarded).map_err(|()| Verdict::Rewrite)?;
+    // Before the redirect, which may move the headers.
+    if packet.tcp & wire::TCP_SYN != 0 && uplink.mss != 0 {
+        clamp::mss(frame, packet.ip.l4(), packet.l4_len(), uplink.mss);
+    }
     let mut code = TcFrame::<EGRESS>::PASS;
     if EGRESS {
         code = leave::<Fam, EGRESS>(frame, entry, uplink.ifindex, settings);
@@ -400,9 +404,6 @@ pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
         code = rewrite::redirect::<Fam, _>(frame, entry);
     } else if too_big_for_lan {
         frame.set_mark(settings, mark::DONE);
-    }
-    if packet.tcp & wire::TCP_SYN != 0 && uplink.mss != 0 {
-        clamp::mss(frame, packet.ip.l4(), packet.l4_len(), uplink.mss);
     }
     let verdict = if too_big_for_lan { too_big(&packet.ip) } else { Note::verdict(note, on_flow(entry)) };
     Ok(Sent { verdict, code })
@@ -518,7 +519,7 @@ fn extend_binding<Fam: Tables>(key: &Key<Fam::Address>, entry: &Entry<Fam::Addre
 }
 
 /// Inserts both halves of a flow whose packets arrive under `key` and leave as `sent`: the reply's first, so that no packet goes
-/// out that can't be answered. `flags`: [`flow::HOST`], [`flow::HAIRPIN`].
+/// out that can't be answered. `flags`: [`flow::HOST`], [`flow::HAIRPIN`], [`flow::ASKED`].
 #[inline(always)]
 pub fn insert<Fam: Tables>(
     key: &Key<Fam::Address>,

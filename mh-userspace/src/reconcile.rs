@@ -217,7 +217,7 @@ mod tests {
                 pools: BTreeMap::new(),
                 outside: BTreeMap::new(),
                 forwards: BTreeMap::new(),
-                routing: Routing { mark_mask: 0xff, uplinks: BTreeMap::new() },
+                routing: Routing { mark_mask: 0xff, uplinks: BTreeMap::new(), spare: None },
                 interfaces: BTreeMap::new(),
                 local,
                 neighbour_epoch,

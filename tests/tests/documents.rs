@@ -9,13 +9,16 @@ use std::path::Path;
 fn rfc_compliance_names_tests_and_code_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let text = std::fs::read_to_string(root.join("docs/rfc-compliance.md")).unwrap();
-    let read = |path: String| std::fs::read_to_string(root.join(&path)).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let read =
+        |path: String| std::fs::read_to_string(root.join(&path)).unwrap_or_else(|error| panic!("{path}: {error}"));
     let mut tests = 0;
     for line in text.lines().filter(|line| line.starts_with("| ")) {
         let mut crate_of_last = "mh-ebpf/src";
         let mut source = String::new();
         for (before, quoted) in line.split('`').collect::<Vec<_>>().chunks(2).filter_map(|c| Some((c[0], *c.get(1)?))) {
-            if let Some((file, name)) = quoted.split_once("::").filter(|(file, _)| file.chars().all(|c| c.is_lowercase() || c == '_')) {
+            if let Some((file, name)) =
+                quoted.split_once("::").filter(|(file, _)| file.chars().all(|c| c.is_lowercase() || c == '_'))
+            {
                 let test = read(format!("tests/tests/{file}.rs"));
                 assert!(test.contains(&format!("fn {name}(")), "{file}.rs has no test {name}");
                 tests += 1;

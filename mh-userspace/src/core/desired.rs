@@ -207,7 +207,7 @@ impl Desired {
             pools: BTreeMap::new(),
             outside: BTreeMap::new(),
             forwards: BTreeMap::new(),
-            routing: Routing { mark_mask: config.datapath.mark_mask, uplinks: BTreeMap::new() },
+            routing: Routing { mark_mask: config.datapath.mark_mask, uplinks: BTreeMap::new(), spare: None },
             interfaces: BTreeMap::new(),
             local: observed.local().clone(),
             neighbour_epoch: observed.neighbour_epoch(),
@@ -309,7 +309,27 @@ impl Desired {
                 desired.manage(link, abi::ROLE_LAN, 0, hook);
             }
         }
+        if config.datapath.host_traffic {
+            desired.routing.spare = desired.spare(observed);
+        }
         desired
+    }
+
+    /// The uplink to stand in for the kernel's preferred default route, if that leads by an uplink that is down: of those that are not,
+    /// the one whose default route comes next.
+    fn spare(&self, observed: &Observed) -> Option<u8> {
+        let by = |ifindex: u32| {
+            let found = self.routing.uplinks.iter().find(|(_, way)| way.ifindex == ifindex);
+            found.map(|(&index, _)| index)
+        };
+        let usable = |index: u8| self.healthy >> index & 1 != 0;
+        let (_, preferred) = observed.default_routes().next()?;
+        let mut best = observed.default_routes().take_while(|&(_, metric)| metric == preferred);
+        if best.all(|(ifindex, _)| by(ifindex).is_none_or(usable)) {
+            return None;
+        }
+        let routed = observed.default_routes().filter_map(|(ifindex, _)| by(ifindex));
+        routed.chain(self.routing.uplinks.keys().copied()).find(|&index| usable(index))
     }
 
     fn manage(&mut self, link: &Link, role: u8, uplink: u8, hook: Hook) {
@@ -414,6 +434,22 @@ mod tests {
         assert_eq!((indices.get("b"), indices.get("c"), indices.get("d")), (Some(1), Some(2), Some(0)));
         let desired = Desired::new(&config(&["c", "d", "b"]), &indices, &Overrides::default(), &Observed::default());
         assert_eq!(Indices::adopt(desired.uplinks), indices);
+    }
+
+    #[test]
+    fn another_uplink_stands_in_for_a_default_route_that_is_dead() {
+        let mut observed = observed();
+        let spare = |observed: &Observed, down: &[&str]| {
+            let health = down.iter().map(|name| ((*name).to_owned(), HealthOverride::Down)).collect();
+            desired(&Overrides { health, ..Overrides::default() }, observed).routing.spare
+        };
+        assert_eq!(spare(&observed, &[]), None);
+        assert_eq!(spare(&observed, &["isp2"]), None, "the default route is not by that one");
+        assert_eq!(spare(&observed, &["isp1"]), Some(1));
+        assert_eq!(spare(&observed, &["isp1", "isp2"]), None);
+        // What is preferred is no uplink's: that is somebody else's to decide.
+        observed.apply(Event::DefaultRoute(DefaultRoute { metric: 1, ifindex: 4, gateway: None }));
+        assert_eq!(spare(&observed, &["isp1"]), None);
     }
 
     #[test]

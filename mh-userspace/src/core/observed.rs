@@ -150,6 +150,11 @@ impl Observed {
         self.routes.iter().filter(|route| route.ifindex == ifindex).find_map(|route| route.gateway)
     }
 
+    /// The interfaces of all default routes, the preferred ones first, each with its metric.
+    pub fn default_routes(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.routes.iter().map(|route| (route.ifindex, route.metric))
+    }
+
     /// The machine's own and broadcast addresses.
     pub const fn local(&self) -> &BTreeSet<Ipv4Addr> {
         &self.local

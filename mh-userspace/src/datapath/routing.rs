@@ -4,6 +4,10 @@
 //! the kernel fragments it, or answers with ICMP, as for any packet that it forwards. Packets that are to be refused carry a mark whose
 //! rule refuses them. Everything stays in force without the controller.
 //!
+//! The machine's own traffic meets mh on its way out of an uplink's device, and never gets there if the kernel's default route leads
+//! to a gateway that doesn't answer ARP any more. While that route's uplink is down, two rules put another uplink's table before it;
+//! only for what the machine itself sends, and only for destinations that no better route of the main table knows.
+//!
 //! Ownership: rules and routes carry [`PROTOCOL`]; nothing else is looked at, and nothing of it is left by [`remove`].
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
@@ -28,6 +32,14 @@ const PRIORITY: u32 = 109;
 /// The table of uplink 0; those of the others follow ("mh", 0).
 const FIRST_TABLE: u32 = 0x6d68_0000;
 
+/// The priority of the rule by which the main table's routes, but for default routes, come first for what the machine itself sends;
+/// right before that of the main table. The rule for the uplink that stands in follows it.
+const SPARE_PRIORITY: u32 = 32_764;
+/// The main table (`RT_TABLE_MAIN`).
+const MAIN_TABLE: u32 = 254;
+/// What the machine itself sends comes from this interface.
+const ITSELF: &str = "lo";
+
 /// What the kernel's routing should do for mh.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Routing {
@@ -35,6 +47,8 @@ pub struct Routing {
     pub mark_mask: u32,
     /// Per uplink that is there: where its packets go.
     pub uplinks: BTreeMap<u8, Way>,
+    /// The uplink that what the machine itself sends leaves by, in place of the kernel's default route; one of `uplinks`.
+    pub spare: Option<u8>,
 }
 
 /// The way out by an uplink.
@@ -51,28 +65,27 @@ impl Routing {
         value << self.mark_mask.trailing_zeros() & self.mark_mask
     }
 
-    /// The rules: mark, and table or refusal.
+    /// The rules: mark, and table or refusal; and those for a spare.
     fn rules(&self) -> Vec<RuleMessage> {
+        let marked = |value, action, table: Option<u32>| {
+            let mark = [RuleAttribute::FwMark(self.mark(value)), RuleAttribute::FwMask(self.mark_mask)];
+            rule(PRIORITY, action, mark.into_iter().chain(table.map(RuleAttribute::Table)))
+        };
+        let itself = |priority, table, more: Option<RuleAttribute>| {
+            let which = [RuleAttribute::Iifname(ITSELF.to_owned()), RuleAttribute::Table(table)];
+            rule(priority, RuleAction::ToTable, which.into_iter().chain(more))
+        };
         let uplinks = self.uplinks.keys().map(|&index| {
-            let table = FIRST_TABLE + u32::from(index);
-            self.rule(mark::FIRST_UPLINK + u32::from(index), RuleAction::ToTable, Some(table))
+            marked(mark::FIRST_UPLINK + u32::from(index), RuleAction::ToTable, Some(FIRST_TABLE + u32::from(index)))
         });
         let refusals = [(mark::PROHIBIT, RuleAction::Prohibit), (mark::UNREACHABLE, RuleAction::Unreachable)];
-        uplinks.chain(refusals.map(|(value, action)| self.rule(value, action, None))).collect()
-    }
-
-    fn rule(&self, value: u32, action: RuleAction, table: Option<u32>) -> RuleMessage {
-        let mut rule = RuleMessage::default();
-        rule.header.family = AddressFamily::Inet;
-        rule.header.action = action;
-        rule.attributes = vec![
-            RuleAttribute::Priority(PRIORITY),
-            RuleAttribute::FwMark(self.mark(value)),
-            RuleAttribute::FwMask(self.mark_mask),
-            RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL)),
-        ];
-        rule.attributes.extend(table.map(RuleAttribute::Table));
-        rule
+        let refusals = refusals.map(|(value, action)| marked(value, action, None));
+        let spare = self.spare.into_iter().flat_map(|index| {
+            let no_default = RuleAttribute::SuppressPrefixLen(0);
+            let table = FIRST_TABLE + u32::from(index);
+            [itself(SPARE_PRIORITY, MAIN_TABLE, Some(no_default)), itself(SPARE_PRIORITY + 1, table, None)]
+        });
+        uplinks.chain(refusals).chain(spare).collect()
     }
 
     fn routes(&self) -> Vec<RouteMessage> {
@@ -89,6 +102,16 @@ impl Routing {
         };
         self.uplinks.iter().map(route).collect()
     }
+}
+
+/// A rule of mh's.
+fn rule(priority: u32, action: RuleAction, attributes: impl IntoIterator<Item = RuleAttribute>) -> RuleMessage {
+    let mut rule = RuleMessage::default();
+    rule.header.family = AddressFamily::Inet;
+    rule.header.action = action;
+    rule.attributes = vec![RuleAttribute::Priority(priority), RuleAttribute::Protocol(RouteProtocol::from(PROTOCOL))];
+    rule.attributes.extend(attributes);
+    rule
 }
 
 /// Makes the kernel's rules and routes with [`PROTOCOL`] those of `wanted`.

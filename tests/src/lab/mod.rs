@@ -23,6 +23,7 @@ mod scene;
 mod stun;
 mod topology;
 pub mod traffic;
+mod tunnel;
 
 use std::ffi::OsStr;
 use std::io::Write as _;
@@ -38,9 +39,10 @@ use tempfile::TempDir;
 pub use self::host::{Host, Output};
 pub use self::mhd::{Mhd, binary};
 pub use self::process::Process;
-pub use self::scene::{Scene, in_lab, run, run_configured, run_with};
+pub use self::scene::{Scene, in_lab, run, run_configured, run_scene, run_with};
 pub use self::stun::{Discovery, StunServer};
 pub use self::topology::{CLIENT1, CLIENT2, CLIENT3, Options, ROUTER_LAN0, ROUTER_LAN1, SERVER, TwoIsps, Uplink};
+pub use self::tunnel::Tunnel;
 
 /// Temporary directories of the laboratories alive in this process, for [`clean_up`].
 static DIRECTORIES: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());

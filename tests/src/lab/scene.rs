@@ -41,7 +41,15 @@ impl Scene {
     pub fn configured(options: &Options, config: impl FnOnce(&TwoIsps) -> String) -> Result<Self> {
         let lab = Lab::two_isps(options)?;
         let config = config(&lab);
-        let mhd = Mhd::start(lab.lab(), &lab.router, &config)?;
+        Self::start(lab, &config)
+    }
+
+    /// Starts mhd with this config, and the servers, in a topology that is there.
+    ///
+    /// # Errors
+    /// If one doesn't start.
+    pub fn start(lab: TwoIsps, config: &str) -> Result<Self> {
+        let mhd = Mhd::start(lab.lab(), &lab.router, config)?;
         let address = SocketAddrV4::new(SERVER, SERVER_PORT);
         Ok(Self {
             tcp: TcpServer::start(&lab.server, address)?,
@@ -104,11 +112,19 @@ pub fn run_configured(
     config: impl FnOnce(&TwoIsps) -> String,
     test: impl FnOnce(&mut Scene) -> Result<()>,
 ) -> Result<()> {
+    let mode = options.mode.name();
+    run_scene(|| Scene::configured(options, config).with_context(|| format!("laboratory in {mode} mode")), test)
+}
+
+/// [`run`] with a scene of the test's own.
+///
+/// # Errors
+/// What the scene or the test failed with.
+pub fn run_scene(build: impl FnOnce() -> Result<Scene>, test: impl FnOnce(&mut Scene) -> Result<()>) -> Result<()> {
     if skipped() {
         return Ok(());
     }
-    let scene = Scene::configured(options, config);
-    let mut scene = scene.with_context(|| format!("laboratory in {} mode", options.mode.name()))?;
+    let mut scene = build()?;
     let outcome = catch_unwind(AssertUnwindSafe(|| test(&mut scene)));
     if !matches!(outcome, Ok(Ok(()))) {
         let name = std::thread::current().name().unwrap_or("test").to_owned();

@@ -5,6 +5,7 @@
 
 mod datagram;
 mod fragment;
+mod own;
 mod single;
 mod sniffer;
 mod split;
@@ -14,6 +15,7 @@ mod udp;
 
 pub use self::datagram::Datagrams;
 pub use self::fragment::{ArrivalCounter, Datagram, Fragment, RawSender, UDP};
+pub use self::own::{Bound, raw};
 pub use self::single::DatagramSocket;
 pub use self::sniffer::{Segment, Sniffer};
 pub use self::split::Split;

@@ -173,7 +173,7 @@ impl TcpFlow {
     /// # Errors
     /// As [`TcpFlow::connect`].
     pub fn connect_here(to: SocketAddrV4, timeout: Duration) -> Result<Self> {
-        Self::greeted(TcpStream::connect_timeout(&to.into(), timeout).context("connect")?, to, timeout)
+        Self::over(TcpStream::connect_timeout(&to.into(), timeout).context("connect")?, to, timeout)
     }
 
     /// [`TcpFlow::connect`] from an address and port of choice (port 0: any). A port that is used this way may be listened on beside.
@@ -181,11 +181,12 @@ impl TcpFlow {
     /// # Errors
     /// As [`TcpFlow::connect`]; also if `local` is not the host's, or is taken.
     pub fn connect_from(host: &Host, local: SocketAddrV4, to: SocketAddrV4, timeout: Duration) -> Result<Self> {
-        let connect = || Self::greeted(connect_bound(local, to, timeout)?, to, timeout);
+        let connect = || Self::over(connect_bound(local, to, timeout)?, to, timeout);
         host.enter(connect)?.with_context(|| format!("{} from {local} to tcp {to}", host.name()))
     }
 
-    fn greeted(stream: TcpStream, to: SocketAddrV4, timeout: Duration) -> Result<Self> {
+    /// A flow over a connection to a [`TcpServer`] that was just opened.
+    pub(super) fn over(stream: TcpStream, to: SocketAddrV4, timeout: Duration) -> Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(timeout))?;
         stream.set_write_timeout(Some(timeout))?;

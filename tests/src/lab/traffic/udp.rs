@@ -1,13 +1,18 @@
 //! UDP: a server that answers each datagram with the source that it saw, and flows that ask it.
 
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, recvmsg, sendmsg, setsockopt, sockopt,
+};
+use nix::{cmsg_space, libc};
 
 use crate::lab::Host;
 
@@ -29,6 +34,9 @@ pub(super) fn bind(local: SocketAddrV4) -> io::Result<UdpSocket> {
     }
 }
 
+/// Receives a datagram: its length, its source and, if the socket tells, the address that it was sent to.
+type Receive = fn(&UdpSocket, &mut [u8]) -> Option<(usize, SocketAddrV4, Option<libc::in_addr>)>;
+
 /// A UDP server in a host; runs on a thread until dropped.
 #[derive(Debug)]
 pub struct UdpServer {
@@ -44,10 +52,39 @@ impl UdpServer {
     /// # Errors
     /// If the address isn't the host's, or is taken.
     pub fn start(host: &Host, address: SocketAddrV4) -> Result<Self> {
+        Self::start_with(host, address, |socket, buffer| {
+            let (length, peer) = socket.recv_from(buffer).ok()?;
+            let SocketAddr::V4(peer) = peer else { return None };
+            Some((length, peer, None))
+        })
+    }
+
+    /// The same, but it answers from the address that it was asked at, as servers on machines with several addresses do: by
+    /// `IP_PKTINFO`, and not from whatever address the kernel's routing prefers.
+    ///
+    /// # Errors
+    /// As [`UdpServer::start`].
+    pub fn start_with_packet_info(host: &Host, address: SocketAddrV4) -> Result<Self> {
+        Self::start_with(host, address, |socket, buffer| {
+            let mut control = cmsg_space!(libc::in_pktinfo);
+            let mut parts = [IoSliceMut::new(buffer)];
+            let flags = MsgFlags::empty();
+            let message = recvmsg::<SockaddrIn>(socket.as_raw_fd(), &mut parts, Some(&mut control), flags).ok()?;
+            let peer = message.address?.into();
+            let asked = message.cmsgs().ok()?.find_map(|message| match message {
+                ControlMessageOwned::Ipv4PacketInfo(info) => Some(info.ipi_addr),
+                _ => None,
+            })?;
+            Some((message.bytes, peer, Some(asked)))
+        })
+    }
+
+    fn start_with(host: &Host, address: SocketAddrV4, receive: Receive) -> Result<Self> {
         let socket = host.enter(|| bind(address))?;
         let socket = socket.with_context(|| format!("{}: bind {address}", host.name()))?;
         // Only so that the thread looks at `stop` now and then.
         socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        setsockopt(&socket, sockopt::Ipv4PacketInfo, &true)?;
         let seen = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let thread = thread::Builder::new().name("udp server".into()).spawn({
@@ -55,17 +92,22 @@ impl UdpServer {
             move || {
                 let mut buffer = [0; 2048];
                 while !stop.load(Ordering::Relaxed) {
-                    // A timeout, or an ICMP error for an answer sent before.
-                    let Ok((length, SocketAddr::V4(peer))) = socket.recv_from(&mut buffer) else {
-                        continue;
-                    };
+                    // Nothing: a timeout, or an ICMP error for an answer sent before.
+                    let Some((length, peer, asked)) = receive(&socket, &mut buffer) else { continue };
                     if let Ok(mut seen) = seen.lock() {
                         seen.push(peer);
                     }
                     let mut answer = format!("{peer} ").into_bytes();
                     answer.extend_from_slice(&buffer[..length]);
                     // A lost answer is asked for again.
-                    let _ = socket.send_to(&answer, peer);
+                    let Some(asked) = asked else {
+                        let _ = socket.send_to(&answer, peer);
+                        continue;
+                    };
+                    let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: asked, ipi_addr: asked };
+                    let (parts, control) = ([IoSlice::new(&answer)], [ControlMessage::Ipv4PacketInfo(&info)]);
+                    let peer = SockaddrIn::from(peer);
+                    let _ = sendmsg(socket.as_raw_fd(), &parts, &control, MsgFlags::empty(), Some(&peer));
                 }
             }
         })?;
@@ -135,6 +177,11 @@ impl UdpFlow {
 
     fn open_here(local: SocketAddrV4, to: SocketAddrV4) -> Result<Self> {
         let socket = bind(local).with_context(|| format!("bind {local}"))?;
+        Self::over(socket, to)
+    }
+
+    /// A flow over a socket that isn't connected yet.
+    pub(super) fn over(socket: UdpSocket, to: SocketAddrV4) -> Result<Self> {
         socket.connect(to).context("connect")?;
         let SocketAddr::V4(local) = socket.local_addr()? else { bail!("no IPv4 socket") };
         let mut flow = Self { socket, questions: AtomicU64::new(0), local, remote: to, seen: local };
