@@ -3,14 +3,14 @@
 //! Sockets are made inside a host's namespace and used from wherever; every read has a deadline, so that a path that loses
 //! packets fails a test with a message and doesn't hang it.
 
-mod datagram;
+mod datagrams;
 mod sniffer;
 mod split;
 mod stream;
 mod tcp;
 mod udp;
 
-pub use self::datagram::Datagrams;
+pub use self::datagrams::Datagrams;
 pub use self::sniffer::{Segment, Sniffer};
 pub use self::split::Split;
 pub use self::stream::{Amount, BLOCK_BYTES, Direction, OpenTransfer, Transferred, transfer};
