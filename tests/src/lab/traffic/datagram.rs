@@ -1,131 +1,72 @@
-//! UDP sockets that learn of ICMP errors, and say of each datagram whether routers may fragment it.
+//! Single datagrams: what comes from whom, where [`super::UdpFlow`] would ask until it is answered.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
-use std::os::fd::AsRawFd as _;
+use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::errno::Errno;
-use nix::libc;
-use nix::sys::socket::{setsockopt, sockopt};
 
+use super::udp::bind;
 use crate::lab::Host;
 
-/// How long a datagram or an error may take.
-const TIMEOUT: Duration = Duration::from_secs(5);
-
-/// A UDP socket in a host. Each ICMP error about what it sent is told once, by the next call.
+/// An unconnected UDP socket in a host.
 #[derive(Debug)]
-pub struct Datagrams {
+pub struct DatagramSocket {
     socket: UdpSocket,
     /// Its own address and port.
     pub local: SocketAddrV4,
 }
 
-impl Datagrams {
-    /// Binds a socket in `host`: to a port of all its addresses (0: any), or to an address.
+impl DatagramSocket {
+    /// Binds in `host` (port 0: any).
     ///
     /// # Errors
     /// If the address isn't the host's, or is taken.
-    pub fn bind(host: &Host, address: Ipv4Addr, port: u16) -> Result<Self> {
-        let socket = host.enter(|| UdpSocket::bind((address, port)))?;
-        let socket = socket.with_context(|| format!("{}: bind {address}:{port}", host.name()))?;
-        // Without this the kernel keeps what it takes for temporary (no route, no host) from UDP sockets.
-        setsockopt(&socket, sockopt::Ipv4RecvErr, &true)?;
-        let mut datagrams = Self { local: SocketAddrV4::new(address, port), socket };
-        datagrams.learn_local()?;
-        Ok(datagrams)
+    pub fn bind(host: &Host, local: SocketAddrV4) -> Result<Self> {
+        let socket = host.enter(|| bind(local))?;
+        let socket = socket.with_context(|| format!("{}: bind {local}", host.name()))?;
+        let SocketAddr::V4(local) = socket.local_addr()? else { bail!("no IPv4 socket") };
+        Ok(Self { socket, local })
     }
 
-    /// A socket in `host` with any port that is connected to `to`.
+    /// Sends one datagram.
     ///
     /// # Errors
-    /// If there is no way there.
-    pub fn connected(host: &Host, to: SocketAddrV4) -> Result<Self> {
-        let mut datagrams = Self::bind(host, Ipv4Addr::UNSPECIFIED, 0)?;
-        datagrams.connect(to)?;
-        Ok(datagrams)
+    /// If the kernel refuses.
+    pub fn send(&self, to: SocketAddrV4, text: &str) -> Result<()> {
+        self.socket.send_to(text.as_bytes(), to).map(drop).with_context(|| format!("{} to udp {to}", self.local))
     }
 
-    /// Connects it: sends go there, errors about these are told.
+    /// The next datagram and where it came from, if one comes within `timeout`.
     ///
     /// # Errors
-    /// If there is no way there.
-    pub fn connect(&mut self, to: SocketAddrV4) -> Result<()> {
-        self.socket.connect(to).with_context(|| format!("connect to {to}"))?;
-        self.learn_local()
+    /// If the socket fails other than by time.
+    pub fn receive(&self, timeout: Duration) -> Result<Option<(SocketAddrV4, String)>> {
+        self.socket.set_read_timeout(Some(timeout))?;
+        let mut buffer = [0; 2048];
+        match self.socket.recv_from(&mut buffer) {
+            Ok((length, SocketAddr::V4(peer))) => {
+                Ok(Some((peer, String::from_utf8_lossy(&buffer[..length]).into_owned())))
+            }
+            Ok((_, peer)) => bail!("a datagram from {peer}"),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("receive on {}", self.local)),
+        }
     }
 
-    fn learn_local(&mut self) -> Result<()> {
-        let SocketAddr::V4(local) = self.socket.local_addr()? else { bail!("no IPv4 socket") };
-        self.local = local;
-        Ok(())
-    }
-
-    /// Whether its datagrams are kept whole (DF set, and refused by the kernel if they are larger than the path's known MTU), or may
-    /// be fragmented by whoever needs to (DF clear).
+    /// Waits for the datagram `text` and tells where it came from; others before it are passed over.
     ///
     /// # Errors
-    /// If the socket refuses.
-    pub fn keep_whole(&self, whole: bool) -> Result<()> {
-        let value = if whole { libc::IP_PMTUDISC_DO } else { libc::IP_PMTUDISC_DONT };
-        let length = libc::socklen_t::try_from(size_of_val(&value))?;
-        // SAFETY: the option's value is the integer that the pointer and the length describe.
-        let result = unsafe {
-            libc::setsockopt(
-                self.socket.as_raw_fd(),
-                libc::IPPROTO_IP,
-                libc::IP_MTU_DISCOVER,
-                std::ptr::from_ref(&value).cast(),
-                length,
-            )
-        };
-        Errno::result(result).map(drop).context("IP_MTU_DISCOVER")
-    }
-
-    /// Sends to where it is connected to.
-    ///
-    /// # Errors
-    /// What the kernel says, an ICMP error that has come in since the last call too.
-    pub fn send(&self, payload: &[u8]) -> io::Result<()> {
-        self.socket.send(payload).map(drop)
-    }
-
-    /// Sends to `to`.
-    ///
-    /// # Errors
-    /// As [`Datagrams::send`].
-    pub fn send_to(&self, payload: &[u8], to: SocketAddrV4) -> io::Result<()> {
-        self.socket.send_to(payload, to).map(drop)
-    }
-
-    /// Receives a datagram and tells its source.
-    ///
-    /// # Errors
-    /// If none comes within 5 seconds, or an ICMP error does.
-    pub fn receive(&self) -> Result<(Vec<u8>, SocketAddrV4)> {
-        self.socket.set_read_timeout(Some(TIMEOUT))?;
-        let mut buffer = vec![0; 65_536];
-        let (length, source) =
-            self.socket.recv_from(&mut buffer).with_context(|| format!("receive at {}", self.local))?;
-        let SocketAddr::V4(source) = source else { bail!("a datagram from {source}") };
-        buffer.truncate(length);
-        Ok((buffer, source))
-    }
-
-    /// Waits for the ICMP error about what was sent before.
-    ///
-    /// # Errors
-    /// If none comes within 5 seconds, or a datagram does.
-    pub fn error(&self) -> Result<Errno> {
-        let until = Instant::now() + TIMEOUT;
-        self.socket.set_read_timeout(Some(TIMEOUT))?;
-        match self.socket.recv(&mut [0; 1]) {
-            Ok(_) => bail!("a datagram came instead of an error"),
-            Err(error) => {
-                ensure!(Instant::now() < until, "no error came to {} within {TIMEOUT:?}", self.local);
-                Ok(Errno::from_raw(error.raw_os_error().context("an error without a number")?))
+    /// If it doesn't come within 3 seconds.
+    pub fn expect(&self, text: &str) -> Result<SocketAddrV4> {
+        let begun = Instant::now();
+        loop {
+            let left = Duration::from_secs(3).saturating_sub(begun.elapsed());
+            ensure!(!left.is_zero(), "{text:?} did not come to {}", self.local);
+            if let Some((peer, received)) = self.receive(left)?
+                && received == text
+            {
+                return Ok(peer);
             }
         }
     }

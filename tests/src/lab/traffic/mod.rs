@@ -4,19 +4,19 @@
 //! packets fails a test with a message and doesn't hang it.
 
 mod datagram;
+mod datagrams;
 mod fragment;
 mod own;
-mod single;
 mod sniffer;
 mod split;
 mod stream;
 mod tcp;
 mod udp;
 
-pub use self::datagram::Datagrams;
+pub use self::datagram::DatagramSocket;
+pub use self::datagrams::Datagrams;
 pub use self::fragment::{ArrivalCounter, Datagram, Fragment, RawSender, UDP};
 pub use self::own::{Bound, raw};
-pub use self::single::DatagramSocket;
 pub use self::sniffer::{Segment, Sniffer};
 pub use self::split::Split;
 pub use self::stream::{Amount, BLOCK_BYTES, Direction, OpenTransfer, Transferred, transfer};
