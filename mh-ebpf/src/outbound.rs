@@ -16,10 +16,10 @@ use mh_common::{
 use crate::{
     access::{Frame as _, TcFrame},
     count::{self, Sent},
-    limit,
+    fragment, limit,
     maps::{self, Tables},
     nat,
-    parse::{self, Header, Packet, Transport},
+    parse::{self, Header, Packet, Part, Transport},
     steer,
     track::{self, Note, Scene},
 };
@@ -44,7 +44,12 @@ fn run_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Re
     if hairpin {
         // SAFETY: a live map value that is copied.
         let owners = unsafe { Fam::outside().get(packet.key.dst) }.copied().ok_or(Verdict::NotForUplink)?;
-        turn_round::<Fam>(frame, &packet, owners.trailing_zeros() as u8, scene)?;
+        if let Err(verdict) = turn_round::<Fam>(frame, &packet, owners.trailing_zeros() as u8, scene) {
+            if packet.ip.part() == Part::First && matches!(verdict, Verdict::NotForUplink) {
+                fragment::leave_to_kernel::<Fam, _>(frame, &packet, scene);
+            }
+            return Err(verdict);
+        }
         return Err(maps::stage(frame, Stage::Attend, Note::Hairpin));
     }
     if packet.transport == Transport::ECHO_REPLY {
