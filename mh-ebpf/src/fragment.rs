@@ -19,7 +19,7 @@ use crate::{
     access::{Frame, TcFrame},
     count::{self, Sent},
     maps::{self, Tables},
-    parse::{self, Header, Ip, Packet},
+    parse::{self, FROM_INSIDE, Header, Ip, Packet},
     rewrite, steer,
     track::{self, Note, Scene},
 };
@@ -31,6 +31,14 @@ pub fn remember<Fam: Tables, F: Frame>(_frame: &F, ip: &Ip<Fam::Address>, entry:
     let copy = Entry { created: scene.now, ..*entry };
     // If there is no room, later fragments are held until they are forgotten.
     let _ = Fam::fragments().insert(key, copy, BPF_ANY as u64);
+}
+
+/// Notes that the rest of a datagram, whose first fragment comes in by this interface, is the kernel's as well.
+#[inline(always)]
+pub fn leave_to_kernel<Fam: Tables, F: Frame>(frame: &F, packet: &Packet<Fam::Address>, scene: &Scene) {
+    let key = &packet.key;
+    let entry = Entry::translating(key, key, scene.interface.uplink, flow::REPLY | flow::HOST, scene.now);
+    remember::<Fam, _>(frame, &packet.ip, &entry, scene);
 }
 
 /// Whether fragments are waiting for this first one.
@@ -79,7 +87,8 @@ fn later_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> 
         return if released { Err(Verdict::FragmentsFull) } else { hold::<Fam>(frame, &ip, arrival, scene) };
     };
     if !track::takes(&entry, &scene.interface) {
-        return Err(Verdict::NoFlow);
+        // From the LAN to the machine itself, by an outside address: no half takes that.
+        return Err(if arrival == FROM_INSIDE { Verdict::NotForUplink } else { Verdict::NoFlow });
     }
     count::uplink(entry.uplink, entry.is_reply(), 1, ip.len as u64);
     let packet = Packet::without_transport(ip);
@@ -112,15 +121,13 @@ fn hold<Fam: Tables + Header>(
     arrival: u8,
     scene: &Scene,
 ) -> Result<Sent, Verdict> {
-    if scene.interface.role == abi::ROLE_LAN {
-        if !steer::route::<Fam, _>(frame, ip, false).by_uplink {
-            return Err(Verdict::NotForUplink);
-        }
-    } else {
-        // SAFETY: only whether there is an entry matters.
-        if unsafe { Fam::outside().get(ip.dst) }.is_none() {
-            return Err(Verdict::NoFlow);
-        }
+    let from_lan = scene.interface.role == abi::ROLE_LAN;
+    // To an outside address: by hairpin, or for the machine itself. The first fragment will tell.
+    // SAFETY: only whether there is an entry matters.
+    let wanted = unsafe { Fam::outside().get(ip.dst) }.is_some()
+        || from_lan && steer::route::<Fam, _>(frame, ip, false).by_uplink;
+    if !wanted {
+        return Err(if from_lan { Verdict::NotForUplink } else { Verdict::NoFlow });
     }
     let datagram = ip.datagram(arrival);
     let mut number = 0;

@@ -45,15 +45,7 @@ fn run_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Re
         Ok(note) => Err(maps::stage(frame, Stage::Attend, note)),
         Err(verdict) => {
             if packet.ip.part() == Part::First && matches!(verdict, Verdict::NoFlow) {
-                // The rest of the datagram is the kernel's as well.
-                let entry = Entry::translating(
-                    &packet.key,
-                    &packet.key,
-                    scene.interface.uplink,
-                    flow::REPLY | flow::HOST,
-                    scene.now,
-                );
-                fragment::remember::<Fam, _>(frame, &packet.ip, &entry, scene);
+                fragment::leave_to_kernel::<Fam, _>(frame, &packet, scene);
             }
             Err(verdict)
         }

@@ -16,10 +16,10 @@ use mh_common::{
 use crate::{
     access::{Frame as _, TcFrame},
     count::{self, Sent},
-    limit,
+    fragment, limit,
     maps::{self, Tables},
     nat,
-    parse::{self, Header, Packet, Transport},
+    parse::{self, Header, Packet, Part, Transport},
     steer,
     track::{self, Note, Scene},
 };
@@ -47,7 +47,12 @@ fn run_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Re
             Ok(()) => return Err(maps::stage(frame, Stage::Attend, Note::Hairpin)),
             // An address that is routed here without being the machine's own: nobody has the port, which ends at the uplink.
             Err(Verdict::NotForUplink) if route.by_uplink => {}
-            Err(verdict) => return Err(verdict),
+            Err(verdict) => {
+                if packet.ip.part() == Part::First && matches!(verdict, Verdict::NotForUplink) {
+                    fragment::leave_to_kernel::<Fam, _>(frame, &packet, scene);
+                }
+                return Err(verdict);
+            }
         }
     }
     if !route.by_uplink {

@@ -25,7 +25,7 @@ in_both_modes!(
     shuffled,
     to_the_machine_itself,
     same_identification_of_two_clients,
-    hairpin_in_order,
+    hairpin,
     flood_from_outside,
     flood_from_inside,
     too_many_of_one_datagram,
@@ -233,6 +233,7 @@ fn shuffled(scene: &mut Scene) -> Result<()> {
 fn to_the_machine_itself(scene: &mut Scene) -> Result<()> {
     let router = &scene.lab.router;
     let mut cases = vec![(&scene.lab.client1, CLIENT1, ROUTER_LAN0)];
+    cases.extend(scene.lab.uplinks.iter().map(|uplink| (&scene.lab.client3, CLIENT3, uplink.address)));
     for uplink in &scene.lab.uplinks {
         cases.push((&scene.lab.server, SERVER, uplink.address));
     }
@@ -288,7 +289,8 @@ fn same_identification_of_two_clients(scene: &mut Scene) -> Result<()> {
     Ok(())
 }
 
-fn hairpin_in_order(scene: &mut Scene) -> Result<()> {
+fn hairpin(scene: &mut Scene) -> Result<()> {
+    let mut id = 5000;
     for (isp1, isp2) in [(1, 0), (0, 1)] {
         scene.set_weights(isp1, isp2)?;
         let talk = Talk::open(scene, &scene.lab.client2, CLIENT2)?;
@@ -305,6 +307,15 @@ fn hairpin_in_order(scene: &mut Scene) -> Result<()> {
             }
             assert_eq!(counter(scene, "hairpin")? - before.0, 6);
             assert_eq!(counter(scene, "fragment")? - before.1, 6 * (LARGE_FRAGMENTS - 1));
+            let sender = RawSender::open(host)?;
+            for order in [last_first, shuffled_fragments] {
+                id += 1;
+                let payload = payload(id.into(), 20_000);
+                let (src, dst) = (local(&asking)?, talk.outside);
+                sender
+                    .send(&order(&Datagram { src, dst, protocol: UDP, id, payload: payload.clone() }.fragments(20)))?;
+                expect(&talk.client, &payload, "by hairpin, out of order")?;
+            }
         }
         talk.exchange(&payload(4, LARGE))?;
     }
