@@ -169,10 +169,10 @@ fn inside_hosts_use_forwards_too(scene: &mut Scene) -> Result<()> {
     }
     // What the forwarded port itself sends leaves as that port (RFC 4787 REQ-1), by the uplink whose turn it is.
     drop(udp);
-    for (index, (isp1, isp2)) in [(0, (1, 0)), (1, (0, 1))] {
+    for (index, port, (isp1, isp2)) in [(0, 7100, (1, 0)), (1, 7101, (0, 1))] {
         scene.set_weights(isp1, isp2)?;
         // Another destination each time: a flow that exists would stay where it is.
-        let asked = UdpServer::start(&scene.lab.server, at(SERVER, 7100 + index as u16))?;
+        let asked = UdpServer::start(&scene.lab.server, at(SERVER, port))?;
         let flow = UdpFlow::open_from(&scene.lab.client1, 443, asked.address())?;
         assert_eq!(flow.seen, ends(scene, 8443)[index]);
     }

@@ -104,9 +104,8 @@ fn outside_of(scene: &Scene, protocol: &str, inside: SocketAddrV4, index: usize)
 }
 
 fn udp_hairpin_shows_the_outside_end(scene: &mut Scene) -> Result<()> {
-    for (index, (isp1, isp2)) in [(0, (1, 0)), (1, (0, 1))] {
+    for (index, port, (isp1, isp2)) in [(0, 20_000, (1, 0)), (1, 20_001, (0, 1))] {
         scene.set_weights(isp1, isp2)?;
-        let port = 20_000 + index as u16;
         // The peer makes its binding as it would for ICE: it asks the server, then lets others ask it from the same port.
         let peer = UdpFlow::open_from(&scene.lab.client3, port, scene.udp.address())?.seen;
         assert_eq!(*peer.ip(), scene.lab.uplink(index)?.address);
