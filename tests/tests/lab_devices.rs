@@ -43,7 +43,7 @@ fn tunnel_for_lan1(lab: &TwoIsps) -> Result<Tunnel> {
     lab.router.ip(&["link del lan1"])?;
     let tunnel = Tunnel::new(&lab.router, "lan1", &lab.client3, "eth0")?;
     lab.router.ip(&[format!("addr add {ROUTER_LAN1}/24 dev lan1")])?;
-    lab.client3.ip(&[format!("addr add {CLIENT3}/24 dev eth0"), format!("route add default dev eth0")])?;
+    lab.client3.ip(&[format!("addr add {CLIENT3}/24 dev eth0"), "route add default dev eth0".into()])?;
     Ok(tunnel)
 }
 

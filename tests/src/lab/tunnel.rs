@@ -57,6 +57,7 @@ impl Drop for Tunnel {
 /// Makes a tun device whose packets this process reads and writes.
 fn tun(host: &Host, interface: &str) -> Result<File> {
     ensure!(interface.len() < libc::IFNAMSIZ, "{interface}: too long a name");
+    let kind = libc::c_short::try_from(libc::IFF_TUN | libc::IFF_NO_PI)?;
     let made = host.enter(|| {
         let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
         // SAFETY: plain data, for which zero is a value.
@@ -64,7 +65,7 @@ fn tun(host: &Host, interface: &str) -> Result<File> {
         for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes()) {
             *to = from.cast_signed();
         }
-        request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+        request.ifr_ifru.ifru_flags = kind;
         // SAFETY: the structure that this request takes, alive through the call.
         match unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw const request) } {
             -1 => Err(std::io::Error::last_os_error()),
