@@ -168,7 +168,7 @@ impl<const EGRESS: bool> TcFrame<EGRESS> {
     #[inline(always)]
     pub const fn set_device(&mut self, interface: &Interface) {
         // VERIFIER: arithmetic and not a branch, so that everything behind it is verified once.
-        self.l3 = wire::ETHERNET_LEN * (1 - (interface.flags / abi::INTERFACE_L3 & 1) as usize);
+        self.l3 = wire::ETHERNET_LEN * (1 - ((interface.flags / abi::INTERFACE_L3) & 1) as usize);
     }
 
     #[inline(always)]

@@ -1,6 +1,6 @@
 //! Tracking: which flow does a packet belong to, and what has to happen to the flow.
 //!
-//! [`established`] is the whole of the fast path: a packet of a flow that exists and needs no attention. [`complete`] is the frequent
+//! [`established`] is the whole of the fast path: a packet of a flow that exists and needs no attention. [`attend`] is the frequent
 //! part of the complete path: every packet of a flow that exists. What belongs to no flow goes on in a stage of its own:
 //! [`crate::outbound`], [`crate::inbound`], [`crate::error`], [`crate::fragment`].
 //!
