@@ -35,6 +35,8 @@ pub enum Action {
     SetForward(ForwardedPort, InsidePort),
     /// Forward it no more.
     RemoveForward(ForwardedPort),
+    /// Have the kernel look for a gateway's Ethernet address, on this interface.
+    Resolve(u32, Ipv4Addr),
     /// Have the kernel's routing act on mh's marks.
     SetRouting(Routing),
     /// Write an uplink.
@@ -97,6 +99,11 @@ pub fn plan(in_force: Option<&Desired>, desired: &Desired) -> Vec<Action> {
     }
     if in_force.map(|d| &d.routing) != Some(&desired.routing) {
         actions.push(Action::SetRouting(desired.routing.clone()));
+    }
+    for &(ifindex, gateway) in &desired.unresolved {
+        if !in_force.is_some_and(|d| d.unresolved.contains(&(ifindex, gateway))) {
+            actions.push(Action::Resolve(ifindex, gateway));
+        }
     }
     for &port in in_force.iter().flat_map(|d| d.forwards.keys()).filter(|p| !desired.forwards.contains_key(p)) {
         actions.push(Action::RemoveForward(port));
@@ -178,6 +185,7 @@ mod tests {
                 Action::SetForward(port, to) => drop(self.forwards.insert(port, to)),
                 Action::RemoveForward(port) => drop(self.forwards.remove(&port)),
                 Action::SetRouting(routing) => self.routing = Some(routing),
+                Action::Resolve(..) => {}
                 Action::SetUplink(index, uplink) => drop(self.uplinks.insert(index, uplink)),
                 Action::RemoveUplink(index) => {
                     self.uplinks.remove(&index);
@@ -220,6 +228,7 @@ mod tests {
                 routing: Routing { mark_mask: 0xff, uplinks: BTreeMap::new(), spare: None },
                 interfaces: BTreeMap::new(),
                 local,
+                unresolved: BTreeSet::new(),
                 neighbour_epoch,
             };
             for (index, (ifindex, healthy, weight)) in uplinks {

@@ -185,6 +185,8 @@ pub struct Desired {
     pub interfaces: BTreeMap<u32, ManagedInterface>,
     /// The machine's own and broadcast addresses.
     pub local: BTreeSet<Ipv4Addr>,
+    /// Gateways (interface, address) whose Ethernet address the kernel should look for.
+    pub unresolved: BTreeSet<(u32, Ipv4Addr)>,
     /// The neighbour epoch.
     pub neighbour_epoch: u32,
 }
@@ -210,6 +212,7 @@ impl Desired {
             routing: Routing { mark_mask: config.datapath.mark_mask, uplinks: BTreeMap::new(), spare: None },
             interfaces: BTreeMap::new(),
             local: observed.local().clone(),
+            unresolved: BTreeSet::new(),
             neighbour_epoch: observed.neighbour_epoch(),
         };
         let hook = match config.datapath.mode {
@@ -283,6 +286,12 @@ impl Desired {
             }
             if link.is_some_and(|link| link.up) {
                 desired.routing.uplinks.insert(index, Way { ifindex, gateway });
+            }
+            if let Some(gateway) = gateway
+                && link.is_some_and(|link| link.up && link.carrier && link.mac.is_some())
+                && !observed.has_neighbour(ifindex, gateway)
+            {
+                desired.unresolved.insert((ifindex, gateway));
             }
             for forward in config.forwards.iter().filter(|forward| forward.uplinks.contains(&position)) {
                 desired.forwards.extend(records::forward(forward, index, &addresses));

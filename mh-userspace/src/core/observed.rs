@@ -155,6 +155,11 @@ impl Observed {
         self.routes.iter().map(|route| (route.ifindex, route.metric))
     }
 
+    /// Whether the neighbour's Ethernet address is known.
+    pub fn has_neighbour(&self, ifindex: u32, address: Ipv4Addr) -> bool {
+        self.neighbours.contains_key(&(ifindex, address))
+    }
+
     /// The machine's own and broadcast addresses.
     pub const fn local(&self) -> &BTreeSet<Ipv4Addr> {
         &self.local

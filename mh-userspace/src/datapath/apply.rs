@@ -95,6 +95,7 @@ impl Datapath {
             Action::SetForward(port, to) => tables.set_forward(port, to),
             Action::RemoveForward(port) => tables.remove_forward(port),
             Action::SetRouting(routing) => routing::apply(routing),
+            Action::Resolve(ifindex, gateway) => routing::resolve(*ifindex, *gateway),
             Action::RemoveUplink(index) => {
                 tables
                     .pools

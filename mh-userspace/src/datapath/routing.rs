@@ -18,6 +18,7 @@ use rtnetlink::{
     packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
+        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage},
         route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope},
         rule::{RuleAction, RuleAttribute, RuleMessage},
     },
@@ -143,6 +144,21 @@ pub fn apply(wanted: &Routing) -> Result<(), DatapathError> {
         socket.request("set an uplink's route", RouteNetlinkMessage::NewRoute(route), flags, absent)?;
     }
     Ok(())
+}
+
+/// Has the kernel look for a gateway's Ethernet address, as if it had a packet for it (`NTF_USE`): packets that mh redirects at egress can't
+/// wait for it.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn resolve(ifindex: u32, gateway: Ipv4Addr) -> Result<(), DatapathError> {
+    let mut neighbour = NeighbourMessage::default();
+    neighbour.header.family = AddressFamily::Inet;
+    neighbour.header.ifindex = ifindex;
+    neighbour.header.flags = NeighbourFlags::Use;
+    neighbour.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(gateway)));
+    let absent = &[libc::ENETDOWN, libc::ENODEV, libc::ENXIO, libc::EINVAL];
+    Requests::open()?.request("look for a gateway", RouteNetlinkMessage::NewNeighbour(neighbour), NLM_F_CREATE, absent)
 }
 
 /// Removes all rules and routes with [`PROTOCOL`].
