@@ -1,0 +1,73 @@
+//! The datapath against a model of it: the same random steps in both, and after each of them the same outcome in both. The rig is drawn
+//! in `mh_tests::rig`, the model is `mh_tests::model`.
+//!
+//! `MH_MODEL_STEPS` sets the number of steps, `MH_MODEL_SEED` the seed.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may")]
+
+use mh_common::abi;
+use mh_tests::lab::skipped;
+use mh_tests::model::run::run;
+use mh_tests::model::tables::{OnDown, Setup};
+use mh_tests::rig::Rig;
+
+fn number(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).map_or(otherwise, |text| text.parse().unwrap())
+}
+
+fn compare(isp2: &str, change: impl FnOnce(&mut Setup) + Send, share: u64) {
+    if skipped() {
+        return;
+    }
+    let steps = number("MH_MODEL_STEPS", 60_000) / share;
+    let fresh = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
+    let seed = number("MH_MODEL_SEED", fresh.into());
+    let result = Rig::run_with_isp2(isp2, [1, 1], |rig| {
+        // So that the same seed chooses the same uplinks again.
+        let settings = abi::Settings { seed: [seed, 7], ..rig.tables.settings.get(&0, 0)? };
+        rig.tables.settings.set(0, settings, 0)?;
+        let mut setup = Setup {
+            outside: [[198, 51, 100, 2].into(), [203, 0, 113, 2].into()],
+            ports: [(1024, 65535); 2],
+            address_dependent: false,
+            on_down: [OnDown::Reset; 2],
+            seed: settings.seed,
+            slots: Vec::new(),
+            members: 0,
+        };
+        change(&mut setup);
+        run(rig, setup, seed, steps)
+    });
+    if let Err(difference) = result {
+        panic!("{difference:?}");
+    }
+}
+
+#[test]
+fn the_datapath_does_as_the_model() {
+    compare("", |_| {}, 2);
+}
+
+#[test]
+fn with_the_address_dependent_filter_and_other_ways_to_be_down() {
+    compare(
+        "on_down = \"repin\"\n[nat]\nfiltering = \"address-dependent\"",
+        |setup| {
+            setup.on_down[1] = OnDown::Repin;
+            setup.address_dependent = true;
+        },
+        4,
+    );
+}
+
+#[test]
+fn with_few_ports() {
+    compare(
+        "on_down = \"hold\"\nports = \"1020-1027\"",
+        |setup| {
+            setup.on_down[1] = OnDown::Hold;
+            setup.ports[1] = (1020, 1027);
+        },
+        4,
+    );
+}
