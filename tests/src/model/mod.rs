@@ -8,10 +8,13 @@
 //! - [`run`]: both worlds side by side.
 //! - [`steps`]: what happens, by lot.
 //! - [`tables`]: flows and bindings, their lives and their ends.
-//! - [`rules`]: what becomes of a packet.
+//! - [`rules`]: what becomes of a packet; [`begin`], [`send`] and [`egress`] are parts of it.
 
+pub mod begin;
+pub mod egress;
 pub mod rules;
 pub mod run;
+pub mod send;
 pub mod steps;
 pub mod tables;
 pub mod wire;

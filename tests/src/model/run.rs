@@ -8,7 +8,7 @@ use mh_common::{abi, address::Ipv4, binding, flow, time::Tick};
 use mh_userspace::datapath::{flows, sweep};
 use nix::time::{ClockId, clock_gettime};
 
-use super::steps::{Step, Steps};
+use super::steps::{Hook, Step, Steps};
 use super::tables::{Binding, End, Half, Kind, Model, Owner, Setup, Traffic};
 use super::wire::{Frame, Key};
 use super::{Expected, Side};
@@ -18,6 +18,8 @@ use crate::rig::Rig;
 const LOG: usize = 6;
 /// How often all tables are compared.
 const ALL: u64 = 2000;
+/// Where the mark has its value.
+const MARK_SHIFT: u32 = 16;
 /// A step does not begin so shortly before the datapath's clock ticks, so that it does not tick meanwhile.
 const MARGIN_NS: u64 = 1_500_000;
 
@@ -73,8 +75,7 @@ impl World<'_> {
     fn step(&mut self, step: &Step, now: Tick) -> Result<()> {
         let model = &mut self.model;
         match step {
-            Step::Tc(side, frame) => return self.packet(*side, frame, false, now),
-            Step::Xdp(side, frame) => return self.packet(*side, frame, true, now),
+            Step::Packet(hook, side, frame) => return self.packet(*hook, *side, frame, now),
             Step::Weights(weights) => {
                 self.rig.set_weights(*weights)?;
                 return self.read_slots();
@@ -113,14 +114,18 @@ impl World<'_> {
         Ok(())
     }
 
-    fn packet(&mut self, side: Side, frame: &Frame, xdp: bool, now: Tick) -> Result<()> {
+    fn packet(&mut self, hook: Hook, side: Side, frame: &Frame, now: Tick) -> Result<()> {
         let interface = match side {
             Side::Lan => "lan0",
-            Side::Uplink(0) => "wan1",
-            Side::Uplink(_) => "wan2",
+            Side::Uplink(0) | Side::Egress(0) => "wan1",
+            Side::Uplink(_) | Side::Egress(_) => "wan2",
         };
         let bytes = frame.build();
-        let outcome = if xdp { self.rig.xdp(interface, &bytes)? } else { self.rig.tc(interface, &bytes)? };
+        let outcome = match hook {
+            Hook::Xdp => self.rig.xdp(interface, &bytes)?,
+            Hook::Tc => self.rig.tc(interface, &bytes)?,
+            Hook::Egress(mark) => self.rig.egress(interface, mark << MARK_SHIFT, &bytes)?,
+        };
         let until = flows::now();
         // Rarely, the clock has ticked in spite of the margin: then it may have done so before or after.
         let mut differs = Ok(());
@@ -131,7 +136,12 @@ impl World<'_> {
             }
             let tables = &self.rig.tables;
             let lot = |end: &End| tables.by_inside4.get(&kernel_end(end), 0).ok().map(|o| u16::from_be(o.port));
-            let expected = if xdp { self.model.xdp(side, frame, tick) } else { self.model.tc(side, frame, tick, &lot) };
+            let model = &mut self.model;
+            let expected = match (hook, side) {
+                (Hook::Xdp, _) => model.xdp(side, frame, tick),
+                (Hook::Egress(mark), Side::Egress(uplink)) => model.egress(uplink, mark, frame, tick, &lot),
+                _ => model.tc(side, frame, tick, &lot),
+            };
             differs = self.compare(&expected, &outcome, side, frame);
             if differs.is_ok() {
                 break;
@@ -142,15 +152,16 @@ impl World<'_> {
 
     fn compare(&mut self, expected: &Expected, outcome: &crate::rig::Outcome, side: Side, frame: &Frame) -> Result<()> {
         let counted: Vec<_> = outcome.counted.iter().map(|(name, count)| (*name, *count)).collect();
-        ensure!(counted == [(expected.verdict, 1)], "counted {counted:?}, expected {expected:?}");
+        let wanted: &[_] = if expected.verdict.is_empty() { &[] } else { &[(expected.verdict, 1)] };
+        ensure!(counted == wanted, "counted {counted:?}, expected {expected:?}");
         ensure!(outcome.code == expected.code, "code {}, expected {expected:?}", outcome.code);
-        ensure!(outcome.mark == expected.mark << 16, "mark {:#x}, expected {expected:?}", outcome.mark);
+        ensure!(outcome.mark == expected.mark << MARK_SHIFT, "mark {:#x}, expected {expected:?}", outcome.mark);
         let bytes = expected.frame.build();
         ensure!(outcome.packet == bytes, "packet\n{:02x?}, expected\n{bytes:02x?}: {expected:?}", outcome.packet);
         *self.counts.entry(expected.verdict).or_default() += 1;
         self.compare_touched().with_context(|| format!("after {expected:?}"))?;
         if expected.code != crate::rig::TC_DROP || expected.frame != *frame {
-            self.steps.sent(side, frame, &expected.frame);
+            self.steps.sent(side, frame, expected);
         }
         Ok(())
     }

@@ -2,9 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use mh_common::time::Tick;
+use mh_common::{abi::mark, time::Tick};
 
-use super::rules::{ROUTER, Side};
+use super::rules::{Expected, ROUTER, Side};
 use super::tables::{Kind, Model};
 use super::wire::{ACK, Body, Datagram, FIN, Frame, ICMP, Key, PSH, Part, RST, SYN, TCP, UDP};
 use crate::packet::Mac;
@@ -40,13 +40,22 @@ impl Random {
     }
 }
 
+/// Which program a packet meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// That at XDP.
+    Xdp,
+    /// That at TC ingress.
+    Tc,
+    /// That at TC egress, with this value in the mark.
+    Egress(u32),
+}
+
 /// What happens next.
 #[derive(Clone, Debug)]
 pub enum Step {
-    /// A packet at TC ingress.
-    Tc(Side, Frame),
-    /// A packet at XDP.
-    Xdp(Side, Frame),
+    /// A packet.
+    Packet(Hook, Side, Frame),
     /// These weights.
     Weights([u32; 2]),
     /// These uplinks are up.
@@ -82,13 +91,15 @@ pub struct Steps {
     started: Vec<(Side, Frame)>,
     /// Recent packets as they arrived and as they left, for errors to be about.
     recent: Vec<Datagram>,
+    /// What was too large for an uplink and is the kernel's to fragment.
+    large: Vec<(u8, Frame)>,
 }
 
 impl Steps {
     /// From a seed.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
-        Self { random: Random(seed), started: Vec::new(), recent: Vec::new() }
+        Self { random: Random(seed), started: Vec::new(), recent: Vec::new(), large: Vec::new() }
     }
 
     /// The next step.
@@ -114,11 +125,15 @@ impl Steps {
     }
 
     /// Takes note of a packet that was sent.
-    pub fn sent(&mut self, side: Side, arrived: &Frame, left: &Frame) {
+    pub fn sent(&mut self, side: Side, arrived: &Frame, expected: &Expected) {
+        if expected.verdict == "pass_to_fragment" && side == Side::Lan && arrived.part == Part::Whole {
+            self.large.push((u8::from(expected.mark != mark::FIRST_UPLINK), arrived.clone()));
+            return;
+        }
         if let Part::First(_) = arrived.part {
             self.started.push((side, arrived.clone()));
         } else if arrived.part == Part::Whole && !matches!(arrived.datagram.body, Body::Error { .. }) {
-            self.recent.push(left.datagram.clone());
+            self.recent.push(expected.frame.datagram.clone());
             if self.recent.len() > 40 {
                 let oldest = self.random.below(30);
                 self.recent.swap_remove(oldest);
@@ -139,11 +154,60 @@ impl Steps {
     fn packet(&mut self, model: &Model, now: Tick) -> Step {
         let (side, frame) = match self.random.below(100) {
             0..10 => self.fragment(model, now).unwrap_or_else(|| self.from_inside(model)),
-            10..18 => self.error(model).unwrap_or_else(|| self.from_outside(model)),
-            18..58 => self.from_inside(model),
+            10..18 => self.error().unwrap_or_else(|| self.from_outside(model)),
+            18..50 => self.from_inside(model),
+            50..60 => self.of_the_machine(model),
+            60..62 => self.from_the_kernel().unwrap_or_else(|| self.of_the_machine(model)),
             _ => self.from_outside(model),
         };
-        if frame.part == Part::Whole && self.random.one_in(5) { Step::Xdp(side, frame) } else { Step::Tc(side, frame) }
+        let hook = match side {
+            Side::Egress(uplink) => {
+                let fragmented = frame.part != Part::Whole && !self.random.one_in(8);
+                let other = self.random.of(&[mark::DONE, mark::FIRST_UPLINK, mark::FIRST_UPLINK + 1]);
+                let own = if fragmented { mark::FIRST_UPLINK + u32::from(uplink) } else { mark::NONE };
+                Hook::Egress(if self.random.one_in(20) { other } else { own })
+            }
+            _ if frame.part == Part::Whole && self.random.one_in(5) => Hook::Xdp,
+            _ => Hook::Tc,
+        };
+        Step::Packet(hook, side, frame)
+    }
+
+    /// A packet of the machine itself: of a flow that exists, of a new one, or an error.
+    fn of_the_machine(&mut self, model: &Model) -> (Side, Frame) {
+        let uplink = self.random.below(2);
+        let key = if self.random.one_in(2) {
+            self.any_half(model, |half| half.kind == Kind::Host && !half.reply)
+        } else {
+            None
+        };
+        let key = key.unwrap_or_else(|| {
+            let protocol = self.random.of(&[TCP, UDP, ICMP, GRE]);
+            let src = if self.random.one_in(15) { ROUTER } else { self.random.of(&model.setup.outside) };
+            let (sport, dport) = match protocol {
+                TCP | UDP => (self.random.of(&[40001, 22, 68, 9999]), self.random.of(&SERVICES)),
+                ICMP => (self.random.of(&PORTS), 0),
+                _ => (0, 0),
+            };
+            Key { src, dst: self.random.of(&REMOTES), sport, dport, protocol }
+        });
+        let (from, to) = [(WAN1, GATEWAY1), (WAN2, GATEWAY2)][uplink];
+        let mut frame = self.frame(to, from, &key, true);
+        if self.random.one_in(8)
+            && let Some((_, about)) = self.error()
+        {
+            let src = model.setup.outside[uplink];
+            frame.datagram = Datagram { src, ..about.datagram };
+        }
+        (Side::Egress(u8::from(uplink == 1)), frame)
+    }
+
+    /// The first fragment that the kernel has made of something large.
+    fn from_the_kernel(&mut self) -> Option<(Side, Frame)> {
+        let (uplink, mut frame) = self.large.pop()?;
+        frame.part = Part::First(1480);
+        frame.datagram.ttl -= 1;
+        Some((Side::Egress(uplink), frame))
     }
 
     fn from_inside(&mut self, model: &Model) -> (Side, Frame) {
@@ -272,7 +336,7 @@ impl Steps {
     }
 
     /// An error about a recent packet, by whoever got it, or by somebody on its way.
-    fn error(&mut self, _model: &Model) -> Option<(Side, Frame)> {
+    fn error(&mut self) -> Option<(Side, Frame)> {
         if self.recent.is_empty() {
             return None;
         }
