@@ -113,6 +113,10 @@ fn run_of<Fam: Tables + Header, const EGRESS: bool>(
     if hop.answer != steer::Answer::RESOLVED && hop.answer != steer::Answer::UNRESOLVED {
         return Err(Verdict::NoRouteBack);
     }
+    if maps::interface(hop.ifindex).is_some_and(|egress| egress.role == abi::ROLE_UPLINK) {
+        // It would carry inside addresses out.
+        return Err(Verdict::NoRouteBack);
+    }
     Ok(Sent { verdict, code: frame.redirect_neighbour(hop.ifindex, Fam::AF, [0; 4]) })
 }
 
