@@ -11,17 +11,29 @@ use mh_tests::model::run::run;
 use mh_tests::model::tables::{OnDown, Setup};
 use mh_tests::rig::Rig;
 
+/// Then all begins anew: in the long run, an LRU table of the datapath would be full, and the model does not evict.
+const STEPS_PER_RIG: u64 = 100_000;
+
 fn number(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).map_or(otherwise, |text| text.parse().unwrap())
 }
 
-fn compare(isp2: &str, change: impl FnOnce(&mut Setup) + Send, share: u64) {
+fn compare(isp2: &str, change: impl Fn(&mut Setup) + Sync, share: u64) {
     if skipped() {
         return;
     }
-    let steps = number("MH_MODEL_STEPS", 60_000) / share;
+    let mut left = number("MH_MODEL_STEPS", 60_000) / share;
     let fresh = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
-    let seed = number("MH_MODEL_SEED", fresh.into());
+    let mut seed = number("MH_MODEL_SEED", fresh.into());
+    while left > 0 {
+        let steps = left.min(STEPS_PER_RIG);
+        part(isp2, &change, seed, steps);
+        left -= steps;
+        seed += 1;
+    }
+}
+
+fn part(isp2: &str, change: &(dyn Fn(&mut Setup) + Sync), seed: u64, steps: u64) {
     let result = Rig::run_with_isp2(isp2, [1, 1], |rig| {
         // So that the same seed chooses the same uplinks again.
         let settings = abi::Settings { seed: [seed, 7], ..rig.tables.settings.get(&0, 0)? };

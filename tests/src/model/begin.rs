@@ -43,6 +43,7 @@ impl Model {
     }
 
     pub(super) fn count_new(&mut self, host: Ipv4Addr, now: Tick) {
+        self.touched_sources.insert(host);
         let source = self.sources.entry(host).or_insert(Source { bindings: 0, window: now, flows: 0 });
         if since(now, source.window) >= SEEN_GRANULARITY {
             source.window = now;
@@ -181,6 +182,7 @@ impl Model {
 
     pub(super) fn permit(&mut self, key: &Key, end: End, until: Tick) {
         if self.setup.address_dependent {
+            self.touched_peers.insert((key.dst, end));
             self.peers.insert((key.dst, end), until);
         }
     }

@@ -33,6 +33,9 @@ impl Model {
         if fragmented && with != mark::FIRST_UPLINK + u32::from(uplink) {
             return drop("misrouted");
         }
+        if !frame.datagram.is_forwardable() {
+            return pass("pass_scope");
+        }
         let out = |half: &Half, verdict, frame| Expected {
             code: if half.uplink == uplink { TC_NEXT } else { TC_REDIRECT },
             verdict,
@@ -47,6 +50,7 @@ impl Model {
             return if fragmented { drop("misrouted") } else { self.by_source(uplink, frame) };
         }
         let Some(key) = frame.datagram.key() else {
+            let Body::Error { .. } = frame.datagram.body else { return pass("pass_protocol") };
             return match self.turned_back(frame) {
                 Some((half, frame)) => Ok(out(&half, "icmp_error", frame)),
                 None => self.by_source(uplink, frame),

@@ -68,7 +68,9 @@ impl Model {
     /// A packet at TC ingress.
     pub fn tc(&mut self, side: Side, frame: &Frame, now: Tick, lot: Lot<'_>) -> Expected {
         self.forget_touched();
-        let result = if let Part::Later(_) = frame.part {
+        let result = if !frame.datagram.is_forwardable() {
+            pass("pass_scope")
+        } else if let Part::Later(_) = frame.part {
             self.later(side, frame, now)
         } else if let Body::Error { .. } = frame.datagram.body {
             self.error(side, frame, now)
@@ -111,6 +113,8 @@ impl Model {
         self.touched.clear();
         self.touched_bindings.clear();
         self.touched_owners.clear();
+        self.touched_sources.clear();
+        self.touched_peers.clear();
     }
 
     pub(super) const fn is_up(&self, uplink: u8) -> bool {

@@ -40,6 +40,10 @@ impl Model {
             let by_kernel = half.kind == Kind::Host || matches!(side, Side::Egress(_));
             if !by_kernel {
                 half.resolved = next_mac(&half).is_some();
+                if !outside && !is_inside(half.to.dst) {
+                    self.halves.insert(*key, half);
+                    return drop("no_route_back");
+                }
             }
             if half.resolved || by_kernel {
                 half.maintained = now;
@@ -169,10 +173,13 @@ impl Model {
         if outer.ttl <= 1 {
             return pass("pass_ttl_expired");
         }
+        let delivered = half.kind == Kind::Host;
+        if !delivered && !half.leads_outside() && !is_inside(half.to.dst) {
+            return drop("no_route_back");
+        }
         let src = if side == Side::Lan { half.to.src } else { outer.src };
         let about = Box::new(about.with(&half.to.swapped()));
         let body = Body::Error { about, kind: *kind, code: *code, quoted: *quoted };
-        let delivered = half.kind == Kind::Host;
         let ttl = if delivered { outer.ttl } else { outer.ttl - 1 };
         let datagram = Datagram { src, dst: half.to.dst, body, ttl, ..outer.clone() };
         Ok(Expected {
@@ -199,6 +206,11 @@ impl Model {
         let kind = if Self::is_own(owner.address) { Kind::Host } else { Kind::Lan };
         Some(Half::new(Key { dst: owner.address, dport: owner.port, ..key }, uplink, true, kind, now))
     }
+}
+
+/// Whether the address is reached by the LAN.
+const fn is_inside(address: std::net::Ipv4Addr) -> bool {
+    matches!(address.octets(), [192, 168, 1, _])
 }
 
 /// The Ethernet addresses of the next hop and of the interface that leads there, if the next hop's is known.

@@ -6,10 +6,15 @@ use mh_common::{abi::mark, time::Tick};
 
 use super::rules::{Expected, ROUTER, Side};
 use super::tables::{Kind, Model};
-use super::wire::{ACK, Body, Datagram, FIN, Frame, ICMP, Key, PSH, Part, RST, SYN, TCP, UDP};
+use super::wire::{ACK, Body, Datagram, FIN, Frame, ICMP, Key, PSH, Part, RST, SYN, TCP, UDP, UDPLITE};
 use crate::packet::Mac;
 use crate::rig::{GATEWAY1, GATEWAY2, HOST, LAN, WAN1, WAN2};
 
+/// An inside host to which the machine has no route but by an uplink.
+const LOST: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 9);
+/// Addresses that no router forwards.
+const SCOPED: [Ipv4Addr; 3] =
+    [Ipv4Addr::new(224, 0, 0, 1), Ipv4Addr::new(169, 254, 1, 1), Ipv4Addr::new(255, 255, 255, 255)];
 /// A protocol without ports.
 const GRE: u8 = 47;
 
@@ -217,10 +222,10 @@ impl Steps {
             None
         };
         let key = key.unwrap_or_else(|| {
-            let protocol = self.random.of(&[TCP, TCP, TCP, UDP, UDP, UDP, ICMP, ICMP, GRE]);
+            let protocol = self.random.of(&[TCP, TCP, TCP, TCP, UDP, UDP, UDP, UDP, ICMP, ICMP, ICMP, GRE, UDPLITE]);
             let dst = match self.random.below(20) {
                 0..3 => self.random.of(&model.setup.outside),
-                3 => self.random.of(&[ROUTER, HOSTS[0]]),
+                3 => self.random.of(&[ROUTER, HOSTS[0], SCOPED[0], SCOPED[1], SCOPED[2]]),
                 _ => self.random.of(&REMOTES),
             };
             let mut dport = self.random.of(&SERVICES);
@@ -229,10 +234,12 @@ impl Steps {
             }
             let (sport, dport) = match protocol {
                 TCP | UDP => (self.random.of(&PORTS), dport),
+                ICMP if self.random.one_in(10) => (0, self.random.of(&PORTS)),
                 ICMP => (self.random.of(&PORTS), 0),
                 _ => (0, 0),
             };
-            Key { src: self.random.of(&HOSTS), dst, sport, dport, protocol }
+            let src = if self.random.one_in(20) { LOST } else { self.random.of(&HOSTS) };
+            Key { src, dst, sport, dport, protocol }
         });
         (Side::Lan, self.frame(LAN, HOST, &key, true))
     }
@@ -263,7 +270,7 @@ impl Steps {
                 key
             }
             None => {
-                let protocol = self.random.of(&[TCP, UDP, UDP, ICMP, GRE]);
+                let protocol = self.random.of(&[TCP, TCP, UDP, UDP, UDP, ICMP, ICMP, GRE, UDPLITE]);
                 let dst = if self.random.one_in(20) { self.random.of(&HOSTS) } else { model.setup.outside[uplink] };
                 let port = if self.random.one_in(3) { None } else { self.outside_port(model, protocol, uplink) };
                 let port = port.unwrap_or_else(|| self.random.of(&[40001, 40002, 22, 9999]));

@@ -221,6 +221,10 @@ pub struct Model {
     pub touched_bindings: BTreeSet<End>,
     /// Outside ends.
     pub touched_owners: BTreeSet<End>,
+    /// Inside hosts whose limits it may have changed.
+    pub touched_sources: BTreeSet<Ipv4Addr>,
+    /// Remote addresses, and the outside ends that they may send to.
+    pub touched_peers: BTreeSet<(Ipv4Addr, End)>,
 }
 
 impl Model {
@@ -241,6 +245,8 @@ impl Model {
             touched: BTreeSet::new(),
             touched_bindings: BTreeSet::new(),
             touched_owners: BTreeSet::new(),
+            touched_sources: BTreeSet::new(),
+            touched_peers: BTreeSet::new(),
         }
     }
 
@@ -338,6 +344,7 @@ impl Model {
         binding.expires = if ended { expires } else { later(expires, binding.expires) };
         if self.setup.address_dependent && half.leads_outside() {
             let outside = End { address: binding.address, port: binding.port, ..end };
+            self.touched_peers.insert((key.dst, outside));
             self.peers.insert((key.dst, outside), expires);
         }
     }

@@ -23,6 +23,13 @@ pub const TCP: u8 = 6;
 /// IP protocol.
 pub const UDP: u8 = 17;
 
+/// IP protocol, with checksums over addresses that are not updated.
+pub const DCCP: u8 = 33;
+/// IP protocol, with signed addresses.
+pub const AH: u8 = 51;
+/// IP protocol, like DCCP.
+pub const UDPLITE: u8 = 136;
+
 /// Addresses and ports of a packet, as it carries them; an echo's identifier is the port on the requester's side, the other one is zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Key {
@@ -142,15 +149,15 @@ impl fmt::Debug for Datagram {
 }
 
 impl Datagram {
-    /// Addresses and ports; `None` for an ICMP error, which is told by what it quotes.
+    /// Addresses and ports; `None` for an ICMP error, which is told by what it quotes, and for what can't be translated.
     #[must_use]
     pub const fn key(&self) -> Option<Key> {
         let (sport, dport) = match self.body {
             Body::Tcp { sport, dport, .. } | Body::Udp { sport, dport, .. } => (sport, dport),
             Body::Echo { request: true, id } => (id, 0),
             Body::Echo { request: false, id } => (0, id),
+            Body::Error { .. } | Body::Other(DCCP | AH | UDPLITE) => return None,
             Body::Other(_) => (0, 0),
-            Body::Error { .. } => return None,
         };
         Some(Key { src: self.src, dst: self.dst, sport, dport, protocol: self.protocol() })
     }
@@ -188,6 +195,15 @@ impl Datagram {
             Body::Tcp { flags, .. } => flags,
             _ => 0,
         }
+    }
+
+    /// Whether a router may forward it (RFC 1812 section 5.3.7, RFC 3927 section 2.7).
+    #[must_use]
+    pub fn is_forwardable(&self) -> bool {
+        [self.src, self.dst].iter().all(|address| {
+            let [first, ..] = address.octets();
+            !address.is_loopback() && !address.is_link_local() && first != 0 && first < 224
+        })
     }
 
     /// All that follows the IP header.
