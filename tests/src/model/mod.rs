@@ -4,11 +4,11 @@
 //! way of saying a thing. Where the datapath draws lots (an outside port that is not the inside one) the model is told the outcome and
 //! checks that it was allowed. What it does not model: fragments that come before the first of their datagram, links of other MTUs.
 //!
-//! - [`wire`]: packets.
-//! - [`run`]: both worlds side by side.
-//! - [`steps`]: what happens, by lot.
-//! - [`tables`]: flows and bindings, their lives and their ends.
-//! - [`rules`]: what becomes of a packet; [`begin`], [`send`] and [`egress`] are parts of it.
+//! - [`wire`][]: packets.
+//! - [`run`][]: both worlds side by side.
+//! - [`steps`][]: what happens, by lot.
+//! - [`tables`][]: flows and bindings, their lives and their ends.
+//! - [`rules`][]: what becomes of a packet; [`begin`], [`send`] and [`egress`] are parts of it.
 
 pub mod begin;
 pub mod egress;

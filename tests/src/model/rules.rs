@@ -98,7 +98,7 @@ impl Model {
                 && half.kind != Kind::Host
                 && half.tcp & RST == 0
                 && !self.is_due(half, now)
-                && !(half.leads_outside() && !self.is_up(half.uplink))
+                && (!half.leads_outside() || self.is_up(half.uplink))
                 && frame.len() <= MTU
         });
         let refused = Expected { code: XDP_PASS, verdict: "xdp_to_tc", mark: 0, frame: frame.clone() };

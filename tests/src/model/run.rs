@@ -33,7 +33,7 @@ pub fn run(rig: &mut Rig, setup: Setup, seed: u64, steps: u64) -> Result<()> {
     let mut log = VecDeque::new();
     for number in 0..steps {
         let now = quiet_tick();
-        let step = world.steps.next(&world.model, now);
+        let step = world.steps.step(&world.model, now);
         log.push_back(format!("{number} at {now}: {step:?}"));
         if log.len() > LOG {
             log.pop_front();

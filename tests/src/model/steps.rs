@@ -23,7 +23,7 @@ pub struct Random(pub u64);
 
 impl Random {
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         let value = mh_common::hash::again(self.0);
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         value
@@ -31,7 +31,7 @@ impl Random {
 
     /// A number below `n`.
     pub fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.next() % n.max(1) as u64).unwrap_or(0)
+        usize::try_from(self.number() % n.max(1) as u64).unwrap_or(0)
     }
 
     /// True once in `n` times.
@@ -108,7 +108,7 @@ impl Steps {
     }
 
     /// The next step.
-    pub fn next(&mut self, model: &Model, now: Tick) -> Step {
+    pub fn step(&mut self, model: &Model, now: Tick) -> Step {
         let random = &mut self.random;
         match random.below(1000) {
             0..5 => Step::Weights(random.of(&[[1, 1], [1, 0], [0, 1], [3, 1], [1, 20]])),
@@ -158,12 +158,12 @@ impl Steps {
 
     fn packet(&mut self, model: &Model, now: Tick) -> Step {
         let (side, frame) = match self.random.below(100) {
-            0..10 => self.fragment(model, now).unwrap_or_else(|| self.from_inside(model)),
-            10..18 => self.error().unwrap_or_else(|| self.from_outside(model)),
-            18..50 => self.from_inside(model),
+            0..10 => self.fragment(model, now).unwrap_or_else(|| self.inside_packet(model)),
+            10..18 => self.error().unwrap_or_else(|| self.outside_packet(model)),
+            18..50 => self.inside_packet(model),
             50..60 => self.of_the_machine(model),
-            60..62 => self.from_the_kernel().unwrap_or_else(|| self.of_the_machine(model)),
-            _ => self.from_outside(model),
+            60..62 => self.fragmented_by_kernel().unwrap_or_else(|| self.of_the_machine(model)),
+            _ => self.outside_packet(model),
         };
         let hook = match side {
             Side::Egress(uplink) => {
@@ -208,14 +208,14 @@ impl Steps {
     }
 
     /// The first fragment that the kernel has made of something large.
-    fn from_the_kernel(&mut self) -> Option<(Side, Frame)> {
+    fn fragmented_by_kernel(&mut self) -> Option<(Side, Frame)> {
         let (uplink, mut frame) = self.large.pop()?;
         frame.part = Part::First(1480);
         frame.datagram.ttl -= 1;
         Some((Side::Egress(uplink), frame))
     }
 
-    fn from_inside(&mut self, model: &Model) -> (Side, Frame) {
+    fn inside_packet(&mut self, model: &Model) -> (Side, Frame) {
         let key = if self.random.one_in(2) {
             self.any_half(model, |half| half.kind != Kind::Host && (!half.reply || half.kind == Kind::Hairpin))
         } else {
@@ -255,7 +255,7 @@ impl Steps {
         (!ports.is_empty()).then(|| self.random.of(&ports))
     }
 
-    fn from_outside(&mut self, model: &Model) -> (Side, Frame) {
+    fn outside_packet(&mut self, model: &Model) -> (Side, Frame) {
         let mut uplink = self.random.below(2);
         let key = if self.random.below(10) < 7 {
             self.any_half(model, |half| half.reply && half.kind != Kind::Hairpin)
@@ -311,7 +311,7 @@ impl Steps {
         };
         let mut payload = vec![0; len];
         for byte in payload.iter_mut().take(4) {
-            *byte = random.next().to_be_bytes()[0];
+            *byte = random.number().to_be_bytes()[0];
         }
         let datagram = Datagram {
             src: key.src,
@@ -329,7 +329,7 @@ impl Steps {
     fn fragment(&mut self, model: &Model, now: Tick) -> Option<(Side, Frame)> {
         if self.random.one_in(2) {
             let (side, mut frame) =
-                if self.random.one_in(2) { self.from_inside(model) } else { self.from_outside(model) };
+                if self.random.one_in(2) { self.inside_packet(model) } else { self.outside_packet(model) };
             frame.datagram.payload.resize(80 + self.random.below(40), 7);
             frame.part = Part::First(8 * (4 + self.random.below(3)));
             return Some((side, frame));
