@@ -57,7 +57,7 @@ fn part(isp2: &str, change: &(dyn Fn(&mut Setup) + Sync), seed: u64, steps: u64)
 
 #[test]
 fn the_datapath_does_as_the_model() {
-    compare("", |_| {}, 2);
+    compare("", |_| {}, 4);
 }
 
 #[test]
@@ -70,6 +70,22 @@ fn with_the_address_dependent_filter_and_other_ways_to_be_down() {
         },
         4,
     );
+}
+
+#[test]
+fn with_forwarded_ports() {
+    let forward = |protocol: &str, port: u16, to: &str| {
+        format!("[[forward]]\nprotocol = {protocol}\nport = {port}\nto = \"{to}\"\n")
+    };
+    let forwards = [
+        forward("[\"tcp\", \"udp\"]", 40001, "192.168.1.11:40002"),
+        forward("\"udp\"", 9999, "192.168.1.11:40002"),
+        forward("\"tcp\"", 22, "192.168.1.10:700"),
+        // The machine's own.
+        forward("\"tcp\"", 2222, "192.168.1.1:22"),
+        "[nat]\nfiltering = \"address-dependent\"".to_owned(),
+    ];
+    compare(&forwards.concat(), |setup| setup.address_dependent = true, 4);
 }
 
 #[test]

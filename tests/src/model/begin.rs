@@ -120,8 +120,8 @@ impl Model {
             if self.owners.get(&end).is_some_and(|owner| owner.resting.is_none() && owner.address != key.src) {
                 return refuse("protocol_in_use");
             }
-            self.owners.insert(end, Owner { address: key.src, port: 0, resting: None });
-            if self.bindings.insert(end, Binding { address, port: 0, created: now, expires }).is_none() {
+            self.owners.insert(end, Owner { address: key.src, port: 0, resting: None, fixed: false });
+            if self.bindings.insert(end, Binding { address, port: 0, created: now, expires, fixed: false }).is_none() {
                 self.bound(key.src);
             }
             return Ok((address, 0));
@@ -150,8 +150,8 @@ impl Model {
             return refuse("ports_exhausted");
         };
         self.touched_owners.insert(end(port));
-        self.owners.insert(end(port), Owner { address: key.src, port: key.sport, resting: None });
-        self.bindings.insert(inside, Binding { address, port, created: now, expires });
+        self.owners.insert(end(port), Owner { address: key.src, port: key.sport, resting: None, fixed: false });
+        self.bindings.insert(inside, Binding { address, port, created: now, expires, fixed: false });
         self.permit(key, end(port), expires);
         self.bound(key.src);
         Ok((address, port))

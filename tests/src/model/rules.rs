@@ -251,6 +251,9 @@ impl Model {
     /// Who has the outside end, if the binding lives.
     pub(super) fn open(&self, end: &End, now: Tick) -> Option<Owner> {
         let owner = self.owners.get(end).filter(|owner| owner.resting.is_none())?.clone();
+        if owner.fixed {
+            return Some(owner);
+        }
         let inside =
             if has_ports(end.protocol) { End { address: owner.address, port: owner.port, ..*end } } else { *end };
         self.bindings.get(&inside).filter(|binding| !passed(now, binding.expires)).map(|_| owner)
@@ -317,6 +320,7 @@ impl Model {
     pub(super) fn lets_in(&self, key: &Key, end: &End, now: Tick) -> bool {
         !self.setup.address_dependent
             || !has_ports(key.protocol)
+            || self.owners.get(end).is_some_and(|owner| owner.fixed)
             || self.peers.get(&(key.src, *end)).is_some_and(|until| !passed(now, *until))
     }
 }

@@ -30,6 +30,7 @@ const MARGIN_NS: u64 = 1_500_000;
 pub fn run(rig: &mut Rig, setup: Setup, seed: u64, steps: u64) -> Result<()> {
     let mut world = World { rig, model: Model::new(setup), steps: Steps::new(seed), counts: HashMap::new() };
     world.read_slots()?;
+    world.read_forwards()?;
     let mut log = VecDeque::new();
     for number in 0..steps {
         let now = quiet_tick();
@@ -111,6 +112,18 @@ impl World<'_> {
         let policy = self.rig.tables.policies.get(&abi::DEFAULT_POLICY, 0)?;
         self.model.setup.members = policy.members;
         self.model.setup.slots = self.rig.tables.slots.get(&policy.table, 0)?.to_vec();
+        Ok(())
+    }
+
+    /// Port forwards are there from the start.
+    fn read_forwards(&mut self) -> Result<()> {
+        let Self { rig, model, .. } = self;
+        rig.tables.by_inside4.walk(|end, outside| {
+            model.bindings.insert(model_end(&end), model_binding(&outside));
+        })?;
+        rig.tables.by_outside4.walk(|end, inside| {
+            model.owners.insert(model_end(&end), model_owner(&inside));
+        })?;
         Ok(())
     }
 
@@ -330,10 +343,12 @@ fn model_binding(outside: &binding::Outside<Ipv4>) -> Binding {
         port: u16::from_be(outside.port),
         created: outside.created,
         expires: outside.expires,
+        fixed: outside.flags & binding::STATIC != 0,
     }
 }
 
 fn model_owner(inside: &binding::Inside<Ipv4>) -> Owner {
     let resting = (!inside.in_use()).then_some(inside.released);
-    Owner { address: inside.address.into(), port: u16::from_be(inside.port), resting }
+    let fixed = inside.flags & u16::from(binding::STATIC) != 0;
+    Owner { address: inside.address.into(), port: u16::from_be(inside.port), resting, fixed }
 }

@@ -120,6 +120,8 @@ pub struct Binding {
     pub created: Tick,
     /// When it ends unless a flow uses it.
     pub expires: Tick,
+    /// A port forward's: never.
+    pub fixed: bool,
 }
 
 /// Who has an outside port.
@@ -131,6 +133,8 @@ pub struct Owner {
     pub port: u16,
     /// Since when the port rests, if it does.
     pub resting: Option<Tick>,
+    /// By a port forward.
+    pub fixed: bool,
 }
 
 /// What an inside host has used of its limits.
@@ -392,7 +396,7 @@ impl Model {
         let unused: Vec<End> = self
             .bindings
             .iter()
-            .filter(|(end, binding)| passed(now, binding.expires) && !used.contains(end))
+            .filter(|(end, binding)| !binding.fixed && passed(now, binding.expires) && !used.contains(end))
             .map(|(end, _)| *end)
             .collect();
         for end in unused {
