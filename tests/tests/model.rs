@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may")]
 
+use anyhow::Result;
 use mh_common::abi;
 use mh_tests::lab::skipped;
 use mh_tests::model::run::run;
@@ -44,15 +45,38 @@ fn part(isp2: &str, change: &(dyn Fn(&mut Setup) + Sync), seed: u64, steps: u64)
             address_dependent: false,
             on_down: [OnDown::Reset; 2],
             seed: settings.seed,
+            mtu: [1500; 2],
+            lan_mtu: 1500,
             slots: Vec::new(),
             members: 0,
         };
         change(&mut setup);
+        set_mtu(rig, &setup)?;
         run(rig, setup, seed, steps)
     });
     if let Err(difference) = result {
         panic!("{difference:?}");
     }
+}
+
+/// Has the datapath believe in other MTUs than those of the rig's links.
+fn set_mtu(rig: &mut Rig, setup: &Setup) -> Result<()> {
+    let tables = &mut rig.tables;
+    let settings = abi::Settings { lan_mtu: setup.lan_mtu, ..tables.settings.get(&0, 0)? };
+    tables.settings.set(0, settings, 0)?;
+    let interfaces = tables.interfaces.iter().collect::<Result<Vec<_>, _>>()?;
+    for (index, interface) in interfaces {
+        let mtu = match interface.role {
+            abi::ROLE_LAN => setup.lan_mtu,
+            _ => setup.mtu[usize::from(interface.uplink)].into(),
+        };
+        tables.interfaces.insert(index, abi::Interface { mtu, ..interface }, 0)?;
+    }
+    for (index, mtu) in (0..).zip(setup.mtu) {
+        let uplink = tables.uplinks.get(&index, 0)?;
+        tables.uplinks.set(index, abi::Uplink { mtu: mtu.into(), mss: mtu - 40, ..uplink }, 0)?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -66,6 +90,7 @@ fn with_the_address_dependent_filter_and_other_ways_to_be_down() {
         "on_down = \"repin\"\n[nat]\nfiltering = \"address-dependent\"",
         |setup| {
             setup.on_down[1] = OnDown::Repin;
+            setup.mtu[1] = 1400;
             setup.address_dependent = true;
         },
         4,
@@ -94,6 +119,7 @@ fn with_few_ports() {
         "on_down = \"hold\"\nports = \"1020-1027\"",
         |setup| {
             setup.on_down[1] = OnDown::Hold;
+            setup.lan_mtu = 1400;
             setup.ports[1] = (1020, 1027);
         },
         4,

@@ -2,7 +2,7 @@
 
 use mh_common::{abi::mark, time::Tick};
 
-use super::rules::{Expected, Lot, MTU, Refusal, Side, drop, pass};
+use super::rules::{Expected, Lot, Refusal, Side, drop, pass};
 use super::send::whose;
 use super::tables::{Half, Kind, Model};
 use super::wire::{ACK, Body, Datagram, Frame, Key, Part, SYN};
@@ -45,7 +45,7 @@ impl Model {
         if let Part::Later(_) = frame.part {
             if self.recalls(side, frame, now) {
                 let half = self.fragments[&whose(frame, side)].0.clone();
-                return Ok(out(&half, "fragment", Self::translated(frame, &half)));
+                return Ok(out(&half, "fragment", self.translated(frame, &half)));
             }
             return if fragmented { drop("misrouted") } else { self.by_source(uplink, frame) };
         }
@@ -76,11 +76,11 @@ impl Model {
                 begun => begun?,
             };
         }
-        if frame.len() > MTU {
+        if self.halves.get(&key).is_some_and(|half| frame.len() > self.mtu(half)) {
             return drop("too_big");
         }
         let half = self.account(&key, side, frame, now)?;
-        Ok(out(&half, begun, Self::translated(frame, &half)))
+        Ok(out(&half, begun, self.translated(frame, &half)))
     }
 
     /// Whether a packet of the machine itself may go by another uplink than the kernel's choice.

@@ -35,10 +35,6 @@ pub struct Expected {
     pub frame: Frame,
 }
 
-/// MTU of every link.
-pub const MTU: u32 = 1500;
-/// The largest MSS that the MTU has room for.
-pub const MSS: u16 = 1460;
 /// The machine's address on the LAN.
 pub const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 1);
 
@@ -99,7 +95,7 @@ impl Model {
                 && half.tcp & RST == 0
                 && !self.is_due(half, now)
                 && (!half.leads_outside() || self.is_up(half.uplink))
-                && frame.len() <= MTU
+                && frame.len() <= self.mtu(half)
         });
         let refused = Expected { code: XDP_PASS, verdict: "xdp_to_tc", mark: 0, frame: frame.clone() };
         let Some(key) = key.filter(|_| sends) else { return refused };

@@ -5,12 +5,17 @@ use mh_common::{
     time::{Tick, since},
 };
 
-use super::rules::{Expected, MSS, MTU, Refusal, Side, drop, pass};
+use super::rules::{Expected, Refusal, Side, drop, pass};
 use super::tables::{Datagram as Whose, End, FRAGMENT_LIFE, Half, Kind, Model, SEEN_GRANULARITY, has_ports};
 use super::wire::{ACK, Body, Datagram, FIN, Frame, Key, Part, RST, SYN};
 use crate::rig::{GATEWAY1, GATEWAY2, HOST, HOST2, LAN, TC_NEXT, TC_REDIRECT, WAN1, WAN2};
 
 impl Model {
+    /// The MTU of the link that the half leads to.
+    pub(super) fn mtu(&self, half: &Half) -> u32 {
+        if half.leads_outside() { self.setup.mtu[usize::from(half.uplink)].into() } else { self.setup.lan_mtu }
+    }
+
     /// Counts the packet in its half, and does what is due. What is too large for its uplink is not counted.
     pub(super) fn account(&mut self, key: &Key, side: Side, frame: &Frame, now: Tick) -> Result<Half, Refusal> {
         let epoch = self.epoch;
@@ -18,7 +23,7 @@ impl Model {
         let due = self.is_due(&half, now);
         let (outside, size, datagram) = (half.leads_outside(), frame.len(), &frame.datagram);
         let whole = if datagram.df { "too_big" } else { "pass_to_fragment" };
-        if outside && size > MTU {
+        if outside && size > self.mtu(&half) {
             return Err((whole, Some(mark::FIRST_UPLINK + u32::from(half.uplink))));
         }
         self.touched.extend([*key, half.to.swapped()]);
@@ -63,12 +68,12 @@ impl Model {
     }
 
     /// The packet as it leaves, but for what a router changes.
-    pub(super) fn translated(frame: &Frame, half: &Half) -> Frame {
+    pub(super) fn translated(&self, frame: &Frame, half: &Half) -> Frame {
         let mut new = frame.datagram.with(&half.to);
         if let Body::Tcp { flags, mss: Some(mss), .. } = &mut new.body
             && *flags & SYN != 0
         {
-            *mss = (*mss).min(MSS);
+            *mss = (*mss).min(self.setup.mtu[usize::from(half.uplink)] - 40);
         }
         Frame { datagram: new, ..frame.clone() }
     }
@@ -85,7 +90,7 @@ impl Model {
         let half = self.account(key, side, frame, now)?;
         let size = frame.len();
         let whole = if frame.datagram.df { "too_big" } else { "pass_to_fragment" };
-        let translated = Self::translated(frame, &half);
+        let translated = self.translated(frame, &half);
         let on_flow = match (half.kind, half.reply) {
             (Kind::Hairpin, _) => "hairpin",
             (_, true) => "reply",
@@ -96,7 +101,7 @@ impl Model {
             // Delivered here.
             return Ok(Expected { code: TC_NEXT, verdict: "host", mark: mark::NONE, frame: translated });
         }
-        if size > MTU {
+        if size > self.mtu(&half) {
             // The kernel forwards it, in pieces, or says why not.
             return Ok(Expected { code: TC_NEXT, verdict: whole, mark: mark::DONE, frame: translated });
         }
@@ -145,7 +150,7 @@ impl Model {
         }
         self.count(half.uplink, half.reply, frame.len());
         let outside = half.leads_outside();
-        if outside && frame.len() > MTU {
+        if outside && frame.len() > self.mtu(&half) {
             let whole = if frame.datagram.df { "too_big" } else { "pass_to_fragment" };
             return Err((whole, Some(mark::FIRST_UPLINK + u32::from(half.uplink))));
         }

@@ -131,7 +131,8 @@ impl Steps {
 
     /// Takes note of a packet that was sent.
     pub fn sent(&mut self, side: Side, arrived: &Frame, expected: &Expected) {
-        if expected.verdict == "pass_to_fragment" && side == Side::Lan && arrived.part == Part::Whole {
+        let marked = [mark::FIRST_UPLINK, mark::FIRST_UPLINK + 1].contains(&expected.mark);
+        if expected.verdict == "pass_to_fragment" && marked && side == Side::Lan && arrived.part == Part::Whole {
             self.large.push((u8::from(expected.mark != mark::FIRST_UPLINK), arrived.clone()));
             return;
         }
@@ -210,7 +211,7 @@ impl Steps {
     /// The first fragment that the kernel has made of something large.
     fn fragmented_by_kernel(&mut self) -> Option<(Side, Frame)> {
         let (uplink, mut frame) = self.large.pop()?;
-        frame.part = Part::First(1480);
+        frame.part = Part::First(if frame.len() > 1500 { 1480 } else { 1376 });
         frame.datagram.ttl -= 1;
         Some((Side::Egress(uplink), frame))
     }
@@ -306,7 +307,7 @@ impl Steps {
             other => Body::Other(other),
         };
         let len = match random.below(40) {
-            0 => 1460 + random.below(80),
+            0..2 => 1340 + random.below(200),
             _ => 2 + random.below(40),
         };
         let mut payload = vec![0; len];
@@ -339,7 +340,7 @@ impl Steps {
         let Part::First(end) = first.part else { return None };
         let mut frame = Frame { part: Part::Later(end), ..first };
         frame.datagram.ttl = if self.random.one_in(20) { 1 } else { 60 };
-        (frame.datagram.ttl == 1 || model.recalls(side, &frame, now)).then_some((side, frame))
+        (frame.datagram.ttl == 1 || model.recalls(side, &frame, now.wrapping_add(2))).then_some((side, frame))
     }
 
     /// An error about a recent packet, by whoever got it, or by somebody on its way.

@@ -177,6 +177,10 @@ pub struct Setup {
     pub address_dependent: bool,
     /// `on_down` of each uplink.
     pub on_down: [OnDown; 2],
+    /// MTU of each uplink.
+    pub mtu: [u16; 2],
+    /// MTU of the LAN.
+    pub lan_mtu: u32,
     /// Seed of the flow hash.
     pub seed: [u64; 2],
     /// Slots in force.
