@@ -113,6 +113,10 @@ fn run_of<Fam: Tables + Header, const EGRESS: bool>(
     if !hop.is_there() {
         return Err(Verdict::NoRouteBack);
     }
+    if maps::interface(hop.ifindex).is_some_and(|egress| egress.role == abi::ROLE_UPLINK) {
+        // It would carry inside addresses out.
+        return Err(Verdict::NoRouteBack);
+    }
     Ok(Sent { verdict, code: frame.redirect_neighbour(hop.ifindex, Fam::AF, [0; 4]) })
 }
 
@@ -225,8 +229,8 @@ fn turn_back<Fam: Tables + Header, F: Frame>(
             }
         }
         wire::PROTOCOL_ICMP => {
-            // Of the two, one is the identifier and the other zero, before and after.
-            let id = if key.sport == 0 { entry.dport } else { entry.sport };
+            // Of the two, one is the identifier (which may be zero, too) and the other zero.
+            let id = entry.sport | entry.dport;
             frame.write(quoted.l4 + wire::ICMP_ID, id)?;
             let at = quoted.l4 + wire::ICMP_CHECKSUM;
             let old: u16 = frame.read(at).ok_or(())?;

@@ -70,7 +70,8 @@ fn enter<Fam: Tables + Header>(
     }
     let address = if packet.transport == Transport::OTHER { key.src } else { key.dst };
     let end = End { address, port: key.dport, protocol: key.protocol, uplink };
-    let inside = nat::inside::<Fam>(end);
+    // A ping is for the machine itself; that it has no destination port is no identifier of zero.
+    let inside = if packet.transport == Transport::ECHO_REQUEST { None } else { nat::inside::<Fam>(end) };
     let answer = match &inside {
         Some(inside) => Key::new(key.src, inside.address, key.sport, inside.port, key.protocol),
         None => *key,
@@ -133,6 +134,8 @@ fn enter<Fam: Tables + Header>(
         Transport::UDP | Transport::ECHO_REQUEST => {}
         _ => return Err(Verdict::NoFlow),
     }
-    track::insert::<Fam>(&forward_key, &swapped(key), uplink, flow::HOST | flow::ASKED, scene.now)?;
+    // Not the forward key: an inside host's binding may be there still, though it serves no more.
+    let own = swapped(key);
+    track::insert::<Fam>(&own, &own, uplink, flow::HOST | flow::ASKED, scene.now)?;
     Ok(Note::Host)
 }

@@ -536,16 +536,31 @@ pub fn insert<Fam: Tables>(
     let reply_key = forward.other_key(key.protocol);
     let mut table = Fam::new_flows();
     match find::<Fam>(&reply_key) {
-        // The halves of a flow live in the same table.
-        Some(reply) if !reply.new => table = Fam::flows(),
-        Some(_) => {}
-        None => {
+        Some(reply) if is_other_half(reply.entry, key, uplink, flags) => {
+            // The halves of a flow live in the same table.
+            if !reply.new {
+                table = Fam::flows();
+            }
+        }
+        _ => {
+            // What a former flow left, of which the other half was evicted, would take the answers to its inside host.
+            let _ = Fam::flows().remove(&reply_key);
             let answer = swapped(key);
             let reply = Entry::translating(&reply_key, &answer, uplink, flags | flow::REPLY, now);
             table.insert(&reply_key, &reply, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)?;
         }
     }
     table.insert(key, &forward, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)
+}
+
+/// Whether a half belongs with one under `key`, of a flow on this uplink with these flags.
+#[inline(always)]
+fn is_other_half<A: Address>(half: *const Entry<A>, key: &Key<A>, uplink: u8, flags: u8) -> bool {
+    // SAFETY: as in `established_of`.
+    let half = unsafe { &*half };
+    half.other_key(key.protocol) == *key
+        && half.uplink == uplink
+        && (half.flags ^ flags) & (flow::HOST | flow::HAIRPIN) == 0
 }
 
 /// The uplink and the translated key of a flow whose forward half was evicted, if what is left tells them: its reply half, or, for a

@@ -6,5 +6,6 @@
 
 pub mod demo;
 pub mod lab;
+pub mod model;
 pub mod packet;
 pub mod rig;

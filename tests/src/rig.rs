@@ -10,12 +10,18 @@
 //! Neighbours are permanent; the far ends of the links are in a namespace that does nothing.
 
 use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use anyhow::{Context as _, Result};
+use aya::maps::{HashMap, Map, MapData};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, TestRunResult, Xdp};
 use mh_common::{
-    abi::{self, program},
-    verdict::Verdict,
+    abi::{self, map, program},
+    address::Ipv4,
+    flow::Entry,
+    fragment,
+    time::Tick,
+    verdict::{COUNTERS, Verdict},
 };
 use mh_userspace::{
     config,
@@ -23,6 +29,7 @@ use mh_userspace::{
     datapath::{apply::Datapath, load::program_of, tables::Tables},
     reconcile::{self, Action},
 };
+use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
@@ -88,6 +95,8 @@ pub struct Rig {
     pub tables: Tables,
     desired: Desired,
     ifindex: BTreeMap<&'static str, u32>,
+    counters: Counters,
+    fragments: HashMap<MapData, fragment::Key<Ipv4>, Entry<Ipv4>>,
 }
 
 const CONFIG: &str = r#"
@@ -174,7 +183,72 @@ impl Rig {
                 datapath.apply(&action)?;
             }
         }
-        Ok(Self { datapath, tables, desired, ifindex })
+        let counters = Counters::open(&pins.join(map::VERDICTS))?;
+        let fragments = Map::from_map_data(MapData::from_pin(pins.join(map::FRAGMENTS4))?)?.try_into()?;
+        Ok(Self { datapath, tables, desired, ifindex, counters, fragments })
+    }
+
+    /// Sets the weights of isp1 and isp2.
+    ///
+    /// # Errors
+    /// If a map can't be written.
+    pub fn set_weights(&mut self, weights: [u32; 2]) -> Result<()> {
+        let mut all = [0; abi::MAX_UPLINKS];
+        all[..2].copy_from_slice(&weights);
+        let members = u64::from(weights[0] > 0) | u64::from(weights[1] > 0) << 1;
+        Ok(self.datapath.apply(&Action::SetPolicy {
+            weights: all,
+            members,
+            hash_mode: self.desired.hash_mode as u32,
+        })?)
+    }
+
+    /// Makes everything in the tables older, as if so many ticks had passed.
+    ///
+    /// # Errors
+    /// If a map can't be read or written.
+    pub fn age(&mut self, ticks: u32) -> Result<()> {
+        let Tables { flows4, new_flows4, by_inside4, by_outside4, peers4, sources4, .. } = &mut self.tables;
+        let earlier = |time: Tick| time.wrapping_sub(ticks);
+        let half = |entry: Entry<Ipv4>| Entry {
+            created: earlier(entry.created),
+            last_seen: earlier(entry.last_seen),
+            maintained: earlier(entry.maintained),
+            ..entry
+        };
+        let mut halves = Vec::new();
+        for table in [flows4, new_flows4] {
+            halves.clear();
+            table.walk(|key, entry| halves.push((key, half(entry))))?;
+            halves.iter().try_for_each(|(key, entry)| table.insert(key, entry, 0))?;
+        }
+        let mut bindings = Vec::new();
+        by_inside4.walk(|end, outside| bindings.push((end, outside)))?;
+        for (end, mut outside) in bindings {
+            (outside.created, outside.expires) = (earlier(outside.created), earlier(outside.expires));
+            by_inside4.insert(end, outside, 0)?;
+        }
+        let mut resting = Vec::new();
+        by_outside4.walk(|end, inside| resting.push((end, inside)))?;
+        for (end, mut inside) in resting.into_iter().filter(|(_, inside)| !inside.in_use()) {
+            // Zero would be a port in use.
+            inside.released = earlier(inside.released).max(1);
+            by_outside4.insert(end, inside, 0)?;
+        }
+        let mut peers = Vec::new();
+        peers4.walk(|peer, until| peers.push((peer, earlier(until))))?;
+        peers.iter().try_for_each(|(peer, until)| peers4.insert(peer, until, 0))?;
+        let mut sources = Vec::new();
+        sources4.walk(|host, source| sources.push((host, source)))?;
+        for (host, mut source) in sources {
+            source.window = earlier(source.window);
+            sources4.insert(host, source, 0)?;
+        }
+        for datagram in self.fragments.keys().collect::<Result<Vec<_>, _>>()? {
+            let entry = half(self.fragments.get(&datagram, 0)?);
+            self.fragments.insert(datagram, entry, 0)?;
+        }
+        Ok(())
     }
 
     /// Sets which uplinks can be used.
@@ -184,6 +258,16 @@ impl Rig {
     pub fn set_healthy(&mut self, healthy: u64) -> Result<()> {
         let neighbour_epoch = self.desired.neighbour_epoch;
         Ok(self.datapath.apply(&Action::SetLive { healthy, neighbour_epoch })?)
+    }
+
+    /// Has every Ethernet address resolved anew.
+    ///
+    /// # Errors
+    /// If the map can't be written.
+    pub fn next_neighbour_epoch(&mut self, healthy: u64) -> Result<u32> {
+        self.desired.neighbour_epoch = self.desired.neighbour_epoch.wrapping_add(1);
+        self.set_healthy(healthy)?;
+        Ok(self.desired.neighbour_epoch)
     }
 
     /// Runs the TC program on a packet that came in by the interface.
@@ -220,17 +304,18 @@ impl Rig {
     }
 
     fn once(&mut self, hook: Hook, interface: &str, packet: &[u8]) -> Result<Outcome> {
-        let before = counters(&self.tables)?;
+        let before = self.counters.read()?;
         let mut out = vec![0; packet.len() + 64];
         let mut context = [0; SK_BUFF];
         let context_out = (hook != Hook::Xdp).then_some(&mut context[..]);
         let result = self.test_run(hook, interface, packet, Some(&mut out), context_out, 1)?;
         out.truncate(usize::try_from(result.data_size_out)?);
-        let mut counted = counters(&self.tables)?;
-        counted.retain(|name, count| {
-            *count -= before.get(name).copied().unwrap_or(0);
-            *count > 0
-        });
+        let after = self.counters.read()?;
+        let counted = Verdict::ALL
+            .iter()
+            .map(|verdict| (verdict.name(), after[*verdict as usize] - before[*verdict as usize]))
+            .filter(|(_, count)| *count > 0)
+            .collect();
         let mark = u32::from_ne_bytes(context[MARK..MARK + 4].try_into()?);
         Ok(Outcome { code: result.return_value.cast_signed(), packet: out, counted, mark })
     }
@@ -277,8 +362,45 @@ impl Rig {
     }
 }
 
-fn counters(tables: &Tables) -> Result<BTreeMap<&'static str, u64>> {
-    Verdict::ALL.iter().map(|verdict| Ok((verdict.name(), tables.verdict(*verdict)?))).collect()
+/// The verdict counters, read in one system call: one by one, that would take longer than the packet.
+struct Counters {
+    map: MapData,
+    cpus: usize,
+}
+
+impl Counters {
+    /// `BPF_MAP_LOOKUP_BATCH`.
+    const LOOKUP_BATCH: libc::c_long = 24;
+
+    fn open(pin: &std::path::Path) -> Result<Self> {
+        let cpus = aya::util::nr_cpus().map_err(|(_, error)| error)?;
+        Ok(Self { map: MapData::from_pin(pin)?, cpus })
+    }
+
+    /// The sums over all CPUs, by the verdicts' discriminants.
+    fn read(&self) -> Result<Vec<u64>> {
+        let mut keys = vec![0u32; COUNTERS as usize];
+        let mut values = vec![0u64; keys.len() * self.cpus];
+        let mut cursor = 0u64;
+        // The kernel's `union bpf_attr` for batches: cursors in and out, keys, values, count and map, flags.
+        let mut attributes = [
+            0,
+            (&raw mut cursor).addr() as u64,
+            keys.as_mut_ptr().addr() as u64,
+            values.as_mut_ptr().addr() as u64,
+            u64::from(COUNTERS) | u64::from(self.map.fd().as_fd().as_raw_fd().cast_unsigned()) << 32,
+            0,
+            0,
+        ];
+        // SAFETY: all pointers are to live buffers of so many keys and values, the values with one word for each possible CPU.
+        let result = unsafe {
+            libc::syscall(libc::SYS_bpf, Self::LOOKUP_BATCH, attributes.as_mut_ptr(), size_of_val(&attributes))
+        };
+        let error = std::io::Error::last_os_error();
+        // ENOENT: there are no more.
+        anyhow::ensure!(result == 0 || error.raw_os_error() == Some(libc::ENOENT), "read the counters: {error}");
+        Ok(values.chunks(self.cpus).map(|counts| counts.iter().sum()).collect())
+    }
 }
 
 fn links(router: &Host, far: &Host) -> Result<()> {

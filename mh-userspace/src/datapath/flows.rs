@@ -125,7 +125,9 @@ impl Tables {
         for table in [&self.flows4, &self.new_flows4] {
             table.walk(|key, forward| {
                 if go_on && !forward.is_reply() && filter.matches(&key, &forward) {
-                    let reply = self.half(&forward.other_key(key.protocol)).filter(Entry::is_reply);
+                    // Of a flow from inside to inside, both halves may be forward ones: each side began it.
+                    let answers = |half: &Entry<Ipv4>| half.is_reply() || half.flags & flow::HAIRPIN != 0;
+                    let reply = self.half(&forward.other_key(key.protocol)).filter(answers);
                     go_on = each(Flow { key, forward, reply });
                 }
             })?;

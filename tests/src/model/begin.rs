@@ -1,0 +1,215 @@
+//! How flows begin: the uplink, the outside port, and both halves.
+
+use std::net::Ipv4Addr;
+
+use mh_common::{
+    hash::{self, HashMode},
+    slots,
+    time::{Tick, later, since},
+};
+
+use super::rules::{Lot, Refusal, drop, no_uplink, pass, refuse};
+use super::tables::{Binding, End, Half, Kind, Model, Owner, SEEN_GRANULARITY, Source, has_ports};
+use super::wire::{FIN, Frame, ICMP, Key, RST, SYN, TCP};
+
+impl Model {
+    /// Restores a flow or begins it.
+    pub(super) fn begin(
+        &mut self,
+        key: &Key,
+        frame: &Frame,
+        pinned: Option<u8>,
+        kind: Kind,
+        now: Tick,
+        lot: Lot<'_>,
+    ) -> Result<&'static str, Refusal> {
+        if let Some((uplink, sent)) = self.evicted(key, frame) {
+            self.insert(key, &sent, uplink, kind, now)?;
+            return Ok("restored");
+        }
+        if frame.datagram.tcp_flags() & (FIN | RST) != 0 {
+            return drop("tcp_stray");
+        }
+        self.count_new(key.src, now);
+        let uplink = match pinned {
+            None => self.choose(key)?,
+            Some(uplink) if self.is_up(uplink) => uplink,
+            Some(_) => return no_uplink(),
+        };
+        let (address, port) = self.bind(key, frame, uplink, kind, now, lot)?;
+        self.insert(key, &Key { src: address, sport: port, ..*key }, uplink, kind, now)?;
+        self.traffic[usize::from(uplink)].new_flows += 1;
+        Ok("new")
+    }
+
+    pub(super) fn count_new(&mut self, host: Ipv4Addr, now: Tick) {
+        self.touched_sources.insert(host);
+        let source = self.sources.entry(host).or_insert(Source { bindings: 0, window: now, flows: 0 });
+        if since(now, source.window) >= SEEN_GRANULARITY {
+            source.window = now;
+            source.flows = 0;
+        }
+        source.flows += 1;
+    }
+
+    /// The uplink that the flow's slot names, the next one's if that can't, and after nine of them any that can.
+    pub(super) fn choose(&self, key: &Key) -> Result<u8, Refusal> {
+        let fit = self.setup.members & self.healthy;
+        if fit == 0 {
+            return no_uplink();
+        }
+        let (src, dst) = (key.src.into(), key.dst.into());
+        let (sport, dport) = (key.sport.to_be(), key.dport.to_be());
+        let mut value = hash::flow::<mh_common::address::Ipv4>(
+            self.setup.seed,
+            HashMode::Flow,
+            src,
+            dst,
+            sport,
+            dport,
+            key.protocol,
+        );
+        for _ in 0..9 {
+            let uplink = self.setup.slots[slots::slot(value)];
+            if uplink < 2 && fit >> uplink & 1 != 0 {
+                return Ok(uplink);
+            }
+            value = hash::again(value);
+        }
+        let fit: Vec<u8> = (0..2).filter(|uplink| fit >> uplink & 1 != 0).collect();
+        let nth = (value >> 32) % fit.len() as u64;
+        Ok(fit[usize::from(nth == 1)])
+    }
+
+    /// The uplink and the outside form of a flow of which a half is gone, if something tells them: the answer's half, or the binding in
+    /// mid-stream. An uplink that is down restores nothing.
+    pub(super) fn evicted(&self, key: &Key, frame: &Frame) -> Option<(u8, Key)> {
+        let plain = has_ports(key.protocol);
+        let midstream = !plain || key.protocol == TCP && frame.datagram.tcp_flags() & SYN == 0;
+        let answered_by = |sent: &Key| self.halves.get(&sent.swapped()).filter(|half| half.reply).map(|h| h.uplink);
+        if let Some(uplink) = answered_by(key).filter(|uplink| self.is_up(*uplink)) {
+            return Some((uplink, *key));
+        }
+        (0..2).filter(|uplink| self.is_up(*uplink)).find_map(|uplink| {
+            let address = if plain { key.src } else { key.dst };
+            let end = End { address, port: key.sport, protocol: key.protocol, uplink };
+            let binding = self.bindings.get(&end)?;
+            let sent = Key { src: binding.address, sport: binding.port, ..*key };
+            let ours = plain || self.owners.get(&end).is_some_and(|owner| owner.address == key.src);
+            (ours && (midstream || answered_by(&sent) == Some(uplink))).then_some((uplink, sent))
+        })
+    }
+
+    /// The binding of the packet's source on the uplink.
+    pub(super) fn bind(
+        &mut self,
+        key: &Key,
+        frame: &Frame,
+        uplink: u8,
+        kind: Kind,
+        now: Tick,
+        lot: Lot<'_>,
+    ) -> Result<(Ipv4Addr, u16), Refusal> {
+        let protocol = key.protocol;
+        let address = self.setup.outside[usize::from(uplink)];
+        let expires = now.wrapping_add(Self::first_timeout(protocol));
+        if !has_ports(protocol) {
+            let end = End { address: key.dst, port: 0, protocol, uplink };
+            self.touched_owners.insert(end);
+            self.touched_bindings.insert(end);
+            if self.owners.get(&end).is_some_and(|owner| owner.resting.is_none() && owner.address != key.src) {
+                return refuse("protocol_in_use");
+            }
+            self.owners.insert(end, Owner { address: key.src, port: 0, resting: None, fixed: false });
+            if self.bindings.insert(end, Binding { address, port: 0, created: now, expires, fixed: false }).is_none() {
+                self.bound(key.src);
+            }
+            return Ok((address, 0));
+        }
+        let inside = End { address: key.src, port: key.sport, protocol, uplink };
+        self.touched_bindings.insert(inside);
+        if let Some(binding) = self.bindings.get_mut(&inside) {
+            binding.expires = later(expires, binding.expires);
+            let (address, port) = (binding.address, binding.port);
+            self.permit(key, End { address, port, protocol, uplink }, expires);
+            return Ok((address, port));
+        }
+        let end = |port| End { address, port, protocol, uplink };
+        let (first, last) = if protocol == ICMP { (0, u16::MAX) } else { self.setup.ports[usize::from(uplink)] };
+        let own = kind == Kind::Host && address == key.src;
+        let within = |port: u16| first <= port && port <= last;
+        let keeps = (within(key.sport) || own) && self.is_free(&end(key.sport), key.src, now);
+        let port = if keeps {
+            key.sport
+        } else if let Some(port) = lot(&inside) {
+            self.check_lot(key.sport, port, (first, last), &end, key.src, now);
+            port
+        } else {
+            let taken = (first..=last).filter(|port| !self.is_free(&end(*port), key.src, now)).count();
+            assert!(taken * 4 > usize::from(last - first), "no port for {frame:?}, with {taken} taken");
+            return refuse("ports_exhausted");
+        };
+        self.touched_owners.insert(end(port));
+        self.owners.insert(end(port), Owner { address: key.src, port: key.sport, resting: None, fixed: false });
+        self.bindings.insert(inside, Binding { address, port, created: now, expires, fixed: false });
+        self.permit(key, end(port), expires);
+        self.bound(key.src);
+        Ok((address, port))
+    }
+
+    /// Whether a port that the datapath drew was one that it might draw (RFC 4787 REQ-3, REQ-3a, REQ-4).
+    pub(super) fn check_lot(
+        &self,
+        wanted: u16,
+        port: u16,
+        (first, last): (u16, u16),
+        end: &dyn Fn(u16) -> End,
+        host: Ipv4Addr,
+        now: Tick,
+    ) {
+        assert!(first <= port && port <= last, "port {port} is out of range");
+        assert!(self.is_free(&end(port), host, now), "port {port} is taken: {:?}", self.owners.get(&end(port)));
+        if end(port).protocol == ICMP {
+            return;
+        }
+        let same_class = |port: u16| (port < 1024) == (wanted < 1024);
+        let class_exists = if wanted < 1024 { first < 1024 } else { last >= 1024 };
+        assert!(same_class(port) || !class_exists, "port {port} is of another class than {wanted}");
+        // Half of the tries look at ports of the same parity; with few ports taken, one of them is free.
+        let crowded = last - first < 1000;
+        assert!(crowded || port % 2 == wanted % 2, "port {port} is of another parity than {wanted}");
+    }
+
+    pub(super) fn permit(&mut self, key: &Key, end: End, until: Tick) {
+        if self.setup.address_dependent {
+            self.touched_peers.insert((key.dst, end));
+            self.peers.insert((key.dst, end), until);
+        }
+    }
+
+    pub(super) fn bound(&mut self, host: Ipv4Addr) {
+        if let Some(source) = self.sources.get_mut(&host) {
+            source.bindings += 1;
+        }
+    }
+
+    /// Both halves of a flow. An answer's half that is there already belongs to the flow if it leads back to it.
+    pub(super) fn insert(&mut self, key: &Key, sent: &Key, uplink: u8, kind: Kind, now: Tick) -> Result<(), Refusal> {
+        let answer = sent.swapped();
+        self.touched.extend([*key, answer]);
+        if self.halves.contains_key(key) {
+            return pass("pass_no_flow");
+        }
+        let mut forward = Half::new(*sent, uplink, false, kind, now);
+        match self.halves.get(&answer) {
+            Some(reply) if reply.to.swapped() == *key && reply.uplink == uplink && reply.kind == kind => {
+                forward.answered = reply.answered;
+            }
+            _ => {
+                self.halves.insert(answer, Half::new(key.swapped(), uplink, true, kind, now));
+            }
+        }
+        self.halves.insert(*key, forward);
+        Ok(())
+    }
+}

@@ -1,0 +1,322 @@
+//! The rules: what becomes of a packet.
+
+use std::net::Ipv4Addr;
+
+use mh_common::{
+    abi::mark,
+    time::{Tick, passed, since},
+};
+
+use super::tables::{End, Half, Kind, MAINTENANCE, Model, OnDown, Owner, has_ports};
+use super::wire::{ACK, Body, FIN, Frame, Key, Part, RST, SYN, TCP, UDP};
+use crate::rig::{TC_DROP, TC_NEXT, XDP_PASS, XDP_REDIRECT};
+
+/// Where a packet comes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// From the LAN.
+    Lan,
+    /// From an uplink.
+    Uplink(u8),
+    /// From the machine itself, on its way out by an uplink.
+    Egress(u8),
+}
+
+/// What the datapath should have done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// Return code.
+    pub code: i32,
+    /// The counter that moves.
+    pub verdict: &'static str,
+    /// The mark's value.
+    pub mark: u32,
+    /// The packet afterwards.
+    pub frame: Frame,
+}
+
+/// The machine's address on the LAN.
+pub const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 1);
+
+/// What the model is told of a lot that the datapath drew: the outside port of the binding with this inside end.
+pub type Lot<'a> = &'a dyn Fn(&End) -> Option<u16>;
+
+/// A packet that is not sent: the counter, and the mark with which it goes to the kernel; `None`: dropped.
+pub(super) type Refusal = (&'static str, Option<u32>);
+
+pub(super) const fn pass<T>(verdict: &'static str) -> Result<T, Refusal> {
+    Err((verdict, Some(mark::NONE)))
+}
+
+pub(super) const fn drop<T>(verdict: &'static str) -> Result<T, Refusal> {
+    Err((verdict, None))
+}
+
+pub(super) const fn refuse<T>(verdict: &'static str) -> Result<T, Refusal> {
+    Err((verdict, Some(mark::PROHIBIT)))
+}
+
+pub(super) const fn no_uplink<T>() -> Result<T, Refusal> {
+    Err(("no_uplink", Some(mark::UNREACHABLE)))
+}
+
+impl Model {
+    /// A packet at TC ingress.
+    pub fn tc(&mut self, side: Side, frame: &Frame, now: Tick, lot: Lot<'_>) -> Expected {
+        self.forget_touched();
+        let result = if !frame.datagram.is_forwardable() {
+            pass("pass_scope")
+        } else if let Part::Later(_) = frame.part {
+            self.later(side, frame, now)
+        } else if let Body::Error { .. } = frame.datagram.body {
+            self.error(side, frame, now)
+        } else {
+            self.packet(side, frame, now, lot)
+        };
+        result.unwrap_or_else(|(verdict, left)| Expected {
+            code: if left.is_some() { TC_NEXT } else { TC_DROP },
+            verdict,
+            mark: left.unwrap_or(mark::NONE),
+            frame: frame.clone(),
+        })
+    }
+
+    /// A packet at XDP: only what needs no attention is sent.
+    pub fn xdp(&mut self, side: Side, frame: &Frame, now: Tick) -> Expected {
+        self.forget_touched();
+        let quick = frame.part == Part::Whole && frame.datagram.tcp_flags() & (SYN | FIN | RST) == 0;
+        let key = frame.datagram.key().filter(|_| quick && frame.datagram.ttl > 1);
+        let half = key.and_then(|key| self.halves.get(&key));
+        let sends = half.is_some_and(|half| {
+            self.takes(half, side)
+                && half.answered
+                && half.resolved
+                && half.kind != Kind::Host
+                && half.tcp & RST == 0
+                && !self.is_due(half, now)
+                && (!half.leads_outside() || self.is_up(half.uplink))
+                && frame.len() <= self.mtu(half)
+        });
+        let refused = Expected { code: XDP_PASS, verdict: "xdp_to_tc", mark: 0, frame: frame.clone() };
+        let Some(key) = key.filter(|_| sends) else { return refused };
+        match self.send(&key, side, frame, None, now) {
+            Ok(sent) => Expected { code: XDP_REDIRECT, mark: 0, ..sent },
+            Err(_) => refused,
+        }
+    }
+
+    pub(super) fn forget_touched(&mut self) {
+        self.touched.clear();
+        self.touched_bindings.clear();
+        self.touched_owners.clear();
+        self.touched_sources.clear();
+        self.touched_peers.clear();
+    }
+
+    pub(super) const fn is_up(&self, uplink: u8) -> bool {
+        self.healthy >> uplink & 1 != 0
+    }
+
+    /// Whether packets from this side may use the half: those of a flow's own uplink, or of an inside host.
+    pub(super) fn takes(&self, half: &Half, side: Side) -> bool {
+        match (half.kind, half.reply) {
+            (Kind::Hairpin, _) | (Kind::Lan, false) => side == Side::Lan,
+            (Kind::Host, false) => false,
+            (_, true) => side == Side::Uplink(half.uplink),
+        }
+    }
+
+    pub(super) fn is_due(&self, half: &Half, now: Tick) -> bool {
+        !half.resolved && half.kind != Kind::Host
+            || half.epoch != self.epoch
+            || since(now, half.maintained) >= MAINTENANCE
+    }
+
+    /// Whether the packet begins another flow in place of this one.
+    pub(super) fn is_over(&self, half: &Half, frame: &Frame) -> bool {
+        let flags = frame.datagram.tcp_flags();
+        let opens = flags & (SYN | ACK | FIN | RST) == SYN;
+        if opens && half.tcp & (FIN | RST) != 0 {
+            return true;
+        }
+        let down = half.leads_outside() && !self.is_up(half.uplink) && self.healthy != 0;
+        down && match self.setup.on_down[usize::from(half.uplink)] {
+            OnDown::Hold => false,
+            OnDown::Repin => true,
+            OnDown::Reset => half.to.protocol != TCP || opens,
+        }
+    }
+
+    pub(super) fn packet(&mut self, side: Side, frame: &Frame, now: Tick, lot: Lot<'_>) -> Result<Expected, Refusal> {
+        let Some(key) = frame.datagram.key() else { return pass("pass_protocol") };
+        self.touched.insert(key);
+        let half = self.halves.get(&key).filter(|half| self.takes(half, side)).cloned();
+        if let Some(half) = half {
+            self.touched.insert(half.to.swapped());
+            if frame.datagram.ttl <= 1 {
+                return pass("pass_ttl_expired");
+            }
+            if !self.has_expired(&half, now) && !self.is_over(&half, frame) {
+                return self.send(&key, side, frame, None, now);
+            }
+            self.forget(&key);
+        }
+        let verdict = match side {
+            Side::Lan | Side::Egress(_) => self.outbound(&key, frame, now, lot)?,
+            Side::Uplink(uplink) => {
+                let entered = self.inbound(&key, uplink, frame, now);
+                if let (Part::First(_), Err(("pass_no_flow", _))) = (frame.part, &entered) {
+                    // The rest of the datagram is the kernel's, too.
+                    let half = Half::new(key, uplink, true, Kind::Host, now);
+                    self.fragments.insert(super::send::whose(frame, side), (half, now));
+                }
+                entered?
+            }
+        };
+        self.send(&key, side, frame, Some(verdict), now)
+    }
+
+    /// Where the kernel would send what comes from inside: `None`: not to an uplink. The inner value is the uplink whose own link the
+    /// destination is on.
+    pub(super) fn route(dst: Ipv4Addr) -> Option<Option<u8>> {
+        match dst.octets() {
+            [192, 168, 1, _] | [198, 51, 100, 2] | [203, 0, 113, 2] => None,
+            [198, 51, 100, _] => Some(Some(0)),
+            [203, 0, 113, _] => Some(Some(1)),
+            _ => Some(None),
+        }
+    }
+
+    pub(super) fn is_own(address: Ipv4Addr) -> bool {
+        matches!(address.octets(), [192, 168, 1, 1 | 255] | [198, 51, 100, 2] | [203, 0, 113, 2])
+    }
+
+    pub(super) fn outside_of(&self, address: Ipv4Addr) -> Option<u8> {
+        self.setup.outside.iter().zip(0..).find(|(outside, _)| **outside == address).map(|(_, uplink)| uplink)
+    }
+
+    /// From inside, of no flow.
+    pub(super) fn outbound(
+        &mut self,
+        key: &Key,
+        frame: &Frame,
+        now: Tick,
+        lot: Lot<'_>,
+    ) -> Result<&'static str, Refusal> {
+        let Some(on_link) = Self::route(key.dst) else { return self.hairpin(key, frame, now, lot) };
+        if let Body::Echo { request: false, .. } = frame.datagram.body {
+            return pass("pass_protocol");
+        }
+        if frame.datagram.ttl <= 1 {
+            return pass("pass_ttl_expired");
+        }
+        self.begin(key, frame, on_link, Kind::Lan, now, lot)
+    }
+
+    /// From inside to the outside end of a binding (RFC 4787 REQ-9).
+    pub(super) fn hairpin(
+        &mut self,
+        key: &Key,
+        frame: &Frame,
+        now: Tick,
+        lot: Lot<'_>,
+    ) -> Result<&'static str, Refusal> {
+        let not_ours = pass("pass_not_for_uplink");
+        let Some(uplink) = self.outside_of(key.dst) else { return not_ours };
+        if !matches!(key.protocol, TCP | UDP) {
+            return not_ours;
+        }
+        let end = End { address: key.dst, port: key.dport, protocol: key.protocol, uplink };
+        let Some(owner) = self.open(&end, now) else { return not_ours };
+        if Self::is_own(owner.address) {
+            return not_ours;
+        }
+        if frame.datagram.ttl <= 1 {
+            return pass("pass_ttl_expired");
+        }
+        if frame.datagram.tcp_flags() & (FIN | RST) != 0 {
+            return drop("tcp_stray");
+        }
+        self.count_new(key.src, now);
+        let (address, port) = self.bind(key, frame, uplink, Kind::Hairpin, now, lot)?;
+        let sent = Key { src: address, sport: port, dst: owner.address, dport: owner.port, protocol: key.protocol };
+        self.insert(key, &sent, uplink, Kind::Hairpin, now)?;
+        Ok("hairpin")
+    }
+
+    /// Who has the outside end, if the binding lives.
+    pub(super) fn open(&self, end: &End, now: Tick) -> Option<Owner> {
+        let owner = self.owners.get(end).filter(|owner| owner.resting.is_none())?.clone();
+        if owner.fixed {
+            return Some(owner);
+        }
+        let inside =
+            if has_ports(end.protocol) { End { address: owner.address, port: owner.port, ..*end } } else { *end };
+        self.bindings.get(&inside).filter(|binding| !passed(now, binding.expires)).map(|_| owner)
+    }
+
+    /// From an uplink, of no flow.
+    pub(super) fn inbound(&mut self, key: &Key, uplink: u8, frame: &Frame, now: Tick) -> Result<&'static str, Refusal> {
+        if frame.datagram.ttl <= 1 {
+            return pass("pass_ttl_expired");
+        }
+        if self.halves.contains_key(key) {
+            return pass("pass_no_flow");
+        }
+        let address = if has_ports(key.protocol) { key.dst } else { key.src };
+        let end = End { address, port: key.dport, protocol: key.protocol, uplink };
+        let request = matches!(frame.datagram.body, Body::Echo { request: true, .. });
+        // What is asked of an outside address by ping is asked of the machine.
+        let owner = self.owners.get(&end).filter(|owner| owner.resting.is_none() && !request).cloned();
+        let inside = owner.map_or(*key, |owner| Key { dst: owner.address, dport: owner.port, ..*key });
+        let forward_key = inside.swapped();
+        self.touched.extend([*key, forward_key]);
+        if let Some(forward) = self.halves.get(&forward_key)
+            && !forward.reply
+            && forward.uplink == uplink
+            && forward.to.swapped() == *key
+        {
+            let reply = Half { answered: forward.answered, ..Half::new(inside, uplink, true, forward.kind, now) };
+            self.halves.insert(*key, reply);
+            return Ok("restored");
+        }
+        let answers = matches!(frame.datagram.body, Body::Echo { request: false, .. });
+        if !answers && !request && self.open(&end, now).is_some() {
+            if !self.lets_in(key, &end, now) {
+                return drop("filtered");
+            }
+            if frame.datagram.tcp_flags() & (FIN | RST) != 0 {
+                return drop("tcp_stray");
+            }
+            let kind = if Self::is_own(inside.dst) { Kind::Host } else { Kind::Lan };
+            self.insert(&forward_key, &key.swapped(), uplink, kind, now)?;
+            return Ok("inbound");
+        }
+        if !Self::is_own(key.dst) {
+            return pass("pass_no_flow");
+        }
+        match frame.datagram.body {
+            Body::Tcp { flags, .. } => {
+                if flags & (SYN | ACK | FIN | RST) != SYN {
+                    return pass("pass_no_flow");
+                }
+                let (first, last) = self.setup.ports[usize::from(uplink)];
+                // RFC 5382 REQ-4. No socket of the machine listens here.
+                if self.outside_of(key.dst).is_some() && first <= key.dport && key.dport <= last {
+                    return drop("unsolicited_syn");
+                }
+            }
+            Body::Udp { .. } | Body::Echo { request: true, .. } => {}
+            _ => return pass("pass_no_flow"),
+        }
+        self.insert(&key.swapped(), &key.swapped(), uplink, Kind::Host, now)?;
+        Ok("host")
+    }
+
+    pub(super) fn lets_in(&self, key: &Key, end: &End, now: Tick) -> bool {
+        !self.setup.address_dependent
+            || !has_ports(key.protocol)
+            || self.owners.get(end).is_some_and(|owner| owner.fixed)
+            || self.peers.get(&(key.src, *end)).is_some_and(|until| !passed(now, *until))
+    }
+}
