@@ -322,6 +322,29 @@ fn an_evicted_half_is_restored_with_its_port() {
 }
 
 #[test]
+fn a_ping_from_outside_is_for_the_machine_itself() {
+    on_rig(|rig| {
+        // An inside host has the identifier zero, and a ping has no destination port.
+        let inside = Packet::new(LAN, HOST, "192.168.1.10:0", "192.0.2.10:0", Transport::EchoRequest).build();
+        assert_eq!(rig.tc("lan0", &inside)?.counted, counted("new"));
+        let ping = Packet::new(WAN1, GATEWAY1, "192.0.2.66:9", "198.51.100.2:0", Transport::EchoRequest).build();
+        assert_untouched(&rig.tc("wan1", &ping)?, TC_NEXT, &ping, "host");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_packet_to_a_port_that_a_socket_has_taken_is_not_translated() {
+    on_rig(|rig| {
+        rig.tc("lan0", &out(Transport::Udp).build())?;
+        let _socket = std::net::UdpSocket::bind("198.51.100.2:40001")?;
+        let packet = Packet::new(WAN1, GATEWAY1, "192.0.2.66:443", OUTSIDE, Transport::Udp).build();
+        assert_untouched(&rig.tc("wan1", &packet)?, TC_NEXT, &packet, "host");
+        Ok(())
+    });
+}
+
+#[test]
 fn a_syn_after_the_end_begins_a_new_flow() {
     on_rig(|rig| {
         rig.tc("lan0", &out(Transport::Tcp(SYN)).build())?;

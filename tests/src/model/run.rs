@@ -15,7 +15,7 @@ use super::{Expected, Side};
 use crate::rig::Rig;
 
 /// How many steps back the log of a difference goes.
-const LOG: usize = 6;
+const LOG: usize = 20;
 /// How often all tables are compared.
 const ALL: u64 = 2000;
 /// Where the mark has its value.
