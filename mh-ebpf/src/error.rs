@@ -20,13 +20,14 @@ use mh_common::{
 
 use crate::{
     access::{Frame, L4Checksum, TcFrame},
+    conntrack::{self, swapped},
     count::Sent,
-    host,
+    forward, host,
     maps::{self, Tables},
     nat,
     parse::{self, Header, Ip},
     rewrite, steer,
-    track::{self, Scene, swapped},
+    track::{self, Scene},
 };
 
 /// The packet that an error quotes.
@@ -64,7 +65,7 @@ fn run_of<Fam: Tables + Header, const EGRESS: bool>(
         return unknown::<Fam, EGRESS>(frame, &ip, scene);
     }
     let key = swapped(&quoted.key);
-    let entry = match track::find::<Fam>(&key) {
+    let entry = match conntrack::find::<Fam>(&key) {
         // SAFETY: a live map value that is copied.
         Some(hit) => unsafe { *hit.entry },
         None => match by_binding::<Fam>(&key, scene, EGRESS) {
@@ -91,7 +92,7 @@ fn run_of<Fam: Tables + Header, const EGRESS: bool>(
     if entry.leads_outside() {
         let ifindex = maps::uplink(entry.uplink).ok_or(Verdict::NoUplink)?.ifindex;
         let code = if EGRESS {
-            track::leave::<Fam, EGRESS>(frame, &entry, ifindex, scene.settings)
+            forward::leave::<Fam, EGRESS>(frame, &entry, ifindex, scene.settings)
         } else {
             frame.set_mark(scene.settings, mark::DONE);
             // The gateway, or the error's own destination where there is none.

@@ -18,6 +18,7 @@ use mh_common::{
 use crate::{
     access::{Frame, TcFrame},
     count::{self, Sent},
+    forward,
     maps::{self, Tables},
     parse::{self, FROM_INSIDE, Header, Ip, Packet},
     rewrite, steer,
@@ -96,7 +97,7 @@ fn later_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> 
         let uplink = maps::uplink(entry.uplink).ok_or(Verdict::NoUplink)?;
         if packet.ip.len > uplink.mtu {
             frame.set_mark(scene.settings, mark::FIRST_UPLINK + entry.uplink as u32);
-            return Ok(Sent { verdict: track::too_big(&packet.ip), code: TcFrame::<false>::PASS });
+            return Ok(Sent { verdict: forward::too_big(&packet.ip), code: TcFrame::<false>::PASS });
         }
         // A first fragment that was too large for the uplink was remembered at egress, where nothing is resolved.
         entry.ifindex = uplink.ifindex;
@@ -104,10 +105,10 @@ fn later_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> 
     } else if entry.flags & flow::HOST != 0 {
         rewrite::translate::<Fam, _>(frame, &packet, &entry, false).map_err(|()| Verdict::Rewrite)?;
         return Ok(Sent { verdict: Verdict::Host, code: TcFrame::<false>::PASS });
-    } else if track::is_too_big_for_lan(&entry, packet.ip.len, scene) {
+    } else if forward::is_too_big_for_lan(&entry, packet.ip.len, scene) {
         rewrite::translate::<Fam, _>(frame, &packet, &entry, false).map_err(|()| Verdict::Rewrite)?;
         frame.set_mark(scene.settings, mark::DONE);
-        return Ok(Sent { verdict: track::too_big(&packet.ip), code: TcFrame::<false>::PASS });
+        return Ok(Sent { verdict: forward::too_big(&packet.ip), code: TcFrame::<false>::PASS });
     }
     let code = rewrite::send::<Fam, _>(frame, &packet, &entry)?;
     Ok(Sent { verdict: Verdict::Fragment, code })

@@ -18,8 +18,9 @@ use mh_common::{
 
 use crate::{
     access::{Frame, TcFrame},
+    conntrack,
     count::Sent,
-    fragment,
+    forward, fragment,
     maps::{self, Tables},
     outbound,
     parse::{self, FROM_INSIDE, Header, Packet, Part, Transport},
@@ -66,7 +67,7 @@ fn sent_of<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> Re
                 let packet = Packet::without_transport(ip);
                 rewrite::translate::<Fam, _>(frame, &packet, &entry, false).map_err(|()| Verdict::Rewrite)?;
                 let ifindex = maps::uplink(entry.uplink).ok_or(Verdict::NoUplink)?.ifindex;
-                let code = track::leave::<Fam, true>(frame, &entry, ifindex, scene.settings);
+                let code = forward::leave::<Fam, true>(frame, &entry, ifindex, scene.settings);
                 Ok(Sent { verdict: Verdict::Fragment, code })
             }
             None if fragmented => Err(Verdict::Misrouted),
@@ -77,7 +78,7 @@ fn sent_of<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> Re
         return Err(maps::stage(frame, Stage::HostError, Note::None));
     }
     let packet = parse::transport::<Fam, _>(frame, ip)?.forget_choice(scene.live.zero);
-    if let Some(hit) = track::find::<Fam>(&packet.key) {
+    if let Some(hit) = conntrack::find::<Fam>(&packet.key) {
         // SAFETY: a live map value that is read.
         let entry = unsafe { &*hit.entry };
         if entry.leads_outside() && (fragmented || entry.flags & flow::HOST != 0) {
@@ -86,10 +87,10 @@ fn sent_of<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> Re
                 && note == Note::None as u32
                 && (track::has_expired::<Fam>(&packet.key, entry, scene) || track::is_over(entry, &packet, scene))
             {
-                track::forget::<Fam>(&packet.key, entry);
+                conntrack::forget::<Fam>(&packet.key, entry);
                 return Err(maps::stage(frame, Stage::Host, Note::None));
             }
-            return track::forward_on::<Fam, true>(frame, &packet, &hit, note, scene);
+            return forward::forward_on::<Fam, true>(frame, &packet, &hit, note, scene);
         }
     }
     if fragmented {
@@ -121,7 +122,7 @@ fn begin_of<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> R
         && !socket::is_bound(frame)
     {
         let sent = with_source_of::<Fam>(&packet.key, uplink).ok_or(Verdict::HostUntouched)?;
-        track::insert::<Fam>(&packet.key, &sent, uplink, flow::HOST, scene.now)?;
+        conntrack::insert::<Fam>(&packet.key, &sent, uplink, flow::HOST, scene.now)?;
         return Err(maps::stage(frame, Stage::HostAttend, Note::Host));
     }
     let steered = scene.settings.flags & abi::HOST_TRAFFIC != 0
@@ -155,10 +156,10 @@ fn with_source_of<Fam: Tables>(key: &Key<Fam::Address>, uplink: u8) -> Option<Ke
 fn asked_by<Fam: Tables>(packet: &Packet<Fam::Address>, scene: &Scene) -> Option<u8> {
     let mut index = 0u8;
     let mut asked = 0u32;
-    // VERIFIER: as in `track::evicted`: a constant bound beside the real one, and no leaving from the middle.
+    // VERIFIER: as in `conntrack::evicted`: a constant bound beside the real one, and no leaving from the middle.
     while (index as usize) < abi::MAX_UPLINKS && (index as u32) < scene.settings.uplinks {
         if let Some(key) = with_source_of::<Fam>(&packet.key, index)
-            && let Some(hit) = track::find::<Fam>(&key)
+            && let Some(hit) = conntrack::find::<Fam>(&key)
         {
             // SAFETY: a live map value of which bytes are read.
             let (flags, uplink) = unsafe { ((*hit.entry).flags, (*hit.entry).uplink) };

@@ -17,13 +17,14 @@ use aya_ebpf::bindings::BPF_ANY;
 
 use crate::{
     access::{Frame as _, TcFrame},
+    conntrack::{self, swapped},
     count::Sent,
     fragment,
     maps::{self, Tables},
     nat,
     parse::{self, Header, Packet, Part, Transport},
     steer,
-    track::{self, Note, Scene, TCP_EVENTS, swapped},
+    track::{Note, Scene, TCP_EVENTS},
 };
 
 /// The stage's program.
@@ -64,7 +65,7 @@ fn enter<Fam: Tables + Header>(
     if packet.ip.ttl <= 1 {
         return Err(Verdict::TtlExpired);
     }
-    if track::find::<Fam>(key).is_some() {
+    if conntrack::find::<Fam>(key).is_some() {
         // Another uplink's.
         return Err(Verdict::NoFlow);
     }
@@ -77,7 +78,7 @@ fn enter<Fam: Tables + Header>(
         None => *key,
     };
     let forward_key = swapped(&answer);
-    if let Some(forward) = track::find::<Fam>(&forward_key) {
+    if let Some(forward) = conntrack::find::<Fam>(&forward_key) {
         // SAFETY: a live map value that is read.
         let entry = unsafe { &*forward.entry };
         if !entry.is_reply() && entry.uplink == uplink && entry.other_key(key.protocol) == *key {
@@ -101,7 +102,7 @@ fn enter<Fam: Tables + Header>(
         // SAFETY: only whether there is an entry matters.
         let own = unsafe { Fam::local().get(inside.address) }.is_some();
         let flags = if own { flow::HOST } else { 0 };
-        track::insert::<Fam>(&forward_key, &swapped(key), uplink, flags, scene.now)?;
+        conntrack::insert::<Fam>(&forward_key, &swapped(key), uplink, flags, scene.now)?;
         return Ok(Note::Inbound);
     }
     // SAFETY: only whether there is an entry matters.
@@ -136,6 +137,6 @@ fn enter<Fam: Tables + Header>(
     }
     // Not the forward key: an inside host's binding may be there still, though it serves no more.
     let own = swapped(key);
-    track::insert::<Fam>(&own, &own, uplink, flow::HOST | flow::ASKED, scene.now)?;
+    conntrack::insert::<Fam>(&own, &own, uplink, flow::HOST | flow::ASKED, scene.now)?;
     Ok(Note::Host)
 }

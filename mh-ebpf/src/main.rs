@@ -5,7 +5,7 @@
 //! - [`mh_egress`] (TC egress of uplinks) is for what the machine itself sends.
 //!
 //! The stages of the pipeline are modules, in the order in which a packet meets them: [`access`] and [`parse`] (bytes to a flow key),
-//! [`track`] (find the flow), [`rewrite`] (translate and redirect). What is rare has programs of its own, which the TC programs
+//! [`track`] and [`conntrack`] (find the flow), [`forward`] and [`rewrite`] (count, translate, redirect). What is rare has programs of its own, which the TC programs
 //! tail-call (see [`mh_common::abi::Stage`]): [`outbound`] and [`inbound`] (new flows, with [`steer`], [`nat`] and [`limit`]),
 //! [`host`], [`error`] (ICMP errors), [`fragment`]. [`maps`] names all tables. Everything behind the entry points is generic over the
 //! address family and over the hook.
@@ -29,8 +29,10 @@
 
 mod access;
 mod clamp;
+mod conntrack;
 mod count;
 mod error;
+mod forward;
 mod fragment;
 mod host;
 mod inbound;

@@ -15,13 +15,14 @@ use mh_common::{
 
 use crate::{
     access::{Frame as _, TcFrame},
+    conntrack,
     count::{self, Sent},
     fragment, limit,
     maps::{self, Tables},
     nat,
     parse::{self, Header, Packet, Part, Transport},
     steer,
-    track::{self, Note, Scene},
+    track::{Note, Scene},
 };
 
 /// The stage's program.
@@ -69,7 +70,7 @@ fn run_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Re
 }
 
 /// Restores the packet's flow, or begins it. `pinned`: the only uplink that will do, or [`steer::ANY`]. `flags` as for
-/// [`track::insert`].
+/// [`conntrack::insert`].
 #[inline(always)]
 pub fn begin<Fam: Tables + Header, const EGRESS: bool>(
     frame: &TcFrame<EGRESS>,
@@ -78,8 +79,8 @@ pub fn begin<Fam: Tables + Header, const EGRESS: bool>(
     flags: u8,
     scene: &Scene,
 ) -> Result<Note, Verdict> {
-    if let Some((uplink, sent)) = track::evicted::<Fam>(packet, scene) {
-        track::insert::<Fam>(&packet.key, &sent, uplink, flags, scene.now)?;
+    if let Some((uplink, sent)) = conntrack::evicted::<Fam>(packet, scene) {
+        conntrack::insert::<Fam>(&packet.key, &sent, uplink, flags, scene.now)?;
         return Ok(Note::Restored);
     }
     if packet.tcp & (wire::TCP_FIN | wire::TCP_RST) != 0 {
@@ -101,7 +102,7 @@ pub fn begin<Fam: Tables + Header, const EGRESS: bool>(
         let outside = nat::bind::<Fam, EGRESS>(frame, packet, index, uplink, scene)?;
         Key::new(outside.address, key.dst, outside.port, key.dport, key.protocol)
     };
-    track::insert::<Fam>(key, &sent, index, flags, scene.now)?;
+    conntrack::insert::<Fam>(key, &sent, index, flags, scene.now)?;
     count::new_flow(index);
     debug!(frame.tc_context(), "new flow: protocol {} on uplink {}", key.protocol, index);
     Ok(Note::New)
@@ -138,5 +139,5 @@ fn turn_round<Fam: Tables + Header>(
     let uplink = maps::uplink(index).ok_or(Verdict::NoUplink)?;
     let outside = nat::bind::<Fam, false>(frame, packet, index, uplink, scene)?;
     let sent = Key::new(outside.address, inside.address, outside.port, inside.port, key.protocol);
-    track::insert::<Fam>(key, &sent, index, flow::HAIRPIN, scene.now)
+    conntrack::insert::<Fam>(key, &sent, index, flow::HAIRPIN, scene.now)
 }

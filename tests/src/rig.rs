@@ -169,6 +169,10 @@ impl Rig {
         for own in [[192, 168, 1, 1], [192, 168, 1, 255], [198, 51, 100, 2], [203, 0, 113, 2]] {
             observed.apply(Event::Local(own.into()));
         }
+        for (interface, gateway, mac) in [("wan1", [198, 51, 100, 1], GATEWAY1), ("wan2", [203, 0, 113, 1], GATEWAY2)] {
+            let index = ifindex.get(interface).copied().unwrap_or_default();
+            observed.apply(Event::Neighbour(index, gateway.into(), mac));
+        }
         let mut indices = Indices::default();
         indices.assign(&config);
         let named = ["isp1", "isp2"].into_iter().map(String::from).zip(weights);

@@ -418,7 +418,7 @@ fn gateways_are_kept_resolved() -> Result<()> {
             let router = &scene.lab.router;
             for _ in 0..3 {
                 router.run(&["ip", "neigh", "flush", "to", &gateway, "dev", "wan2"])?;
-                wait_until("the gateway to be resolved again", Duration::from_secs(5), || {
+                wait_until("the gateway to be resolved again", Duration::from_secs(15), || {
                     Ok(router.run(&["ip", "neigh", "show", "to", &gateway, "dev", "wan2"])?.contains("lladdr"))
                 })?;
                 let socket = router.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;

@@ -118,9 +118,10 @@ impl Observed {
             Event::Local(address) => self.local.insert(address),
             Event::LocalGone(address) => self.local.remove(&address),
             Event::Neighbour(ifindex, address, mac) => {
-                let changed = self.neighbours.insert((ifindex, address), mac).is_some_and(|old| old != mac);
-                self.neighbour_epoch = self.neighbour_epoch.wrapping_add(u32::from(changed));
-                changed
+                let before = self.neighbours.insert((ifindex, address), mac);
+                let moved = before.is_some_and(|old| old != mac);
+                self.neighbour_epoch = self.neighbour_epoch.wrapping_add(u32::from(moved));
+                before != Some(mac)
             }
             Event::NeighbourGone(ifindex, address) => {
                 let changed = self.neighbours.remove(&(ifindex, address)).is_some();
@@ -222,7 +223,7 @@ mod tests {
     #[test]
     fn only_a_changed_or_lost_neighbour_starts_a_new_epoch() {
         let mut observed = Observed::default();
-        assert!(!observed.apply(Event::Neighbour(3, a(1), [1; 6])));
+        assert!(observed.apply(Event::Neighbour(3, a(1), [1; 6])));
         assert!(!observed.apply(Event::Neighbour(3, a(1), [1; 6])));
         assert_eq!(observed.neighbour_epoch(), 0);
         assert!(observed.apply(Event::Neighbour(3, a(1), [2; 6])));

@@ -113,6 +113,16 @@ impl Controller {
         self.in_force = Some(desired);
     }
 
+    /// Has the kernel look again for gateways that it has not found, or has given up.
+    pub fn look_for_gateways(&mut self) {
+        let unresolved = self.in_force.iter().flat_map(|d| d.unresolved.clone()).collect::<Vec<_>>();
+        for (ifindex, gateway) in unresolved {
+            if let Err(error) = self.datapath.apply(&reconcile::Action::Resolve(ifindex, gateway)) {
+                tracing::warn!("{error}");
+            }
+        }
+    }
+
     fn log_changes(&self, desired: &Desired) {
         for view in &desired.views {
             let before = self.in_force.as_ref().and_then(|d| d.views.iter().find(|v| v.name == view.name));

@@ -146,6 +146,7 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
             _ = timer.tick() => {
+                controller.look_for_gateways();
                 if sweeping.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
                     sweeping = Some(spawn_sweep(options.bpffs.clone(), controller.timeouts()));
                 }

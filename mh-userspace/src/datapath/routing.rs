@@ -147,7 +147,7 @@ pub fn apply(wanted: &Routing) -> Result<(), DatapathError> {
 }
 
 /// Has the kernel look for a gateway's Ethernet address, as if it had a packet for it (`NTF_USE`): packets that mh redirects at egress can't
-/// wait for it.
+/// wait for it. Not for one that is known: a permanent entry would be forgotten.
 ///
 /// # Errors
 /// If the kernel refuses.

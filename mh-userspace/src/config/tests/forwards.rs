@@ -15,12 +15,12 @@ fn tables() {
         &["1:12: an element of forward must be a table, [[forward]], not a whole number 3"],
     );
     after(
-        "[[forward]]\n[[forward]]\nprotcol = \"tcp\"\nport = 80\nto = \"10.0.0.1\"\nname = \"web\"\nhash = 1",
+        "[[forward]]\n[[forward]]\nprotokol = \"tcp\"\nport = 80\nto = \"10.0.0.1\"\nname = \"web\"\nhash = 1",
         &[
             "4:1: [[forward]] lacks protocol; add protocol = \"tcp\"",
             "4:1: [[forward]] lacks port; add port = \"PORT\"",
             "4:1: [[forward]] lacks to; add to = \"ADDRESS:PORT\"",
-            "6:1: unknown key \"protcol\" in [[forward]]; did you mean \"protocol\"?",
+            "6:1: unknown key \"protokol\" in [[forward]]; did you mean \"protocol\"?",
             "9:1: unknown key \"name\" in [[forward]]; the keys here are uplinks, protocol, port, to",
             "10:1: unknown key \"hash\" in [[forward]]; it belongs in [policy.NAME]",
         ],
