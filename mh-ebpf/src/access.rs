@@ -396,11 +396,10 @@ impl<const OUT: bool> Frame for TcFrame<OUT> {
             return Self::DROP;
         }
         let mut params = RedirectNeighbour { family: family as u32, next_hop };
-        let (params, len) = if next_hop == [0; 4] {
-            (core::ptr::null_mut(), 0)
-        } else {
-            ((&raw mut params).cast(), size_of::<RedirectNeighbour>() as i32)
-        };
+        // VERIFIER: a length of zero stands for no parameters, and no null pointer: the compiler may choose pointer and length in two
+        // branches, and 6.1 then sees a null pointer with a length.
+        let len = if next_hop == [0; 4] { 0 } else { size_of::<RedirectNeighbour>() as i32 };
+        let params = (&raw mut params).cast();
         // SAFETY: the parameters, if any, have the layout of the kernel's bpf_redir_neigh and live through the call.
         unsafe { bpf_redirect_neigh(ifindex, params, len, 0) as i32 }
     }
