@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::{Host, Lab, Output, Process, wait_for};
 
 /// How long mhd may take to be ready here: far more than it should, since two laboratories share two cores.
-const READY_TIMEOUT: Duration = Duration::from_secs(20);
+const READY_TIMEOUT: Duration = Duration::from_secs(90);
 /// Where the host's own bpffs keeps the pins.
 const BPFFS: &str = "/sys/fs/bpf/mh";
 
