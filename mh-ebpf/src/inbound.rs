@@ -24,7 +24,7 @@ use crate::{
     nat,
     parse::{self, Header, Packet, Part, Transport},
     steer,
-    track::{Note, Scene, TCP_EVENTS},
+    track::{self, Note, Scene, TCP_EVENTS},
 };
 
 /// The stage's program.
@@ -82,11 +82,14 @@ fn enter<Fam: Tables + Header>(
         // SAFETY: a live map value that is read.
         let entry = unsafe { &*forward.entry };
         if !entry.is_reply() && entry.uplink == uplink && entry.other_key(key.protocol) == *key {
-            let flags = entry.flags & flow::HOST;
-            let reply = Entry::translating(key, &answer, uplink, flow::REPLY | flags, scene.now);
-            let table = if forward.new { Fam::new_flows() } else { Fam::flows() };
-            table.insert(key, &reply, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)?;
-            return Ok(Note::Restored);
+            if !track::has_expired::<Fam>(&forward_key, entry, scene) {
+                let flags = entry.flags & flow::HOST;
+                let reply = Entry::translating(key, &answer, uplink, flow::REPLY | flags, scene.now);
+                let table = if forward.new { Fam::new_flows() } else { Fam::flows() };
+                table.insert(key, &reply, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)?;
+                return Ok(Note::Restored);
+            }
+            conntrack::forget::<Fam>(&forward_key, entry);
         }
     }
     if let Some(inside) = inside
