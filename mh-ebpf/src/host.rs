@@ -118,10 +118,9 @@ fn begin_of<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> R
     let ip = Fam::parse(frame)?;
     let packet = parse::transport::<Fam, _>(frame, ip)?.forget_choice(scene.live.zero);
     if packet.transport == Transport::UDP
-        && let Some(uplink) = asked_by::<Fam>(&packet, scene)
+        && let Some((uplink, sent)) = asked_by::<Fam>(&packet, scene)
         && !socket::is_bound(frame)
     {
-        let sent = with_source_of::<Fam>(&packet.key, uplink).ok_or(Verdict::HostUntouched)?;
         conntrack::insert::<Fam>(&packet.key, &sent, uplink, flow::HOST, scene.now)?;
         return Err(maps::stage(frame, Stage::HostAttend, Note::Host));
     }
@@ -149,27 +148,34 @@ fn with_source_of<Fam: Tables>(key: &Key<Fam::Address>, uplink: u8) -> Option<Ke
     Some(Key::new(Fam::route(record).address, key.dst, key.sport, key.dport, key.protocol))
 }
 
-/// The uplink by whose address the remote end has asked the port that a datagram is sent from. A socket without an address of its own
+/// The uplink by which the remote end has asked the port that a datagram is sent from, and the answer's key. A socket without an address of its own
 /// answers from the address that the kernel would use for anything; who asked expects the one that was asked (RFC 1122 section
-/// 4.1.3.5).
+/// 4.1.3.5). A question may come in by another uplink than that of the address that it is for.
 #[inline(always)]
-fn asked_by<Fam: Tables>(packet: &Packet<Fam::Address>, scene: &Scene) -> Option<u8> {
+fn asked_by<Fam: Tables>(packet: &Packet<Fam::Address>, scene: &Scene) -> Option<(u8, Key<Fam::Address>)> {
     let mut index = 0u8;
-    let mut asked = 0u32;
+    let mut asked = steer::ANY;
+    let mut sent = packet.key;
     // VERIFIER: as in `conntrack::evicted`: a constant bound beside the real one, and no leaving from the middle.
     while (index as usize) < abi::MAX_UPLINKS && (index as u32) < scene.settings.uplinks {
         if let Some(key) = with_source_of::<Fam>(&packet.key, index)
             && let Some(hit) = conntrack::find::<Fam>(&key)
         {
-            // SAFETY: a live map value of which bytes are read.
-            let (flags, uplink) = unsafe { ((*hit.entry).flags, (*hit.entry).uplink) };
-            asked |= ((flags & (flow::ASKED | flow::REPLY) == flow::ASKED) as u32) << (uplink & 31);
+            // SAFETY: a live map value that is read.
+            let entry = unsafe { &*hit.entry };
+            // By an uplink that is down no answer arrives; and where both ends begin by turns, as in tunnels, it may be none.
+            if asked == steer::ANY
+                && entry.flags & (flow::ASKED | flow::REPLY) == flow::ASKED
+                && scene.is_healthy(entry.uplink)
+                && !track::has_expired::<Fam>(&key, entry, scene)
+            {
+                asked = entry.uplink;
+                sent.src = entry.src;
+            }
         }
         index += 1;
     }
-    // By an uplink that is down no answer arrives; and where both ends begin by turns, as in tunnels, it may be none.
-    asked &= scene.live.healthy as u32;
-    if asked == 0 { None } else { Some(asked.trailing_zeros() as u8) }
+    (asked != steer::ANY).then_some((asked, sent))
 }
 
 /// Whether the packet is one that mh steers, if it is free to: a connection's first or (of one whose flow was lost) middle, a datagram,
