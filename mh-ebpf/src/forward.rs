@@ -177,6 +177,13 @@ fn extend_binding<Fam: Tables>(key: &Key<Fam::Address>, entry: &Entry<Fam::Addre
     binding.expires = if ended { expires } else { time::later(expires, binding.expires) };
     if settings.flags & abi::ADDRESS_DEPENDENT != 0 && entry.leads_outside() {
         let outside = End { address: binding.address, port: binding.port, protocol, uplink: entry.uplink };
-        let _ = Fam::peers().insert(Peer { remote: key.dst, outside }, expires, BPF_ANY as u64);
+        let peer = Peer { remote: key.dst, outside };
+        // As long as the binding, for this remote address: another flow to it may need the permission for longer.
+        let until = match Fam::peers().get_ptr(peer) {
+            // SAFETY: a live map value of one word.
+            Some(until) if !ended => time::later(expires, unsafe { *until }),
+            _ => expires,
+        };
+        let _ = Fam::peers().insert(peer, until, BPF_ANY as u64);
     }
 }

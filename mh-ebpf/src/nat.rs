@@ -148,7 +148,8 @@ fn bind_remote<Fam: Tables + Header>(
     Ok(outside)
 }
 
-/// With address-dependent filtering, notes that the packet's destination may send to the binding.
+/// With address-dependent filtering, notes that the packet's destination may send to the binding until then, or for as long as it may
+/// already.
 #[inline(always)]
 fn permit<Fam: Tables>(
     packet: &Packet<Fam::Address>,
@@ -159,7 +160,12 @@ fn permit<Fam: Tables>(
     if scene.settings.flags & abi::ADDRESS_DEPENDENT != 0 {
         let protocol = packet.key.protocol;
         let outside = End { address: binding.address, port: binding.port, protocol, uplink: binding.uplink };
-        let _ = Fam::peers().insert(Peer { remote: packet.key.dst, outside }, expires, BPF_ANY as u64);
+        let peer = Peer { remote: packet.key.dst, outside };
+        let until = Fam::peers().get_ptr(peer).map_or(expires, |until| {
+            // SAFETY: a live map value of one word.
+            time::later(expires, unsafe { *until })
+        });
+        let _ = Fam::peers().insert(peer, until, BPF_ANY as u64);
     }
 }
 
