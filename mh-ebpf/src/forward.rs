@@ -1,6 +1,6 @@
 //! What is done with a packet once its half is known: count, maintain, translate, send.
 //!
-//! Order: what may fail or change tables comes first, then the packet is rewritten, and last it is redirected.
+//! Order: what may fail comes first, then the packet is rewritten, then it is redirected, and last the half may move to another table.
 
 use aya_ebpf::bindings::BPF_ANY;
 use mh_common::{
@@ -69,9 +69,6 @@ pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
     if due || closing || revived {
         extend_binding::<Fam>(&packet.key, entry, scene, closing);
     }
-    if hit.new {
-        promote::<Fam>(&packet.key, entry);
-    }
     if packet.ip.part() == Part::First {
         fragment::remember::<Fam, _>(frame, &packet.ip, entry, scene);
     }
@@ -94,6 +91,10 @@ pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
         frame.set_mark(settings, mark::DONE);
     }
     let verdict = if too_big_for_lan { too_big(&packet.ip) } else { Note::verdict(note, track::on_flow(entry)) };
+    if hit.new {
+        // Last, since the half moves: afterwards `entry` may be another flow's.
+        promote::<Fam>(&packet.key, entry);
+    }
     Ok(Sent { verdict, code })
 }
 
