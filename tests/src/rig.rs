@@ -97,6 +97,7 @@ pub struct Rig {
     ifindex: BTreeMap<&'static str, u32>,
     counters: Counters,
     fragments: HashMap<MapData, fragment::Key<Ipv4>, Entry<Ipv4>>,
+    waiting: HashMap<MapData, fragment::Key<Ipv4>, fragment::Waiting>,
 }
 
 const CONFIG: &str = r#"
@@ -111,7 +112,6 @@ address = "198.51.100.2"
 [uplink.isp2]
 interface = "wan2"
 gateway = "203.0.113.1"
-address = "203.0.113.2"
 "#;
 
 impl Rig {
@@ -120,10 +120,10 @@ impl Rig {
     /// # Errors
     /// If the rig can't be made; or what `work` returns.
     pub fn run<T: Send>(weights: [u16; 2], work: impl FnOnce(&mut Self) -> Result<T> + Send) -> Result<T> {
-        Self::run_with(CONFIG, weights, work)
+        Self::run_with_isp2("", weights, work)
     }
 
-    /// The same with lines added to the section of isp2, the last one of the configuration.
+    /// The same with lines added to the section of isp2, the last one of the configuration; if they say no address, it has 203.0.113.2.
     ///
     /// # Errors
     /// If the rig can't be made; or what `work` returns.
@@ -132,7 +132,8 @@ impl Rig {
         weights: [u16; 2],
         work: impl FnOnce(&mut Self) -> Result<T> + Send,
     ) -> Result<T> {
-        Self::run_with(&format!("{CONFIG}{lines}\n"), weights, work)
+        let address = if lines.starts_with("address = ") { "" } else { "address = \"203.0.113.2\"\n" };
+        Self::run_with(&format!("{CONFIG}{address}{lines}\n"), weights, work)
     }
 
     fn run_with<T: Send>(
@@ -189,7 +190,8 @@ impl Rig {
         }
         let counters = Counters::open(&pins.join(map::VERDICTS))?;
         let fragments = Map::from_map_data(MapData::from_pin(pins.join(map::FRAGMENTS4))?)?.try_into()?;
-        Ok(Self { datapath, tables, desired, ifindex, counters, fragments })
+        let waiting = Map::from_map_data(MapData::from_pin(pins.join(map::WAITING4))?)?.try_into()?;
+        Ok(Self { datapath, tables, desired, ifindex, counters, fragments, waiting })
     }
 
     /// Sets the weights of isp1 and isp2.
@@ -251,6 +253,10 @@ impl Rig {
         for datagram in self.fragments.keys().collect::<Result<Vec<_>, _>>()? {
             let entry = half(self.fragments.get(&datagram, 0)?);
             self.fragments.insert(datagram, entry, 0)?;
+        }
+        for datagram in self.waiting.keys().collect::<Result<Vec<_>, _>>()? {
+            let waiting = self.waiting.get(&datagram, 0)?;
+            self.waiting.insert(datagram, fragment::Waiting { since: earlier(waiting.since), ..waiting }, 0)?;
         }
         Ok(())
     }

@@ -81,7 +81,7 @@ fn set_mtu(rig: &mut Rig, setup: &Setup) -> Result<()> {
 
 #[test]
 fn the_datapath_does_as_the_model() {
-    compare("", |_| {}, 4);
+    compare("", |_| {}, 5);
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn with_the_address_dependent_filter_and_other_ways_to_be_down() {
             setup.mtu[1] = 1400;
             setup.address_dependent = true;
         },
-        4,
+        5,
     );
 }
 
@@ -110,7 +110,12 @@ fn with_forwarded_ports() {
         forward("\"tcp\"", 2222, "192.168.1.1:22"),
         "[nat]\nfiltering = \"address-dependent\"".to_owned(),
     ];
-    compare(&forwards.concat(), |setup| setup.address_dependent = true, 4);
+    compare(&forwards.concat(), |setup| setup.address_dependent = true, 5);
+}
+
+#[test]
+fn with_an_address_that_is_routed_here() {
+    compare("address = \"203.0.113.8\"", |setup| setup.outside[1] = [203, 0, 113, 8].into(), 5);
 }
 
 #[test]
@@ -122,6 +127,6 @@ fn with_few_ports() {
             setup.lan_mtu = 1400;
             setup.ports[1] = (1020, 1027);
         },
-        4,
+        5,
     );
 }

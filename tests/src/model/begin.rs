@@ -183,7 +183,7 @@ impl Model {
     pub(super) fn permit(&mut self, key: &Key, end: End, until: Tick) {
         if self.setup.address_dependent {
             self.touched_peers.insert((key.dst, end));
-            self.peers.insert((key.dst, end), until);
+            self.peers.entry((key.dst, end)).and_modify(|known| *known = later(until, *known)).or_insert(until);
         }
     }
 

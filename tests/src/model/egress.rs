@@ -5,7 +5,7 @@ use mh_common::{abi::mark, time::Tick};
 use super::rules::{Expected, Lot, Refusal, Side, drop, pass};
 use super::send::whose;
 use super::tables::{Half, Kind, Model};
-use super::wire::{ACK, Body, Datagram, Frame, Key, Part, SYN};
+use super::wire::{ACK, Body, Datagram, Frame, Key, Part, SYN, UDP};
 use crate::rig::{TC_DROP, TC_NEXT, TC_REDIRECT};
 
 /// A DHCP client's port.
@@ -57,9 +57,9 @@ impl Model {
             };
         };
         self.touched.insert(key);
-        let mut begun = "host";
         let half = self.halves.get(&key).filter(|half| half.leads_outside()).cloned();
         let ours = half.filter(|half| fragmented || half.kind == Kind::Host);
+        let mut begun = if ours.as_ref().is_some_and(|half| half.kind == Kind::Lan) { "forward" } else { "host" };
         if fragmented && ours.is_none() {
             return drop("misrouted");
         }
@@ -68,12 +68,16 @@ impl Model {
             if self.halves.get(&key).is_some_and(|half| half.leads_outside() && half.kind == Kind::Host) {
                 self.forget(&key);
             }
-            if !self.may_steer(uplink, frame) {
+            begun = if let Some((asked, sent)) = self.asked_by(&key, now) {
+                self.insert(&key, &sent, asked, Kind::Host, now)?;
+                "host"
+            } else if !self.may_steer(uplink, frame) {
                 return self.by_source(uplink, frame);
-            }
-            begun = match self.begin(&key, frame, None, Kind::Host, now, lot) {
-                Err(("tcp_stray" | "no_uplink", _)) => return self.by_source(uplink, frame),
-                begun => begun?,
+            } else {
+                match self.begin(&key, frame, None, Kind::Host, now, lot) {
+                    Err(("tcp_stray" | "no_uplink", _)) => return self.by_source(uplink, frame),
+                    begun => begun?,
+                }
             };
         }
         if self.halves.get(&key).is_some_and(|half| frame.len() > self.mtu(half)) {
@@ -81,6 +85,16 @@ impl Model {
         }
         let half = self.account(&key, side, frame, now)?;
         Ok(out(&half, begun, self.translated(frame, &half)))
+    }
+
+    /// The uplink by which the port that a datagram comes from was asked by its destination, and the answer with the address that was
+    /// asked (RFC 1122 section 4.1.3.5): the first one whose uplink is up.
+    fn asked_by(&self, key: &Key, now: Tick) -> Option<(u8, Key)> {
+        let udp = self.setup.outside.iter().filter(|_| key.protocol == UDP);
+        udp.map(|address| Key { src: *address, ..*key }).find_map(|answer| {
+            let half = self.halves.get(&answer)?;
+            (half.asked && self.is_up(half.uplink) && !self.has_expired(half, now)).then_some((half.uplink, answer))
+        })
     }
 
     /// Whether a packet of the machine itself may go by another uplink than the kernel's choice.

@@ -2,7 +2,8 @@
 //!
 //! It is written from docs/packet-flow.md and the RFCs that it names, shares no structure with the programs, and keeps to the plainest
 //! way of saying a thing. Where the datapath draws lots (an outside port that is not the inside one) the model is told the outcome and
-//! checks that it was allowed. What it does not model is fragments that come before the first of their datagram.
+//! checks that it was allowed. Of fragments that come before the first of their datagram it models that they wait, not that they come
+//! again.
 //!
 //! - [`wire`][]: packets.
 //! - [`run`][]: both worlds side by side.

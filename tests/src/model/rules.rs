@@ -150,6 +150,10 @@ impl Model {
     pub(super) fn packet(&mut self, side: Side, frame: &Frame, now: Tick, lot: Lot<'_>) -> Result<Expected, Refusal> {
         let Some(key) = frame.datagram.key() else { return pass("pass_protocol") };
         self.touched.insert(key);
+        if let Part::First(_) = frame.part {
+            // Others that have come before come again behind this one, in the interface.
+            self.waiting.remove(&super::send::whose(frame, side));
+        }
         let half = self.halves.get(&key).filter(|half| self.takes(half, side)).cloned();
         if let Some(half) = half {
             self.touched.insert(half.to.swapped());
@@ -203,7 +207,20 @@ impl Model {
         now: Tick,
         lot: Lot<'_>,
     ) -> Result<&'static str, Refusal> {
-        let Some(on_link) = Self::route(key.dst) else { return self.hairpin(key, frame, now, lot) };
+        let route = Self::route(key.dst);
+        if let Some(uplink) = self.outside_of(key.dst) {
+            let turned = self.hairpin(key, frame, now, lot);
+            let stays = matches!(turned, Err(("pass_not_for_uplink", _)));
+            if !stays || route.is_none() {
+                if let (Part::First(_), true) = (frame.part, stays) {
+                    let half = Half::new(*key, uplink, true, Kind::Host, now);
+                    self.fragments.insert(super::send::whose(frame, Side::Lan), (half, now));
+                }
+                return turned;
+            }
+            // An address that is routed here without being the machine's own: nobody has the port, which ends at the uplink.
+        }
+        let Some(on_link) = route else { return pass("pass_not_for_uplink") };
         if let Body::Echo { request: false, .. } = frame.datagram.body {
             return pass("pass_protocol");
         }
@@ -263,8 +280,7 @@ impl Model {
         if self.halves.contains_key(key) {
             return pass("pass_no_flow");
         }
-        let address = if has_ports(key.protocol) { key.dst } else { key.src };
-        let end = End { address, port: key.dport, protocol: key.protocol, uplink };
+        let end = Self::outside_end(key, uplink);
         let request = matches!(frame.datagram.body, Body::Echo { request: true, .. });
         // What is asked of an outside address by ping is asked of the machine.
         let owner = self.owners.get(&end).filter(|owner| owner.resting.is_none() && !request).cloned();
@@ -276,10 +292,21 @@ impl Model {
             && forward.uplink == uplink
             && forward.to.swapped() == *key
         {
+            if self.has_expired(forward, now) {
+                self.forget(&forward_key);
+                return self.enter(key, inside, uplink, frame, now);
+            }
             let reply = Half { answered: forward.answered, ..Half::new(inside, uplink, true, forward.kind, now) };
             self.halves.insert(*key, reply);
             return Ok("restored");
         }
+        self.enter(key, inside, uplink, frame, now)
+    }
+
+    /// From an uplink, and nothing to restore. `inside`: what the binding makes of it.
+    fn enter(&mut self, key: &Key, inside: Key, uplink: u8, frame: &Frame, now: Tick) -> Result<&'static str, Refusal> {
+        let (end, forward_key) = (Self::outside_end(key, uplink), inside.swapped());
+        let request = matches!(frame.datagram.body, Body::Echo { request: true, .. });
         let answers = matches!(frame.datagram.body, Body::Echo { request: false, .. });
         if !answers && !request && self.open(&end, now).is_some() {
             if !self.lets_in(key, &end, now) {
@@ -293,7 +320,9 @@ impl Model {
             return Ok("inbound");
         }
         if !Self::is_own(key.dst) {
-            return pass("pass_no_flow");
+            // An outside address that is routed here without being the machine's own would go back where it came from.
+            let returns = self.outside_of(key.dst).is_some() && Self::route(key.dst).is_some();
+            return if returns { drop("no_route_back") } else { pass("pass_no_flow") };
         }
         match frame.datagram.body {
             Body::Tcp { flags, .. } => {
@@ -309,8 +338,16 @@ impl Model {
             Body::Udp { .. } | Body::Echo { request: true, .. } => {}
             _ => return pass("pass_no_flow"),
         }
-        self.insert(&key.swapped(), &key.swapped(), uplink, Kind::Host, now)?;
+        let answer = key.swapped();
+        self.insert(&answer, &answer, uplink, Kind::Host, now)?;
+        self.halves.entry(answer).and_modify(|half| half.asked = true);
         Ok("host")
+    }
+
+    /// The outside end that a packet from an uplink is for.
+    fn outside_end(key: &Key, uplink: u8) -> End {
+        let address = if has_ports(key.protocol) { key.dst } else { key.src };
+        End { address, port: key.dport, protocol: key.protocol, uplink }
     }
 
     pub(super) fn lets_in(&self, key: &Key, end: &End, now: Tick) -> bool {

@@ -362,6 +362,7 @@ fn model_half(key: &Key, entry: &flow::Entry<Ipv4>, answered: bool) -> Half {
         uplink: entry.uplink,
         reply: entry.is_reply(),
         kind,
+        asked: entry.flags & flow::ASKED != 0 && !entry.is_reply(),
         answered,
         resolved: entry.flags & flow::RESOLVED != 0,
         created: entry.created,

@@ -6,8 +6,10 @@ use mh_common::{
 };
 
 use super::rules::{Expected, Refusal, Side, drop, pass};
-use super::tables::{Datagram as Whose, End, FRAGMENT_LIFE, Half, Kind, Model, SEEN_GRANULARITY, has_ports};
-use super::wire::{ACK, Body, Datagram, FIN, Frame, Key, Part, RST, SYN};
+use super::tables::{
+    Datagram as Whose, End, FRAGMENT_LIFE, Half, Kind, MOST_WAITING, Model, SEEN_GRANULARITY, has_ports,
+};
+use super::wire::{ACK, Body, Datagram, FIN, Frame, ICMP, Key, Part, RST, SYN};
 use crate::rig::{GATEWAY1, GATEWAY2, HOST, HOST2, LAN, TC_NEXT, TC_REDIRECT, WAN1, WAN2};
 
 impl Model {
@@ -24,6 +26,10 @@ impl Model {
         let (outside, size, datagram) = (half.leads_outside(), frame.len(), &frame.datagram);
         let whole = if datagram.df { "too_big" } else { "pass_to_fragment" };
         if outside && size > self.mtu(&half) {
+            if let Part::First(_) = frame.part {
+                // The rest of the datagram may come before the kernel has made fragments of this one.
+                self.fragments.insert(whose(frame, side), (half.clone(), now));
+            }
             return Err((whole, Some(mark::FIRST_UPLINK + u32::from(half.uplink))));
         }
         self.touched.extend([*key, half.to.swapped()]);
@@ -99,7 +105,8 @@ impl Model {
         let verdict = begun.unwrap_or(on_flow);
         if half.kind == Kind::Host {
             // Delivered here.
-            return Ok(Expected { code: TC_NEXT, verdict: "host", mark: mark::NONE, frame: translated });
+            let verdict = begun.unwrap_or("host");
+            return Ok(Expected { code: TC_NEXT, verdict, mark: mark::NONE, frame: translated });
         }
         if size > self.mtu(&half) {
             // The kernel forwards it, in pieces, or says why not.
@@ -143,23 +150,49 @@ impl Model {
         if frame.datagram.ttl <= 1 {
             return pass("pass_ttl_expired");
         }
-        assert!(self.recalls(side, frame, now), "a fragment out of order");
+        if frame.datagram.key().is_none() && frame.datagram.protocol() != ICMP {
+            return pass("pass_protocol");
+        }
+        if !self.recalls(side, frame, now) {
+            return self.hold(side, frame, now);
+        }
         let (half, _) = self.fragments[&whose(frame, side)].clone();
         if !self.takes(&half, side) {
-            return pass("pass_no_flow");
+            return pass(if side == Side::Lan { "pass_not_for_uplink" } else { "pass_no_flow" });
         }
         self.count(half.uplink, half.reply, frame.len());
         let outside = half.leads_outside();
+        let whole = if frame.datagram.df { "too_big" } else { "pass_to_fragment" };
         if outside && frame.len() > self.mtu(&half) {
-            let whole = if frame.datagram.df { "too_big" } else { "pass_to_fragment" };
             return Err((whole, Some(mark::FIRST_UPLINK + u32::from(half.uplink))));
         }
         let translated = Frame { datagram: frame.datagram.with(&half.to), ..frame.clone() };
         if half.kind == Kind::Host {
             return Ok(Expected { code: TC_NEXT, verdict: "host", mark: mark::NONE, frame: translated });
         }
+        if frame.len() > self.mtu(&half) {
+            return Ok(Expected { code: TC_NEXT, verdict: whole, mark: mark::DONE, frame: translated });
+        }
         let mark = if outside { mark::DONE } else { mark::NONE };
         Ok(Expected { code: TC_REDIRECT, verdict: "fragment", mark, frame: forwarded(translated, &half) })
+    }
+
+    /// A fragment that comes before the first of its datagram waits for it, if it may be for mh (RFC 4787 REQ-14).
+    fn hold(&mut self, side: Side, frame: &Frame, now: Tick) -> Result<Expected, Refusal> {
+        let dst = frame.datagram.dst;
+        let from_lan = side == Side::Lan;
+        if self.outside_of(dst).is_none() && !(from_lan && Self::route(dst).is_some()) {
+            return pass(if from_lan { "pass_not_for_uplink" } else { "pass_no_flow" });
+        }
+        let (held, then) = self.waiting.entry(whose(frame, side)).or_insert((0, now));
+        if since(now, *then) >= FRAGMENT_LIFE {
+            (*held, *then) = (0, now);
+        }
+        if *held >= MOST_WAITING {
+            return drop("fragments_full");
+        }
+        *held += 1;
+        drop("fragment_held")
     }
 
     /// An ICMP error: goes to whoever sent what it quotes, with what it quotes turned back.

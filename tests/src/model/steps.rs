@@ -15,6 +15,8 @@ const LOST: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 9);
 /// Addresses that no router forwards.
 const SCOPED: [Ipv4Addr; 3] =
     [Ipv4Addr::new(224, 0, 0, 1), Ipv4Addr::new(169, 254, 1, 1), Ipv4Addr::new(255, 255, 255, 255)];
+/// Identification of datagrams whose fragments may come out of order: one only, so that few wait at a time.
+const OVERTAKEN: u16 = 5;
 /// A protocol without ports.
 const GRE: u8 = 47;
 
@@ -94,6 +96,8 @@ pub struct Steps {
     pub random: Random,
     /// Datagrams of which first fragments were sent, to be followed.
     started: Vec<(Side, Frame)>,
+    /// First fragments whose datagrams' later ones have come before.
+    overtaken: Vec<(Side, Frame)>,
     /// Recent packets as they arrived and as they left, for errors to be about.
     recent: Vec<Datagram>,
     /// What was too large for an uplink and is the kernel's to fragment.
@@ -104,7 +108,7 @@ impl Steps {
     /// From a seed.
     #[must_use]
     pub const fn new(seed: u64) -> Self {
-        Self { random: Random(seed), started: Vec::new(), recent: Vec::new(), large: Vec::new() }
+        Self { random: Random(seed), started: Vec::new(), overtaken: Vec::new(), recent: Vec::new(), large: Vec::new() }
     }
 
     /// The next step.
@@ -272,7 +276,11 @@ impl Steps {
             }
             None => {
                 let protocol = self.random.of(&[TCP, TCP, UDP, UDP, UDP, ICMP, ICMP, GRE, UDPLITE]);
-                let dst = if self.random.one_in(20) { self.random.of(&HOSTS) } else { model.setup.outside[uplink] };
+                let dst = match self.random.below(20) {
+                    0 => self.random.of(&HOSTS),
+                    1 => model.setup.outside[1 - uplink],
+                    _ => model.setup.outside[uplink],
+                };
                 let port = if self.random.one_in(3) { None } else { self.outside_port(model, protocol, uplink) };
                 let port = port.unwrap_or_else(|| self.random.of(&[40001, 40002, 22, 9999]));
                 let (sport, dport) = match protocol {
@@ -326,21 +334,34 @@ impl Steps {
         Frame { to, from, datagram, part: Part::Whole }
     }
 
-    /// A first fragment, or another one of a datagram whose first fragment has found its way.
+    /// A first fragment, or another one of a datagram: mostly of one whose first fragment has found its way.
     fn fragment(&mut self, model: &Model, now: Tick) -> Option<(Side, Frame)> {
         if self.random.one_in(2) {
             let (side, mut frame) =
                 if self.random.one_in(2) { self.inside_packet(model) } else { self.outside_packet(model) };
             frame.datagram.payload.resize(80 + self.random.below(40), 7);
-            frame.part = Part::First(8 * (4 + self.random.below(3)));
+            let end = 8 * (4 + self.random.below(3));
+            frame.part = Part::First(end);
+            if !self.random.one_in(4) {
+                return Some((side, frame));
+            }
+            frame.datagram.id = OVERTAKEN;
+            self.overtaken.push((side, frame.clone()));
+            frame.part = Part::Later(end);
+            frame.datagram.ttl = 60;
             return Some((side, frame));
+        }
+        if self.random.one_in(4) {
+            return self.overtaken.pop();
         }
         let at = self.random.below(self.started.len());
         let (side, first) = self.started.get(at)?.clone();
         let Part::First(end) = first.part else { return None };
         let mut frame = Frame { part: Part::Later(end), ..first };
         frame.datagram.ttl = if self.random.one_in(20) { 1 } else { 60 };
-        (frame.datagram.ttl == 1 || model.recalls(side, &frame, now.wrapping_add(2))).then_some((side, frame))
+        let waits = frame.datagram.id == OVERTAKEN && !model.recalls(side, &frame, now);
+        let fit = frame.datagram.ttl == 1 || waits || model.recalls(side, &frame, now.wrapping_add(2));
+        fit.then_some((side, frame))
     }
 
     /// An error about a recent packet, by whoever got it, or by somebody on its way.
@@ -368,7 +389,7 @@ impl Steps {
                 (Side::Uplink(1), WAN2, GATEWAY2),
                 (Side::Lan, LAN, HOST),
             ])
-        } else if about.src == Ipv4Addr::new(203, 0, 113, 2) {
+        } else if about.src.octets().starts_with(&[203, 0, 113]) {
             (Side::Uplink(1), WAN2, GATEWAY2)
         } else {
             (Side::Uplink(0), WAN1, GATEWAY1)

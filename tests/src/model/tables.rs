@@ -25,6 +25,8 @@ pub const SEEN_GRANULARITY: u32 = 8;
 pub const MAINTENANCE: u32 = 128;
 /// How long a datagram's fragments belong together.
 pub const FRAGMENT_LIFE: u32 = seconds(8);
+/// How many fragments of a datagram wait for the first one.
+pub const MOST_WAITING: u32 = 52;
 
 /// Whose flow it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +50,8 @@ pub struct Half {
     pub reply: bool,
     /// Whose flow.
     pub kind: Kind,
+    /// The answers to what the machine itself was asked.
+    pub asked: bool,
     /// Whether the flow has been answered, so that a flood of new ones can't displace it.
     pub answered: bool,
     /// Whether the next hop's Ethernet address is known.
@@ -77,6 +81,7 @@ impl Half {
             uplink,
             reply,
             kind,
+            asked: false,
             answered: false,
             resolved: false,
             created: now,
@@ -221,6 +226,8 @@ pub struct Model {
     pub sources: HashMap<Ipv4Addr, Source>,
     /// What became of first fragments, and when.
     pub fragments: HashMap<Datagram, (Half, Tick)>,
+    /// How many fragments of a datagram wait for its first one, and since when.
+    pub waiting: HashMap<Datagram, (u32, Tick)>,
     /// Counters by uplink.
     pub traffic: [Traffic; 2],
     /// Keys of halves that the last step may have changed.
@@ -249,6 +256,7 @@ impl Model {
             peers: HashMap::new(),
             sources: HashMap::new(),
             fragments: HashMap::new(),
+            waiting: HashMap::new(),
             traffic: [Traffic::default(); 2],
             touched: BTreeSet::new(),
             touched_bindings: BTreeSet::new(),
@@ -353,7 +361,8 @@ impl Model {
         if self.setup.address_dependent && half.leads_outside() {
             let outside = End { address: binding.address, port: binding.port, ..end };
             self.touched_peers.insert((key.dst, outside));
-            self.peers.insert((key.dst, outside), expires);
+            let until = self.peers.entry((key.dst, outside)).or_insert(expires);
+            *until = if ended { expires } else { later(expires, *until) };
         }
     }
 
@@ -451,7 +460,8 @@ impl Model {
         for source in self.sources.values_mut() {
             source.window = source.window.wrapping_sub(ticks);
         }
-        for (_, since) in self.fragments.values_mut() {
+        let first = self.fragments.values_mut().map(|(_, since)| since);
+        for since in first.chain(self.waiting.values_mut().map(|(_, since)| since)) {
             *since = since.wrapping_sub(ticks);
         }
     }
