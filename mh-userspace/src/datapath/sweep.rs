@@ -52,7 +52,10 @@ pub fn sweep(tables: &mut Tables, timeouts: &Timeouts, now: Tick) -> Result<Swep
         true
     })?;
     for flow in &expired {
-        tables.remove_half(&flow.forward.other_key(flow.key.protocol))?;
+        // Without a reply half of its own, another flow may have the key.
+        if flow.reply.is_some() {
+            tables.remove_half(&flow.forward.other_key(flow.key.protocol))?;
+        }
         tables.remove_half(&flow.key)?;
     }
     let mut lone = Vec::new();
