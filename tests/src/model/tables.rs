@@ -275,7 +275,10 @@ impl Model {
     /// How long the flow may be idle, in the state that its halves tell.
     #[must_use]
     pub fn timeout(&self, half: &Half) -> u32 {
-        let other = self.other(half);
+        Self::timeout_beside(half, self.other(half))
+    }
+
+    fn timeout_beside(half: &Half, other: Option<&Half>) -> u32 {
         match half.to.protocol {
             TCP => {
                 let (own, answer) = (half.tcp, other.map_or(0, |other| other.tcp));
@@ -309,9 +312,18 @@ impl Model {
     /// Whether the flow has been idle for too long, in both directions.
     #[must_use]
     pub fn has_expired(&self, half: &Half, now: Tick) -> bool {
-        let timeout = self.timeout(half);
+        Self::has_expired_beside(half, self.other(half), now)
+    }
+
+    fn has_expired_beside(half: &Half, other: Option<&Half>, now: Tick) -> bool {
+        let timeout = Self::timeout_beside(half, other);
         let idle = |half: &Half| since(now, half.last_seen) > timeout;
-        idle(half) && self.other(half).is_none_or(idle)
+        idle(half) && other.is_none_or(idle)
+    }
+
+    /// The half of the answers, and no other flow's that has its key.
+    fn answers(&self, half: &Half) -> Option<&Half> {
+        self.other(half).filter(|other| other.reply || other.kind == Kind::Hairpin)
     }
 
     /// Takes a half out.
@@ -381,11 +393,12 @@ impl Model {
         let over: Vec<Key> = self
             .halves
             .iter()
-            .filter(|(_, half)| !half.reply && self.has_expired(half, now))
-            .map(|(key, _)| *key)
+            .filter(|(_, half)| !half.reply && Self::has_expired_beside(half, self.answers(half), now))
+            .flat_map(|(key, half)| [Some(*key), self.answers(half).map(|_| half.to.swapped())])
+            .flatten()
             .collect();
         for key in over {
-            self.forget(&key);
+            self.remove_half(&key);
         }
         // An answer's half without its flow goes when even the longest idle time is over.
         let longest = |protocol| if protocol == TCP { TCP_ESTABLISHED } else { Self::first_timeout(protocol) };
