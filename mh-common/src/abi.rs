@@ -69,6 +69,8 @@ pub mod map {
     pub const HELD4: &str = "mh_held4";
     /// Per-CPU array of one [`crate::fragment::Held`]: room to put a packet aside.
     pub const SCRATCH: &str = "mh_scratch";
+    /// Per-CPU array of one [`crate::binding::PortRequest`].
+    pub const PORT_REQUEST: &str = "mh_port_request";
     /// Program array, indexed by [`super::Stage`].
     pub const STAGES: &str = "mh_stages";
     /// Array of [`super::Pool`], indexed like uplinks.
@@ -105,6 +107,7 @@ pub mod map {
         WAITING4,
         HELD4,
         SCRATCH,
+        PORT_REQUEST,
         STAGES,
         POOLS,
         UPLINKS,
@@ -464,6 +467,7 @@ const _: () = {
     assert!(size_of::<Pool>() == 136);
     assert!(size_of::<Source>() == 12);
     assert!(size_of::<binding::Peer<Ipv4>>() == 12);
+    assert!(size_of::<binding::PortRequest<Ipv4>>() == 40);
     assert!(size_of::<fragment::Key<Ipv4>>() == 12);
     assert!(size_of::<fragment::HeldKey<Ipv4>>() == 16);
     assert!(size_of::<fragment::Held>() == 2052);

@@ -89,6 +89,34 @@ impl<A> Inside<A> {
     }
 }
 
+/// What a program asks for an outside port for, and the port that it gets. 40 bytes for IPv4.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRequest<A> {
+    /// The inside end, as it is to be entered; its port is the first candidate.
+    pub inside: Inside<A>,
+    /// The outside end; its port does not matter.
+    pub outside: End<A>,
+    /// The remote address that the first packet goes to.
+    pub remote: A,
+    /// The time.
+    pub now: Tick,
+    /// The remote port, big-endian in memory.
+    pub remote_port: u16,
+    /// The lowest port that will do, in host byte order.
+    pub first_port: u16,
+    /// The highest.
+    pub last_port: u16,
+    /// The port that was found, big-endian in memory.
+    pub port: u16,
+    /// Which transport, in the programs' own numbers.
+    pub transport: u8,
+    /// Not zero: the inside end is a socket of the machine itself on the very outside address, and has its port already.
+    pub own: u8,
+    /// Zero.
+    pub reserved: u16,
+}
+
 /// A remote address that may send to a binding, with address-dependent filtering: 12 bytes for IPv4.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -130,7 +130,7 @@ fn enter<Fam: Tables + Header>(
                 && record.flags & abi::UPLINK_NAT != 0
                 && record.first_port <= port
                 && port <= record.last_port
-                && !nat::has_socket::<Fam, false>(frame, packet, key.dst, key.dport, key.src, key.sport)
+                && !nat::has_socket::<Fam, false>(frame, packet.transport, key.dst, key.dport, key.src, key.sport)
             {
                 return Err(Verdict::Unsolicited);
             }

@@ -41,6 +41,7 @@ mod maps;
 mod nat;
 mod outbound;
 mod parse;
+mod port;
 mod rewrite;
 mod socket;
 mod steer;

@@ -13,7 +13,7 @@ use mh_common::{
         UplinkRoute,
     },
     address::{Ipv4, V4},
-    binding::{End, Inside, Outside, Peer},
+    binding::{End, Inside, Outside, Peer, PortRequest},
     flow::{Entry, Key},
     fragment::{self, Held, HeldKey, Waiting},
     slots::SlotTable,
@@ -21,7 +21,7 @@ use mh_common::{
     verdict::{COUNTERS, Verdict},
 };
 
-use crate::{access::TcFrame, track::Note};
+use crate::{access::TcFrame, port, track::Note};
 
 const FLOWS: u32 = 1 << 20;
 const BINDINGS: u32 = 1 << 18;
@@ -55,6 +55,8 @@ static WAITING4: LruHashMap<fragment::Key<Ipv4>, Waiting> = LruHashMap::pinned(f
 static HELD4: LruHashMap<HeldKey<Ipv4>, Held> = LruHashMap::pinned(fragment::MAX_HELD, 0);
 #[map(name = "mh_scratch")]
 static SCRATCH: PerCpuArray<Held> = PerCpuArray::pinned(1, 0);
+#[map(name = "mh_port_request")]
+static PORT_REQUEST: PerCpuArray<PortRequest<Ipv4>> = PerCpuArray::pinned(1, 0);
 #[map(name = "mh_stages")]
 static STAGES: ProgramArray = ProgramArray::pinned(Stage::ALL.len() as u32, 0);
 #[map(name = "mh_pools")]
@@ -105,6 +107,11 @@ pub trait Tables: UplinkRoute {
     fn held() -> &'static LruHashMap<HeldKey<Self::Address>, Held>;
     /// The outside address number `n` of an uplink.
     fn pool(uplink: u8, n: u32) -> Option<Self::Address>;
+    /// Takes an outside port: see [`port`].
+    fn take_port<const EGRESS: bool>(
+        frame: &TcFrame<EGRESS>,
+        request: PortRequest<Self::Address>,
+    ) -> Result<u16, Verdict>;
 }
 
 /// Gives one table of a family out.
@@ -137,6 +144,11 @@ impl Tables for V4 {
     fn pool(uplink: u8, n: u32) -> Option<Ipv4> {
         POOLS.get(uplink as u32)?.nth(n)
     }
+
+    #[inline(always)]
+    fn take_port<const EGRESS: bool>(frame: &TcFrame<EGRESS>, request: PortRequest<Ipv4>) -> Result<u16, Verdict> {
+        port::take4(frame, request)
+    }
 }
 
 /// Goes on in another program, with a note to it. Returns only if that program is not there.
@@ -146,6 +158,13 @@ pub fn stage<const EGRESS: bool>(frame: &mut TcFrame<EGRESS>, stage: Stage, note
     // SAFETY: nothing on this program's stack is needed once the other one runs.
     unsafe { STAGES.tail_call(frame.tc_context(), stage as u32) };
     Verdict::Stage
+}
+
+/// Room for one request for a port on this CPU.
+#[inline(always)]
+pub fn port_request() -> Option<&'static mut PortRequest<Ipv4>> {
+    // SAFETY: a per-CPU value, and nothing else runs on this CPU between request and answer.
+    PORT_REQUEST.get_ptr_mut(0).map(|request| unsafe { &mut *request })
 }
 
 /// Room to put one packet aside on this CPU.

@@ -5,14 +5,13 @@
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
-    helpers::generated::{bpf_get_prandom_u32, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release},
+    helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release},
 };
 use mh_common::{
     abi::{self, Uplink},
-    binding::{self, End, Inside, Outside, Peer},
+    binding::{self, End, Inside, Outside, Peer, PortRequest},
     flow::State,
     hash::{self, HashMode},
-    ports::{Candidates, MAX_TRIES, Range},
     time,
     verdict::Verdict,
 };
@@ -66,56 +65,39 @@ pub fn bind<Fam: Tables + Header, const EGRESS: bool>(
     if !limit::may_bind::<Fam>(key.src, scene) {
         return Err(Verdict::SourceBindings);
     }
-    let plain = packet.transport == Transport::ECHO_REQUEST;
-    let range = if plain { Range::ALL } else { Range { first: uplink.first_port, last: uplink.last_port } };
-    // The machine's own socket sits on its own port, wherever in the range that is or not.
-    let own = EGRESS && address == key.src;
-    // SAFETY: a helper call without arguments.
-    let random = unsafe { bpf_get_prandom_u32() } as u64;
-    let mut candidates = Candidates::new(u16::from_be(key.sport), range, random, plain);
-    let inside = Inside { address: key.src, port: key.sport, flags: 0, released: 0 };
-    for n in 0..MAX_TRIES {
-        let mut port = candidates.get(n).to_be();
-        if own && n == 0 {
-            port = key.sport;
+    let request = PortRequest {
+        inside: Inside { address: key.src, port: key.sport, flags: 0, released: 0 },
+        outside: End { address, port: 0, protocol, uplink: index },
+        remote: key.dst,
+        now,
+        remote_port: key.dport,
+        first_port: uplink.first_port,
+        last_port: uplink.last_port,
+        transport: packet.transport.number(),
+        // The machine's own socket sits on its own port, whether that is in the range or not.
+        own: (EGRESS && address == key.src) as u8,
+        port: 0,
+        reserved: 0,
+    };
+    let port = Fam::take_port(frame, request)?;
+    let outside_end = End { address, port, protocol, uplink: index };
+    let outside = Outside { address, port, uplink: index, flags: 0, created: now, expires };
+    permit::<Fam>(packet, &outside, expires, scene);
+    match Fam::by_inside().insert(inside_end, outside, BPF_NOEXIST as u64) {
+        Ok(()) => {
+            limit::bound::<Fam>(key.src);
+            Ok(outside)
         }
-        let outside_end = End { address, port, protocol, uplink: index };
-        if let Some(taken) = Fam::by_outside().get_ptr(outside_end) {
-            // SAFETY: a live map value that is copied.
-            let taken = unsafe { *taken };
-            let free = !taken.in_use() && (taken.address == key.src || taken.rested(now));
-            // Of several CPUs that want a rested port, the one whose removal succeeds goes on.
-            if !free || Fam::by_outside().remove(outside_end).is_err() {
-                continue;
+        Err(error) => {
+            let _ = Fam::by_outside().remove(outside_end);
+            // Another CPU bound the same source in the meantime: its binding holds.
+            match Fam::by_inside().get_ptr(inside_end) {
+                // SAFETY: a live map value that is copied.
+                Some(binding) if error == EEXIST => Ok(unsafe { *binding }),
+                _ => Err(Verdict::BindingsFull),
             }
         }
-        if !(own && n == 0) && has_socket::<Fam, EGRESS>(frame, packet, address, port, key.dst, key.dport) {
-            continue;
-        }
-        match Fam::by_outside().insert(outside_end, inside, BPF_NOEXIST as u64) {
-            Ok(()) => {}
-            Err(EEXIST) => continue,
-            Err(_) => return Err(Verdict::BindingsFull),
-        }
-        let outside = Outside { address, port, uplink: index, flags: 0, created: now, expires };
-        permit::<Fam>(packet, &outside, expires, scene);
-        return match Fam::by_inside().insert(inside_end, outside, BPF_NOEXIST as u64) {
-            Ok(()) => {
-                limit::bound::<Fam>(key.src);
-                Ok(outside)
-            }
-            Err(error) => {
-                let _ = Fam::by_outside().remove(outside_end);
-                // Another CPU bound the same source in the meantime: its binding holds.
-                match Fam::by_inside().get_ptr(inside_end) {
-                    // SAFETY: a live map value that is copied.
-                    Some(binding) if error == EEXIST => Ok(unsafe { *binding }),
-                    _ => Err(Verdict::BindingsFull),
-                }
-            }
-        };
     }
-    Err(Verdict::PortsExhausted)
 }
 
 /// The binding of a protocol without ports: the remote address belongs to one inside host at a time.
@@ -205,7 +187,7 @@ pub fn is_open<Fam: Tables + Header, const EGRESS: bool>(
         Some(binding) if !time::passed(scene.now, unsafe { (*binding).expires }) => {}
         _ => return false,
     }
-    !has_socket::<Fam, EGRESS>(frame, packet, address, port, remote, remote_port)
+    !has_socket::<Fam, EGRESS>(frame, packet.transport, address, port, remote, remote_port)
 }
 
 /// Whether the filter lets the packet's source send to this binding (RFC 4787 REQ-8, RFC 5382 REQ-3).
@@ -243,7 +225,7 @@ struct SocketTuple<A> {
 #[inline(always)]
 pub fn has_socket<Fam: Header, const EGRESS: bool>(
     frame: &TcFrame<EGRESS>,
-    packet: &Packet<Fam::Address>,
+    transport: Transport,
     address: Fam::Address,
     port: u16,
     remote: Fam::Address,
@@ -253,7 +235,7 @@ pub fn has_socket<Fam: Header, const EGRESS: bool>(
     let (ctx, tuple, size) = (frame.context(), (&raw mut tuple).cast(), size_of::<SocketTuple<Fam::Address>>() as u32);
     // SAFETY: the tuple has the kernel's layout and lives through the call; a socket that is found is released at once.
     unsafe {
-        let socket = match packet.transport {
+        let socket = match transport {
             Transport::TCP => bpf_sk_lookup_tcp(ctx, tuple, size, CURRENT_NETNS, 0),
             Transport::UDP => bpf_sk_lookup_udp(ctx, tuple, size, CURRENT_NETNS, 0),
             _ => return false,

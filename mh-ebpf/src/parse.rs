@@ -31,6 +31,18 @@ impl Transport {
     pub const ECHO_REPLY: Self = Self(3);
     /// Another protocol, translated by address alone: both ports are zero.
     pub const OTHER: Self = Self(4);
+
+    /// Its number, for [`Transport::from_number`].
+    #[inline(always)]
+    pub const fn number(self) -> u8 {
+        self.0
+    }
+
+    /// The transport of this number; of another one: one that is none of the above.
+    #[inline(always)]
+    pub const fn from_number(number: u8) -> Self {
+        Self(number)
+    }
 }
 
 /// Which part of a datagram a packet carries.
