@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use mh_common::{
     abi::Timeouts,
     address::Ipv4,
-    binding::{End, Inside, Outside, STATIC},
+    binding::{End, Inside, Outside, Peer, STATIC},
     flow::{Seen, State},
     time::{self, Tick},
     wire,
@@ -97,6 +97,17 @@ fn settle(tables: &mut Tables, now: Tick) -> Result<u64, DatapathError> {
         if tables.by_outside4.get(end, 0).is_ok_and(|inside| inside.rested(now)) {
             tables.by_outside4.forget(end)?;
         }
+    }
+    // A permission is its binding's: the port's next host starts with none.
+    let mut withdrawn = Vec::new();
+    tables.peers4.walk(|peer: Peer<Ipv4>, until| {
+        let bound = tables.by_outside4.get(&peer.outside, 0).is_ok_and(|inside| inside.in_use());
+        if !bound || time::passed(now, until) {
+            withdrawn.push(peer);
+        }
+    })?;
+    for peer in &withdrawn {
+        tables.peers4.forget(peer)?;
     }
     // Read after the walk: a binding that was made meanwhile counts as ended until the next sweep.
     let mut sources = HashMap::new();

@@ -429,6 +429,11 @@ impl Model {
             self.release(&end, now);
         }
         self.owners.retain(|_, owner| owner.resting.is_none_or(|then| since(now, then) < REST));
+        // A permission goes with its binding, or when its own time is over.
+        let owners = &self.owners;
+        self.peers.retain(|(_, end), until| {
+            !passed(now, *until) && owners.get(end).is_some_and(|owner| owner.resting.is_none())
+        });
     }
 
     /// Ends a binding; its port rests.
