@@ -259,6 +259,14 @@ pub struct Live {
     pub zero: u32,
 }
 
+impl Live {
+    /// Whether the uplink with this index may take new flows.
+    #[inline(always)]
+    pub const fn is_healthy(&self, uplink: u8) -> bool {
+        self.healthy >> (uplink & 63) & 1 != 0
+    }
+}
+
 /// An uplink. 92 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]

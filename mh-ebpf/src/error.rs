@@ -10,7 +10,6 @@
 
 use mh_common::{
     abi::{self, mark},
-    address::{Family, V4},
     binding::End,
     checksum::Delta,
     flow::{self, Entry, Key},
@@ -42,17 +41,7 @@ struct Quoted<A> {
 
 /// The stage's program.
 #[inline(always)]
-pub fn run<const EGRESS: bool>(frame: &mut TcFrame<EGRESS>) -> Result<Sent, Verdict> {
-    let scene = Scene::new(frame)?;
-    frame.pull(wire::MAX_ERROR_HEADERS_LEN);
-    match parse::network_protocol(frame, &scene.interface)? {
-        V4::ETHERTYPE => run_of::<V4, EGRESS>(frame, &scene),
-        other => Err(parse::not_translated(other)),
-    }
-}
-
-#[inline(always)]
-fn run_of<Fam: Tables + Header, const EGRESS: bool>(
+pub fn run<Fam: Tables + Header, const EGRESS: bool>(
     frame: &mut TcFrame<EGRESS>,
     scene: &Scene,
 ) -> Result<Sent, Verdict> {
@@ -101,15 +90,8 @@ fn run_of<Fam: Tables + Header, const EGRESS: bool>(
         };
         return Ok(Sent { verdict, code });
     }
-    let query = steer::Query {
-        src: Fam::words(src),
-        dst: Fam::words(entry.dst),
-        ifindex: frame.ifindex(),
-        output: false,
-        family: Fam::AF,
-        protocol: ip.protocol,
-        tos: ip.tos,
-    };
+    let query =
+        steer::Query { src: Fam::words(src), dst: Fam::words(entry.dst), ..steer::Query::of::<Fam, _>(frame, &ip) };
     let hop = steer::next_hop(frame.context(), &query);
     if !hop.is_there() {
         return Err(Verdict::NoRouteBack);
@@ -153,8 +135,7 @@ fn by_binding<Fam: Tables + Header>(
     }
     let uplink = scene.interface.uplink;
     let inside = nat::inside::<Fam>(End { address: key.dst, port: key.dport, protocol: key.protocol, uplink })?;
-    // SAFETY: only whether there is an entry matters.
-    let host = if unsafe { Fam::local().get(inside.address) }.is_some() { flow::HOST } else { 0 };
+    let host = if Fam::is_local(inside.address) { flow::HOST } else { 0 };
     let answer = Key::new(key.src, inside.address, key.sport, inside.port, key.protocol);
     Some(Entry::translating(key, &answer, uplink, flow::REPLY | host, scene.now))
 }

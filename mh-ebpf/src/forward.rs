@@ -52,7 +52,7 @@ pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
         if packet.ip.part() == Part::First {
             // Not only at egress: of what a driver hands over in one batch, the rest of the datagram comes here before the kernel goes
             // on with this packet.
-            fragment::remember::<Fam, _>(frame, &packet.ip, entry, scene);
+            fragment::remember::<Fam, EGRESS>(&packet.ip, entry, scene);
         }
         frame.set_mark(settings, mark::FIRST_UPLINK + entry.uplink as u32);
         return Ok(Sent { verdict: too_big(&packet.ip), code: TcFrame::<EGRESS>::PASS });
@@ -70,7 +70,7 @@ pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
         extend_binding::<Fam>(&packet.key, entry, scene, closing);
     }
     if packet.ip.part() == Part::First {
-        fragment::remember::<Fam, _>(frame, &packet.ip, entry, scene);
+        fragment::remember::<Fam, EGRESS>(&packet.ip, entry, scene);
     }
     let too_big_for_lan = !outside && !host && is_too_big_for_lan(entry, size, scene);
     // What goes up to the kernel, or comes from it, is the kernel's to forward.

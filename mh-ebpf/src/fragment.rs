@@ -7,12 +7,10 @@
 use aya_ebpf::bindings::BPF_ANY;
 use mh_common::{
     abi::{self, Stage, mark},
-    address::{Family, V4},
     flow::{self, Entry},
     fragment::{HeldKey, LIFETIME_TICKS, MAX_HELD_PER_DATAGRAM, Waiting},
     time,
     verdict::Verdict,
-    wire,
 };
 
 use crate::{
@@ -27,8 +25,8 @@ use crate::{
 
 /// Notes what becomes of the rest of a datagram whose first fragment goes by this half.
 #[inline(always)]
-pub fn remember<Fam: Tables, F: Frame>(_frame: &F, ip: &Ip<Fam::Address>, entry: &Entry<Fam::Address>, scene: &Scene) {
-    let key = ip.datagram(parse::arrival(&scene.interface, F::EGRESS));
+pub fn remember<Fam: Tables, const EGRESS: bool>(ip: &Ip<Fam::Address>, entry: &Entry<Fam::Address>, scene: &Scene) {
+    let key = ip.datagram(parse::arrival(&scene.interface, EGRESS));
     let copy = Entry { created: scene.now, ..*entry };
     // If there is no room, later fragments are held until they are forgotten.
     let _ = Fam::fragments().insert(key, copy, BPF_ANY as u64);
@@ -36,10 +34,10 @@ pub fn remember<Fam: Tables, F: Frame>(_frame: &F, ip: &Ip<Fam::Address>, entry:
 
 /// Notes that the rest of a datagram, whose first fragment comes in by this interface, is the kernel's as well.
 #[inline(always)]
-pub fn leave_to_kernel<Fam: Tables, F: Frame>(frame: &F, packet: &Packet<Fam::Address>, scene: &Scene) {
+pub fn leave_to_kernel<Fam: Tables>(packet: &Packet<Fam::Address>, scene: &Scene) {
     let key = &packet.key;
     let entry = Entry::translating(key, key, scene.interface.uplink, flow::REPLY | flow::HOST, scene.now);
-    remember::<Fam, _>(frame, &packet.ip, &entry, scene);
+    remember::<Fam, false>(&packet.ip, &entry, scene);
 }
 
 /// Whether fragments are waiting for this first one.
@@ -58,17 +56,7 @@ pub fn recall<Fam: Tables>(ip: &Ip<Fam::Address>, arrival: u8, scene: &Scene) ->
 
 /// The program of [`Stage::Later`].
 #[inline(always)]
-pub fn later(frame: &mut TcFrame<false>) -> Result<Sent, Verdict> {
-    let scene = Scene::new(frame)?;
-    frame.pull(wire::MAX_HEADERS_LEN);
-    match parse::network_protocol(frame, &scene.interface)? {
-        V4::ETHERTYPE => later_of::<V4>(frame, &scene),
-        other => Err(parse::not_translated(other)),
-    }
-}
-
-#[inline(always)]
-fn later_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Result<Sent, Verdict> {
+pub fn later<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Result<Sent, Verdict> {
     let ip = Fam::parse(frame)?;
     if ip.ttl <= 1 {
         return Err(Verdict::TtlExpired);
@@ -124,9 +112,7 @@ fn hold<Fam: Tables + Header>(
 ) -> Result<Sent, Verdict> {
     let from_lan = scene.interface.role == abi::ROLE_LAN;
     // To an outside address: by hairpin, or for the machine itself. The first fragment will tell.
-    // SAFETY: only whether there is an entry matters.
-    let wanted = unsafe { Fam::outside().get(ip.dst) }.is_some()
-        || from_lan && steer::route::<Fam, _>(frame, ip, false).by_uplink;
+    let wanted = Fam::owners(ip.dst) != 0 || from_lan && steer::route::<Fam, _>(frame, ip, false).by_uplink;
     if !wanted {
         return Err(if from_lan { Verdict::NotForUplink } else { Verdict::NoFlow });
     }
@@ -161,18 +147,14 @@ fn hold<Fam: Tables + Header>(
 
 /// The program of [`Stage::Release`].
 #[inline(always)]
-pub fn release(frame: &mut TcFrame<false>) -> Result<Sent, Verdict> {
-    let scene = Scene::new(frame)?;
-    frame.pull(wire::MAX_HEADERS_LEN);
-    match parse::network_protocol(frame, &scene.interface)? {
-        V4::ETHERTYPE => release_of::<V4>(frame, &scene)?,
-        other => return Err(parse::not_translated(other)),
-    }
+pub fn release<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Result<Sent, Verdict> {
+    receive_held::<Fam>(frame, scene)?;
     Err(maps::stage(frame, Stage::Attend, Note::None))
 }
 
+/// Lets the fragments that wait for this first one come in again, and makes the frame what it was.
 #[inline(always)]
-fn release_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Result<(), Verdict> {
+fn receive_held<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Result<(), Verdict> {
     let ip = Fam::parse(frame)?;
     let datagram = ip.datagram(parse::arrival(&scene.interface, false));
     let Some(waiting) = Fam::waiting().get_ptr(datagram) else { return Ok(()) };

@@ -10,7 +10,6 @@
 
 use mh_common::{
     abi::{self, Stage, mark},
-    address::{Family, V4},
     flow::{self, Key},
     verdict::Verdict,
     wire,
@@ -40,20 +39,10 @@ pub fn enter(frame: &mut TcFrame<true>) -> Option<Verdict> {
 
 /// The program of [`Stage::HostAttend`].
 #[inline(always)]
-pub fn sent(frame: &mut TcFrame<true>) -> Result<Sent, Verdict> {
-    let scene = Scene::new(frame)?;
+pub fn sent<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> Result<Sent, Verdict> {
     if scene.interface.role != abi::ROLE_UPLINK {
         return Err(Verdict::Unmanaged);
     }
-    frame.pull(wire::MAX_HEADERS_LEN);
-    match parse::network_protocol(frame, &scene.interface)? {
-        V4::ETHERTYPE => sent_of::<V4>(frame, &scene),
-        other => Err(parse::not_translated(other)),
-    }
-}
-
-#[inline(always)]
-fn sent_of<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> Result<Sent, Verdict> {
     let mark = frame.mark(scene.settings);
     // To be fragmented by an uplink's MTU, and back now.
     let fragmented = mark != mark::NONE;
@@ -104,17 +93,7 @@ fn sent_of<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> Re
 
 /// The program of [`Stage::Host`]: a packet of the machine itself that belongs to no flow.
 #[inline(always)]
-pub fn begin(frame: &mut TcFrame<true>) -> Result<Sent, Verdict> {
-    let scene = Scene::new(frame)?;
-    frame.pull(wire::MAX_HEADERS_LEN);
-    match parse::network_protocol(frame, &scene.interface)? {
-        V4::ETHERTYPE => begin_of::<V4>(frame, &scene),
-        other => Err(parse::not_translated(other)),
-    }
-}
-
-#[inline(always)]
-fn begin_of<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> Result<Sent, Verdict> {
+pub fn begin<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> Result<Sent, Verdict> {
     let ip = Fam::parse(frame)?;
     let packet = parse::transport::<Fam, _>(frame, ip)?.forget_choice(scene.live.zero);
     if packet.transport == Transport::UDP
@@ -195,8 +174,10 @@ const fn may_begin<A>(packet: &Packet<A>) -> bool {
 #[inline(always)]
 fn is_free<Fam: Tables + Header>(frame: &TcFrame<true>, packet: &Packet<Fam::Address>, scene: &Scene) -> bool {
     // An address of the LAN's side, or a service's: whoever uses it means it.
-    // SAFETY: a live map value that is copied.
-    let Some(owners) = unsafe { Fam::outside().get(packet.ip.src) }.copied() else { return false };
+    let owners = Fam::owners(packet.ip.src);
+    if owners == 0 {
+        return false;
+    }
     // Another uplink's address, and that uplink is up: the socket asked for it.
     if owners >> (scene.interface.uplink & 31) & 1 == 0 && owners as u64 & scene.live.healthy != 0 {
         return false;
@@ -211,9 +192,8 @@ pub fn by_source<Fam: Tables + Header, const EGRESS: bool>(
     src: Fam::Address,
     scene: &Scene,
 ) -> Result<Sent, Verdict> {
-    // SAFETY: a live map value that is copied.
-    let owners = unsafe { Fam::outside().get(src) }.copied().ok_or(Verdict::HostUntouched)?;
-    if owners >> (scene.interface.uplink & 31) & 1 != 0 {
+    let owners = Fam::owners(src);
+    if owners == 0 || owners >> (scene.interface.uplink & 31) & 1 != 0 {
         return Err(Verdict::HostUntouched);
     }
     let uplink = maps::uplink(owners.trailing_zeros() as u8).ok_or(Verdict::HostUntouched)?;

@@ -6,7 +6,6 @@
 
 use mh_common::{
     abi::{self, Stage},
-    address::{Family, V4},
     binding::End,
     flow::{self, Entry, Key},
     verdict::Verdict,
@@ -16,7 +15,7 @@ use mh_common::{
 use aya_ebpf::bindings::BPF_ANY;
 
 use crate::{
-    access::{Frame as _, TcFrame},
+    access::TcFrame,
     conntrack::{self, swapped},
     count::Sent,
     fragment,
@@ -29,24 +28,14 @@ use crate::{
 
 /// The stage's program.
 #[inline(always)]
-pub fn run(frame: &mut TcFrame<false>) -> Result<Sent, Verdict> {
-    let scene = Scene::new(frame)?;
-    frame.pull(wire::MAX_HEADERS_LEN);
-    match parse::network_protocol(frame, &scene.interface)? {
-        V4::ETHERTYPE => run_of::<V4>(frame, &scene),
-        other => Err(parse::not_translated(other)),
-    }
-}
-
-#[inline(always)]
-fn run_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Result<Sent, Verdict> {
+pub fn run<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Result<Sent, Verdict> {
     let ip = Fam::parse(frame)?;
     let packet = parse::transport::<Fam, _>(frame, ip)?.forget_choice(scene.live.zero);
     match enter::<Fam>(frame, &packet, scene) {
         Ok(note) => Err(maps::stage(frame, Stage::Attend, note)),
         Err(verdict) => {
             if packet.ip.part() == Part::First && matches!(verdict, Verdict::NoFlow) {
-                fragment::leave_to_kernel::<Fam, _>(frame, &packet, scene);
+                fragment::leave_to_kernel::<Fam>(&packet, scene);
             }
             Err(verdict)
         }
@@ -102,18 +91,14 @@ fn enter<Fam: Tables + Header>(
         if packet.tcp & (wire::TCP_FIN | wire::TCP_RST) != 0 {
             return Err(Verdict::TcpStray);
         }
-        // SAFETY: only whether there is an entry matters.
-        let own = unsafe { Fam::local().get(inside.address) }.is_some();
-        let flags = if own { flow::HOST } else { 0 };
+        let flags = if Fam::is_local(inside.address) { flow::HOST } else { 0 };
         conntrack::insert::<Fam>(&forward_key, &swapped(key), uplink, flags, scene.now)?;
         return Ok(Note::Inbound);
     }
-    // SAFETY: only whether there is an entry matters.
-    if unsafe { Fam::local().get(key.dst) }.is_none() {
+    let outside = Fam::owners(key.dst) != 0;
+    if !Fam::is_local(key.dst) {
         // An outside address that is routed here without being the machine's own: the kernel would send the packet back to where it
         // came from, until its TTL is over.
-        // SAFETY: as above.
-        let outside = unsafe { Fam::outside().get(key.dst) }.is_some();
         let turned_back = outside && steer::route::<Fam, _>(frame, &packet.ip, false).by_uplink;
         return Err(if turned_back { Verdict::NoRouteBack } else { Verdict::NoFlow });
     }
@@ -124,8 +109,6 @@ fn enter<Fam: Tables + Header>(
             }
             let record = maps::uplink(uplink).ok_or(Verdict::NoFlow)?;
             let port = u16::from_be(key.dport);
-            // SAFETY: only whether there is an entry matters.
-            let outside = unsafe { Fam::outside().get(key.dst) }.is_some();
             if outside
                 && record.flags & abi::UPLINK_NAT != 0
                 && record.first_port <= port

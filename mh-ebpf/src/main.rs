@@ -52,59 +52,67 @@ use aya_ebpf::{
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
+use mh_common::{
+    address::V4,
+    wire::{MAX_ERROR_HEADERS_LEN, MAX_HEADERS_LEN},
+};
 
-/// Makes a program of a function over a packet at TC.
-macro_rules! tc_program {
-    ($(#[$doc:meta])* $name:ident, egress: $egress:literal, $run:path) => {
+/// Makes the program of a stage: see [`track::staged`]. `headers`: how many bytes it looks at.
+macro_rules! tc_stage {
+    ($(#[$doc:meta])* $name:ident, egress: $egress:literal, headers: $headers:expr, $run:expr) => {
         $(#[$doc])*
         #[classifier]
         pub fn $name(ctx: TcContext) -> i32 {
             let mut frame = TcFrame::<$egress>::new(ctx);
-            let outcome = $run(&mut frame);
+            let outcome = track::staged(&mut frame, $headers, $run);
             count::finish(&mut frame, outcome)
         }
     };
 }
 
-tc_program!(
-    /// The complete path, on TC ingress of LAN interfaces and uplinks.
-    mh_tc, egress: false, track::quick
-);
-tc_program!(
+/// The complete path, on TC ingress of LAN interfaces and uplinks.
+#[classifier]
+pub fn mh_tc(ctx: TcContext) -> i32 {
+    let mut frame = TcFrame::<false>::new(ctx);
+    let outcome = track::quick(&mut frame);
+    count::finish(&mut frame, outcome)
+}
+
+tc_stage!(
     /// A packet that the frequent path can't finish.
-    mh_attend, egress: false, track::attend
+    mh_attend, egress: false, headers: MAX_HEADERS_LEN, track::attend::<V4>
 );
-tc_program!(
+tc_stage!(
     /// A packet from inside that belongs to no flow.
-    mh_outbound, egress: false, outbound::run
+    mh_outbound, egress: false, headers: MAX_HEADERS_LEN, outbound::run::<V4>
 );
-tc_program!(
+tc_stage!(
     /// A packet from an uplink that belongs to no flow.
-    mh_inbound, egress: false, inbound::run
+    mh_inbound, egress: false, headers: MAX_HEADERS_LEN, inbound::run::<V4>
 );
-tc_program!(
+tc_stage!(
     /// An ICMP error.
-    mh_error, egress: false, error::run
+    mh_error, egress: false, headers: MAX_ERROR_HEADERS_LEN, error::run::<V4, false>
 );
-tc_program!(
+tc_stage!(
     /// A fragment other than the first.
-    mh_later, egress: false, fragment::later
+    mh_later, egress: false, headers: MAX_HEADERS_LEN, fragment::later::<V4>
 );
-tc_program!(
+tc_stage!(
     /// A first fragment for which others are waiting.
-    mh_release, egress: false, fragment::release
+    mh_release, egress: false, headers: MAX_HEADERS_LEN, fragment::release::<V4>
 );
-tc_program!(
+tc_stage!(
     /// A packet that mh's own ingress has not sent.
-    mh_host_attend, egress: true, host::sent
+    mh_host_attend, egress: true, headers: MAX_HEADERS_LEN, host::sent::<V4>
 );
-tc_program!(
+tc_stage!(
     /// A packet of the machine itself that belongs to no flow.
-    mh_host, egress: true, host::begin
+    mh_host, egress: true, headers: MAX_HEADERS_LEN, host::begin::<V4>
 );
-tc_program!(
+tc_stage!(
     /// An ICMP error that the machine itself sends.
-    mh_host_error, egress: true, error::run
+    mh_host_error, egress: true, headers: MAX_ERROR_HEADERS_LEN, error::run::<V4, true>
 );
 
 /// What the machine itself sends, on TC egress of uplinks.

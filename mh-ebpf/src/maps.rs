@@ -107,6 +107,21 @@ pub trait Tables: UplinkRoute {
     fn held() -> &'static LruHashMap<HeldKey<Self::Address>, Held>;
     /// The outside address number `n` of an uplink.
     fn pool(uplink: u8, n: u32) -> Option<Self::Address>;
+
+    /// Whether the address is one of the machine's own, or a broadcast address.
+    #[inline(always)]
+    fn is_local(address: Self::Address) -> bool {
+        // SAFETY: only whether there is an entry matters.
+        unsafe { Self::local().get(address) }.is_some()
+    }
+
+    /// The uplinks that have this outside address, one bit each; none if it is no outside address.
+    #[inline(always)]
+    fn owners(address: Self::Address) -> u32 {
+        // SAFETY: a live map value that is copied.
+        unsafe { Self::outside().get(address) }.copied().unwrap_or(0)
+    }
+
     /// Takes an outside port: see [`port`].
     fn take_port<const EGRESS: bool>(
         frame: &TcFrame<EGRESS>,

@@ -51,9 +51,7 @@ pub fn bind<Fam: Tables + Header, const EGRESS: bool>(
     if let Some(binding) = Fam::by_inside().get_ptr_mut(inside_end) {
         // SAFETY: a live map value; `expires` is one word, the rest is never written again.
         let binding = unsafe { &mut *binding };
-        // SAFETY: a live map value that is copied.
-        let owners = unsafe { Fam::outside().get(binding.address) }.copied().unwrap_or(0);
-        if owners >> (index & 31) & 1 != 0 {
+        if Fam::owners(binding.address) >> (index & 31) & 1 != 0 {
             binding.expires = time::later(expires, binding.expires);
             permit::<Fam>(packet, binding, expires, scene);
             return Ok(*binding);

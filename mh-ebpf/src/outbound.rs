@@ -6,7 +6,6 @@
 use aya_log_ebpf::debug;
 use mh_common::{
     abi::{self, Stage},
-    address::{Family, V4},
     binding::End,
     flow::{self, Key},
     verdict::Verdict,
@@ -14,7 +13,7 @@ use mh_common::{
 };
 
 use crate::{
-    access::{Frame as _, TcFrame},
+    access::TcFrame,
     conntrack,
     count::{self, Sent},
     fragment, limit,
@@ -27,22 +26,11 @@ use crate::{
 
 /// The stage's program.
 #[inline(always)]
-pub fn run(frame: &mut TcFrame<false>) -> Result<Sent, Verdict> {
-    let scene = Scene::new(frame)?;
-    frame.pull(wire::MAX_HEADERS_LEN);
-    match parse::network_protocol(frame, &scene.interface)? {
-        V4::ETHERTYPE => run_of::<V4>(frame, &scene),
-        other => Err(parse::not_translated(other)),
-    }
-}
-
-#[inline(always)]
-fn run_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Result<Sent, Verdict> {
+pub fn run<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Result<Sent, Verdict> {
     let ip = Fam::parse(frame)?;
     let packet = parse::transport::<Fam, _>(frame, ip)?.forget_choice(scene.live.zero);
     let route = steer::route::<Fam, _>(frame, &packet.ip, false);
-    // SAFETY: a live map value that is copied.
-    let owners = unsafe { Fam::outside().get(packet.key.dst) }.copied().unwrap_or(0);
+    let owners = Fam::owners(packet.key.dst);
     if owners != 0 {
         match turn_round::<Fam>(frame, &packet, owners.trailing_zeros() as u8, scene) {
             Ok(()) => return Err(maps::stage(frame, Stage::Attend, Note::Hairpin)),
@@ -50,7 +38,7 @@ fn run_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Re
             Err(Verdict::NotForUplink) if route.by_uplink => {}
             Err(verdict) => {
                 if packet.ip.part() == Part::First && matches!(verdict, Verdict::NotForUplink) {
-                    fragment::leave_to_kernel::<Fam, _>(frame, &packet, scene);
+                    fragment::leave_to_kernel::<Fam>(&packet, scene);
                 }
                 return Err(verdict);
             }
@@ -125,8 +113,7 @@ fn turn_round<Fam: Tables + Header>(
     if !nat::is_open::<Fam, false>(frame, packet, &inside, end, key.dst, key.dport, key.src, key.sport, scene) {
         return Err(Verdict::NotForUplink);
     }
-    // SAFETY: only whether there is an entry matters.
-    if unsafe { Fam::local().get(inside.address) }.is_some() {
+    if Fam::is_local(inside.address) {
         return Err(Verdict::NotForUplink);
     }
     if packet.ip.ttl <= 1 {

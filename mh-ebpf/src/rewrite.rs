@@ -27,15 +27,7 @@ pub fn resolve<Fam: Tables + Header, F: Frame>(
     live: &Live,
     now: Tick,
 ) -> Result<(), Verdict> {
-    let mut query = steer::Query {
-        src: Fam::words(ip.src),
-        dst: Fam::words(entry.dst),
-        ifindex: frame.ifindex(),
-        output: false,
-        family: Fam::AF,
-        protocol: ip.protocol,
-        tos: ip.tos,
-    };
+    let mut query = steer::Query { dst: Fam::words(entry.dst), ..steer::Query::of::<Fam, F>(frame, ip) };
     entry.flags &= !(flow::RESOLVED | flow::XDP);
     let outside = entry.leads_outside();
     if outside {

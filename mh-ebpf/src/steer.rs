@@ -89,6 +89,22 @@ pub struct Query {
     pub tos: u8,
 }
 
+impl Query {
+    /// Where a packet is to go that came in by the frame's interface, as its header stands.
+    #[inline(always)]
+    pub fn of<Fam: Header, F: Frame>(frame: &F, ip: &Ip<Fam::Address>) -> Self {
+        Self {
+            src: Fam::words(ip.src),
+            dst: Fam::words(ip.dst),
+            ifindex: frame.ifindex(),
+            output: false,
+            family: Fam::AF,
+            protocol: ip.protocol,
+            tos: ip.tos,
+        }
+    }
+}
+
 /// Asks the kernel's routing.
 // VERIFIER: a function of its own, since its 64 bytes of stack, inlined at each call, go past the limit of 512 on every kernel.
 #[inline(never)]
@@ -125,15 +141,7 @@ pub struct Route {
 #[inline(always)]
 pub fn route<Fam: Tables + Header, F: Frame>(frame: &F, ip: &Ip<Fam::Address>, output: bool) -> Route {
     let dst = Fam::words(ip.dst);
-    let query = Query {
-        src: Fam::words(ip.src),
-        dst,
-        ifindex: frame.ifindex(),
-        output,
-        family: Fam::AF,
-        protocol: ip.protocol,
-        tos: ip.tos,
-    };
+    let query = Query { output, ..Query::of::<Fam, F>(frame, ip) };
     let hop = next_hop(frame.context(), &query);
     let mut route = Route { by_uplink: false, on_link: ANY };
     if hop.is_there() {
@@ -149,8 +157,7 @@ pub fn route<Fam: Tables + Header, F: Frame>(frame: &F, ip: &Ip<Fam::Address>, o
             }
         }
     } else if hop.is_not_forwarded() {
-        // SAFETY: only whether there is an entry matters.
-        route.by_uplink = unsafe { Fam::local().get(ip.dst) }.is_none();
+        route.by_uplink = !Fam::is_local(ip.dst);
     }
     route
 }

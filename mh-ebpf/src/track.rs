@@ -63,7 +63,7 @@ impl Scene {
     /// Whether the uplink is healthy.
     #[inline(always)]
     pub const fn is_healthy(&self, uplink: u8) -> bool {
-        self.live.healthy >> (uplink & 63) & 1 != 0
+        self.live.is_healthy(uplink)
     }
 }
 
@@ -153,7 +153,7 @@ fn established_of<Fam: Tables + Header, F: Frame>(frame: &mut F, interface: &Int
     let size = packet.size_on_wire(frame);
     if entry.leads_outside() {
         let uplink = maps::uplink(entry.uplink).ok_or(Verdict::ToTc)?;
-        if live.healthy >> (entry.uplink & 63) & 1 == 0 || size > uplink.mtu {
+        if !live.is_healthy(entry.uplink) || size > uplink.mtu {
             return Err(Verdict::ToTc);
         }
     } else if size > settings.lan_mtu {
@@ -181,17 +181,7 @@ pub const fn on_flow<A: Address>(entry: &Entry<A>) -> Verdict {
 
 /// The program of [`Stage::Attend`]: the complete path for packets of flows that exist, or have just been made, as the note says.
 #[inline(always)]
-pub fn attend(frame: &mut TcFrame<false>) -> Result<Sent, Verdict> {
-    let scene = Scene::new(frame)?;
-    frame.pull(wire::MAX_HEADERS_LEN);
-    match parse::network_protocol(frame, &scene.interface)? {
-        V4::ETHERTYPE => attend_of::<V4>(frame, &scene),
-        other => Err(parse::not_translated(other)),
-    }
-}
-
-#[inline(always)]
-fn attend_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Result<Sent, Verdict> {
+pub fn attend<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Result<Sent, Verdict> {
     let ip = Fam::parse(frame)?;
     if ip.part() == Part::Later {
         return Err(maps::stage(frame, Stage::Later, Note::None));
@@ -228,6 +218,21 @@ fn attend_of<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) ->
     forward::forward_on::<Fam, false>(frame, &packet, &hit, note, scene)
 }
 
+/// Begins a stage: looks around, makes the first `headers` bytes readable, and goes on with `run` if the packet is IPv4.
+#[inline(always)]
+pub fn staged<const EGRESS: bool>(
+    frame: &mut TcFrame<EGRESS>,
+    headers: usize,
+    run: impl FnOnce(&mut TcFrame<EGRESS>, &Scene) -> Result<Sent, Verdict>,
+) -> Result<Sent, Verdict> {
+    let scene = Scene::new(frame)?;
+    frame.pull(headers);
+    match parse::network_protocol(frame, &scene.interface)? {
+        V4::ETHERTYPE => run(frame, &scene),
+        other => Err(parse::not_translated(other)),
+    }
+}
+
 /// What one program leaves in the packet's control buffer for the next one.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -251,11 +256,11 @@ impl Note {
     #[inline(always)]
     pub const fn verdict(note: u32, otherwise: Verdict) -> Verdict {
         match note {
-            1 => Verdict::New,
-            2 => Verdict::Restored,
-            3 => Verdict::Inbound,
-            4 => Verdict::Hairpin,
-            5 => Verdict::Host,
+            n if n == Self::New as u32 => Verdict::New,
+            n if n == Self::Restored as u32 => Verdict::Restored,
+            n if n == Self::Inbound as u32 => Verdict::Inbound,
+            n if n == Self::Hairpin as u32 => Verdict::Hairpin,
+            n if n == Self::Host as u32 => Verdict::Host,
             _ => otherwise,
         }
     }
