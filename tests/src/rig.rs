@@ -66,13 +66,15 @@ pub const XDP_REDIRECT: i32 = 4;
 const SK_BUFF: usize = 192;
 /// Where the mark is in it.
 const MARK: usize = 8;
+/// Where the interface by which a packet was received is in it.
+const INGRESS_IFINDEX: usize = 36;
 
 /// Which program runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Hook {
     Xdp,
     Tc,
-    Egress { mark: u32 },
+    Egress { mark: u32, forwarded: bool },
 }
 
 /// What a program did with a packet.
@@ -306,12 +308,20 @@ impl Rig {
         self.once(Hook::Xdp, interface, packet)
     }
 
-    /// Runs the egress program on a packet that leaves by the interface, with this mark.
+    /// Runs the egress program on a packet that the machine itself sends by the interface, with this mark.
     ///
     /// # Errors
     /// If the kernel refuses the run.
     pub fn egress(&mut self, interface: &str, mark: u32, packet: &[u8]) -> Result<Outcome> {
-        self.once(Hook::Egress { mark }, interface, packet)
+        self.once(Hook::Egress { mark, forwarded: false }, interface, packet)
+    }
+
+    /// The same on a packet that the kernel forwards from lan0.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run.
+    pub fn egress_forwarded(&mut self, interface: &str, mark: u32, packet: &[u8]) -> Result<Outcome> {
+        self.once(Hook::Egress { mark, forwarded: true }, interface, packet)
     }
 
     /// Nanoseconds per packet of a program on a packet that it leaves as it is, over `repeat` runs.
@@ -358,8 +368,11 @@ impl Rig {
         } else {
             context[40..44].copy_from_slice(&ifindex);
         }
-        if let Hook::Egress { mark } = hook {
+        if let Hook::Egress { mark, forwarded } = hook {
             context[MARK..MARK + 4].copy_from_slice(&mark.to_ne_bytes());
+            if forwarded {
+                context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&self.index("lan0")?.to_ne_bytes());
+            }
         }
         let options = TestRunOptions {
             data_in: Some(packet),
