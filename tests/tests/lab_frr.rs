@@ -69,6 +69,11 @@ impl Routing {
         println!("BGP and BFD were there after {both:?}: {}", lab.router.run(&["ip", "route", "show", "default"])?);
         Ok(routing)
     }
+
+    /// What all of them logged.
+    fn log(&self) -> String {
+        self.isps.iter().chain([&self.router]).map(Frr::log).collect()
+    }
 }
 
 /// Lines about a neighbour.
@@ -82,7 +87,7 @@ fn peer(address: &str, asn: usize) -> String {
 /// A speaker's configuration.
 fn speaker(asn: usize, id: String, neighbours: &str) -> String {
     format!(
-        "router bgp {asn}\nbgp router-id {id}\nno bgp ebgp-requires-policy\nno bgp network import-check\n\
+        "router bgp {asn}\nbgp router-id {id}\nno bgp ebgp-requires-policy\nbgp log-neighbor-changes\nno bgp network import-check\n\
          timers bgp 1 3\n{neighbours}exit\n"
     )
 }
@@ -109,7 +114,7 @@ fn with_routing(mode: Mode, test: fn(&mut Scene, &Routing) -> Result<()>) -> Res
             assert_eq!(scene.mhd.uplink(name)?["gateway"], scene.lab.uplink(index)?.gateway.to_string(), "learned");
         }
         let tested = test(scene, &routing);
-        tested.with_context(|| format!("FRR's log:\n{}\nnetlink:\n{}", routing.router.log(), monitor.stdout()))
+        tested.with_context(|| format!("FRR's log:\n{}\nnetlink:\n{}", routing.log(), monitor.stdout()))
     })
 }
 
