@@ -5,8 +5,10 @@
 //! actions. So all of it is tested without a kernel.
 
 mod desired;
+mod events;
 mod observed;
 mod records;
 
 pub use desired::{Desired, ForwardedPort, Hook, Indices, InsidePort, ManagedInterface, Overrides, UplinkView};
+pub use events::{Change, changes};
 pub use observed::{DefaultRoute, Event, Link, Observed};

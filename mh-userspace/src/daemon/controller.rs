@@ -16,8 +16,11 @@ use super::{
 };
 use crate::{
     config::{self, Config, Forward},
-    control::api::{ControlError, HealthOverride, Reloaded, UplinkState, WeightsRequest},
-    core::{Desired, Event, Indices, Observed, Overrides},
+    control::{
+        api::{ControlError, EventKind, HealthOverride, Reloaded, UplinkState, WeightsRequest},
+        events::{EventLog, Happening},
+    },
+    core::{Desired, Event, Indices, Observed, Overrides, changes},
     datapath::{DatapathError, apply::Datapath},
     reconcile,
 };
@@ -35,6 +38,7 @@ pub struct Controller {
     indices: Indices,
     datapath: Datapath,
     in_force: Option<Desired>,
+    events: EventLog,
     /// An action failed: what is in force is not what is recorded.
     dirty: bool,
 }
@@ -43,7 +47,8 @@ impl Controller {
     /// Loads the datapath; puts nothing in force yet.
     pub fn new(options: &Options, config: Config) -> Result<Self, DatapathError> {
         let (mut datapath, notes) = Datapath::open(&options.bpffs, &config.datapath, options.debug)?;
-        notes.iter().for_each(|note| tracing::warn!("{note}"));
+        let events = EventLog::default();
+        notes.iter().for_each(|note| warn(&events, note));
         let mut indices = datapath.indices()?;
         for gone in indices.assign(&config) {
             datapath.apply(&reconcile::Action::RemoveUplink(gone))?;
@@ -54,7 +59,10 @@ impl Controller {
         match saved::load(&options.state, &options.config) {
             Ok(weights) => overrides.weights = weights,
             Err(error) => {
-                tracing::warn!("saved weights in {} can't be read and are not used: {error}", options.state.display())
+                warn(
+                    &events,
+                    &format!("saved weights in {} can't be read and are not used: {error}", options.state.display()),
+                );
             }
         }
         Ok(Self {
@@ -66,6 +74,7 @@ impl Controller {
             indices,
             datapath,
             in_force: None,
+            events,
             dirty: false,
         })
     }
@@ -86,9 +95,7 @@ impl Controller {
             self.datapath.apply(&action)?;
         }
         self.datapath.remove_leftovers(&desired)?;
-        for view in &desired.views {
-            tracing::info!("uplink {} is {}: {}", view.name, view.state, view.reason);
-        }
+        self.tell_changes(&desired);
         self.in_force = Some(desired);
         Ok(())
     }
@@ -105,11 +112,11 @@ impl Controller {
         self.dirty = false;
         for action in &actions {
             if let Err(error) = self.datapath.apply(action) {
-                tracing::error!("{error}");
+                self.failed(&error);
                 self.dirty = true;
             }
         }
-        self.log_changes(&desired);
+        self.tell_changes(&desired);
         self.in_force = Some(desired);
     }
 
@@ -123,19 +130,36 @@ impl Controller {
         }
     }
 
-    fn log_changes(&self, desired: &Desired) {
-        for view in &desired.views {
-            let before = self.in_force.as_ref().and_then(|d| d.views.iter().find(|v| v.name == view.name));
-            if before.is_none_or(|b| (b.state, &b.reason) != (view.state, &view.reason)) {
-                tracing::info!("uplink {} is {}: {}", view.name, view.state, view.reason);
+    fn tell_changes(&self, desired: &Desired) {
+        let before = self.in_force.as_ref().map(|d| d.views.as_slice()).unwrap_or_default();
+        for change in changes(before, &desired.views) {
+            match change.state {
+                Some(state) => tracing::info!("uplink {} is {state}: {}", change.uplink, change.reason),
+                None => tracing::info!("uplink {}: {}", change.uplink, change.reason),
             }
+            self.events.push(change);
         }
+    }
+
+    fn failed(&self, error: &DatapathError) {
+        tracing::error!("{error}");
+        self.events.push(Happening::new(EventKind::Warning, error.to_string()));
+    }
+
+    /// A reload that changes nothing.
+    fn refused(&self, reason: &str) -> ControlError {
+        self.events.push(Happening::new(EventKind::Reload, format!("refused, nothing changed: {reason}")));
+        ControlError::Invalid(reason.to_owned())
+    }
+
+    /// What happens, for those who want to know.
+    pub const fn events(&self) -> &EventLog {
+        &self.events
     }
 
     /// Reads the configuration again and puts the difference in force. An error changes nothing.
     pub fn reload(&mut self) -> Result<Reloaded, ControlError> {
-        let loaded =
-            config::load(&self.config_path).map_err(|error| ControlError::Invalid(one_line(&error.to_string())))?;
+        let loaded = config::load(&self.config_path).map_err(|error| self.refused(&one_line(&error.to_string())))?;
         let changed = differences(&self.config, &loaded.config);
         let warnings = loaded.warnings.iter().map(|w| format!("line {}: {}", w.line, w.message)).collect();
         self.config = loaded.config;
@@ -146,10 +170,13 @@ impl Controller {
                 in_force.uplinks.remove(&index);
                 if let Err(error) = self.datapath.apply(&reconcile::Action::RemoveUplink(index)) {
                     tracing::error!("{error}");
+                    self.events.push(Happening::new(EventKind::Warning, error.to_string()));
                 }
             }
         }
         self.reconcile();
+        let count = changed.len();
+        self.events.push(Happening::new(EventKind::Reload, format!("the configuration was read: {count} changes")));
         Ok(Reloaded { changed, warnings })
     }
 
@@ -259,6 +286,12 @@ impl Controller {
     pub const fn ebpf(&mut self) -> &mut Ebpf {
         self.datapath.ebpf()
     }
+}
+
+/// Something that the user should know.
+fn warn(events: &EventLog, text: &str) {
+    tracing::warn!("{text}");
+    events.push(Happening::new(EventKind::Warning, text));
 }
 
 fn one_line(text: &str) -> String {

@@ -32,7 +32,7 @@ use self::{
 };
 use crate::{
     config,
-    control::server,
+    control::{api::EventKind, events::Happening, server},
     datapath::{DatapathError, flows, load, sweep, tables::Tables},
     netlink,
 };
@@ -107,13 +107,16 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
     warn_of_strict_filters(&controller.views());
     let logger = options.debug.then(|| spawn_logger(&mut controller)).flatten();
 
+    let events = controller.events().clone();
     let (commands, mut inbox) = mpsc::channel(COMMAND_QUEUE);
     let (views, latest) = watch::channel(controller.views());
-    let backend = Arc::new(Handle::new(commands, latest, options.bpffs.clone()));
+    let backend = Arc::new(Handle::new(commands, latest, events.clone(), options.bpffs.clone()));
     let (stop, stopped) = watch::channel(false);
     let mut served = tokio::spawn(server::serve(listener, backend, ended(stopped)));
 
     tracing::info!("ready: {}", controller.summary());
+    events
+        .push(Happening::new(EventKind::Start, format!("mhd {}: {}", env!("CARGO_PKG_VERSION"), controller.summary())));
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tracing::debug!("no readiness notification: {error}");
     }
@@ -160,6 +163,11 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
     };
     drop(logger);
     let detach = detached.is_some();
+    events.push(match detach {
+        true => Happening::new(EventKind::Detach, "programs and maps are removed"),
+        false => Happening::new(EventKind::Stop, "mhd ends; programs and maps stay, and forwarding goes on"),
+    });
+    events.close();
     if let Some(reply) = detached {
         drop(controller);
         let result = load::detach(&options.bpffs).map(drop);
