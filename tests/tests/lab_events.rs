@@ -1,4 +1,4 @@
-//! What mhd tells of: events, listed and followed.
+//! What mhd tells of: events, listed and followed, and hooks that are run for them.
 //!
 //! ```text
 //!  client1 .11, client2 .12 ── switch ── lan0 ┌────────────┐ wan1 198.51.100.2 ── isp1 ──┐
@@ -9,10 +9,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may")]
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use mh_tests::lab::{Mode, Scene, binary, run};
+use mh_tests::lab::{Mode, Scene, binary, run, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -99,6 +102,68 @@ fn a_follower_sees_changes_reloads_and_the_end() -> Result<()> {
         }
         let last = json.stdout().lines().last().unwrap().to_owned();
         assert_eq!(serde_json::from_str::<Value>(&last)?["kind"], "stop");
+        Ok(())
+    })
+}
+
+/// A hook in the laboratory's directory.
+fn script(directory: &Path, name: &str, body: &str) -> Result<PathBuf> {
+    let path = directory.join(name);
+    fs::write(&path, format!("#!/bin/sh\n{body}\n"))?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
+    Ok(path)
+}
+
+fn with_hook(config: &str, hook: &Path) -> String {
+    format!("{config}\n[hooks]\non_change = \"{}\"\ntimeout = \"5m\"\n", hook.display())
+}
+
+#[test]
+fn hooks_are_told_of_changes_and_hold_up_nothing() -> Result<()> {
+    run(Mode::Tc, |scene| {
+        let directory = scene.lab.lab().directory().to_owned();
+        let told = directory.join("told");
+        let body =
+            format!("echo $MH_UPLINK $MH_PREVIOUS_STATE $MH_STATE $MH_REASON >> {}\necho some output", told.display());
+        let first = script(&directory, "first-hook", &body)?;
+        let plain = fs::read_to_string(scene.mhd.config())?;
+        scene.mhd.write_config(&with_hook(&plain, &first))?;
+        assert!(scene.mhd.ctl(&["reload"])?.contains("hooks changed"));
+        scene.mhd.ctl(&["health", "isp1", "down"])?;
+        scene.mhd.ctl(&["health", "isp1", "auto"])?;
+        let expected = "isp1 up down by hand\nisp1 down up link up\n";
+        wait_until("both changes", TIMEOUT, || Ok(fs::read_to_string(&told).unwrap_or_default() == expected))?;
+        wait_until("its output", TIMEOUT, || Ok(scene.mhd.log().contains("first-hook: some output")))?;
+
+        // One that never ends: mhd goes on, and takes it along when it ends.
+        let ids = directory.join("ids");
+        let body = format!("sleep 1000 &\necho $! $$ > {0}.new\nmv {0}.new {0}\nwait", ids.display());
+        scene.mhd.write_config(&with_hook(&plain, &script(&directory, "second-hook", &body)?))?;
+        scene.mhd.ctl(&["reload"])?;
+        scene.lab.uplink(0)?.isp.ip(&["link set eth0 down"])?;
+        scene.mhd.wait_for_state("isp1", "down")?;
+        wait_until("the second hook", TIMEOUT, || Ok(ids.exists()))?;
+        scene.lab.uplink(0)?.isp.ip(&["link set eth0 up"])?;
+        scene.mhd.wait_for_state("isp1", "up")?;
+        assert_eq!(scene.mhd.sigterm()?.code(), Some(0));
+        for id in fs::read_to_string(&ids)?.split_whitespace() {
+            let stat = format!("/proc/{id}/stat");
+            wait_until("the hook's end", TIMEOUT, || {
+                Ok(fs::read_to_string(&stat).map_or(true, |s| s.contains(") Z ")))
+            })?;
+        }
+
+        // One that is not there is a warning, and no more.
+        scene.mhd.write_config(&with_hook(&plain, Path::new("/nonexistent/hook")))?;
+        scene.mhd.start_again()?;
+        scene.mhd.ctl(&["drain", "isp2"])?;
+        wait_until("a warning", TIMEOUT, || {
+            let events = listed(scene, &[])?;
+            Ok(events
+                .iter()
+                .any(|e| e["kind"] == "warning" && e["reason"].as_str().unwrap().contains("/nonexistent/hook")))
+        })?;
+        assert_eq!(fs::read_to_string(&told)?, expected);
         Ok(())
     })
 }

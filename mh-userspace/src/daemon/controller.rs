@@ -15,7 +15,7 @@ use super::{
     saved,
 };
 use crate::{
-    config::{self, Config, Forward},
+    config::{self, Config, Forward, Hooks},
     control::{
         api::{ControlError, EventKind, HealthOverride, Reloaded, UplinkState, WeightsRequest},
         events::{EventLog, Happening},
@@ -282,6 +282,11 @@ impl Controller {
         self.in_force.as_ref().map(|d| d.settings.timeouts).unwrap_or_default()
     }
 
+    /// The hooks in force.
+    pub const fn hooks(&self) -> &Hooks {
+        &self.config.hooks
+    }
+
     /// The BPF object, for its log.
     pub const fn ebpf(&mut self) -> &mut Ebpf {
         self.datapath.ebpf()
@@ -339,6 +344,7 @@ fn differences(old: &Config, new: &Config) -> Vec<String> {
     changed("nat", old.nat != new.nat);
     changed("limits", old.limits != new.limits);
     changed("timeouts", old.timeouts != new.timeouts);
+    changed("hooks", old.hooks != new.hooks);
     lines
 }
 
@@ -378,6 +384,7 @@ mod tests {
             ("= 100", "= 100\nnew_flows_per_source = 0", "limits changed"),
             ("8443", "8444", "forward changed"),
             ("20:443", "20:444", "forward changed"),
+            ("[nat]", "[hooks]\ntimeout = \"1s\"\n[nat]", "hooks changed"),
             ("20:443", "21:443", "forward changed"),
             ("\"tcp\"", "[\"tcp\", \"udp\"]", "forward changed"),
             ("uplinks = [\"isp2\"]", "", "forward changed"),

@@ -8,6 +8,7 @@
 
 mod backend;
 mod controller;
+mod hooks;
 mod saved;
 
 use std::{
@@ -111,6 +112,8 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
     let (commands, mut inbox) = mpsc::channel(COMMAND_QUEUE);
     let (views, latest) = watch::channel(controller.views());
     let backend = Arc::new(Handle::new(commands, latest, events.clone(), options.bpffs.clone()));
+    let (hooks, hooks_in_force) = watch::channel(controller.hooks().clone());
+    let hook_runner = tokio::spawn(hooks::run(events.clone(), hooks_in_force));
     let (stop, stopped) = watch::channel(false);
     let mut served = tokio::spawn(server::serve(listener, backend, ended(stopped)));
 
@@ -160,8 +163,16 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
             },
         }
         views.send_replace(controller.views());
+        hooks.send_if_modified(|hooks| {
+            let changed = hooks != controller.hooks();
+            hooks.clone_from(controller.hooks());
+            changed
+        });
     };
     drop(logger);
+    // A hook that runs is killed with its runner.
+    hook_runner.abort();
+    let _ = hook_runner.await;
     let detach = detached.is_some();
     events.push(match detach {
         true => Happening::new(EventKind::Detach, "programs and maps are removed"),
