@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -53,6 +54,8 @@ pub struct Config {
     pub limits: Limits,
     /// How long idle flows and bindings are kept.
     pub timeouts: Timeouts,
+    /// What is run when something changes.
+    pub hooks: Hooks,
 }
 
 impl Config {
@@ -497,5 +500,20 @@ impl Default for Timeouts {
             tcp_transitory: Duration::from_secs(240),
             icmp: Duration::from_secs(60),
         }
+    }
+}
+
+/// What is run when something changes: `[hooks]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hooks {
+    /// The program that is run for each event of an uplink: an absolute path.
+    pub on_change: Option<PathBuf>,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+impl Default for Hooks {
+    fn default() -> Self {
+        Self { on_change: None, timeout: Duration::from_secs(10) }
     }
 }

@@ -6,6 +6,7 @@
 //! used. `docs/config.md` describes each; a test holds the two together.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::de::DeValue;
@@ -72,7 +73,7 @@ impl<T> Scalar<T> {
 
 /// Every section that this version reads.
 pub(super) const SECTIONS: &[&Section] =
-    &[&ROOT, &DATAPATH, &UPLINK, &DAMPING, &POLICY, &FORWARD, &NAT_SECTION, &LIMITS, &TIMEOUTS];
+    &[&ROOT, &DATAPATH, &UPLINK, &DAMPING, &POLICY, &FORWARD, &NAT_SECTION, &LIMITS, &TIMEOUTS, &HOOKS];
 
 // The top level.
 
@@ -86,6 +87,7 @@ pub(super) const FORWARD_TABLE: &str = "forward";
 pub(super) const NAT_TABLE: &str = "nat";
 pub(super) const LIMITS_TABLE: &str = "limits";
 pub(super) const TIMEOUTS_TABLE: &str = "timeouts";
+pub(super) const HOOKS_TABLE: &str = "hooks";
 
 pub(super) const ROOT: Section = Section {
     place: "at the top level, above the first [section]",
@@ -98,9 +100,9 @@ pub(super) const ROOT: Section = Section {
         now(NAT_TABLE),
         now(LIMITS_TABLE),
         now(TIMEOUTS_TABLE),
+        now(HOOKS_TABLE),
         later_each("rule"),
         later_each("set"),
-        later("hooks"),
         later("metrics"),
     ],
 };
@@ -328,6 +330,21 @@ pub(super) const TIMEOUTS: Section = Section {
         TIMEOUT_KEYS[3].key.entry(),
     ],
 };
+
+// [hooks]
+
+pub(super) const ON_CHANGE: Scalar<PathBuf> = Scalar {
+    name: "on_change",
+    wants: "the absolute path of a program such as \"/etc/mh/on-change\"",
+    read: value::absolute_path,
+};
+pub(super) const HOOK_TIMEOUT: Scalar<Duration> = Scalar {
+    name: "timeout",
+    wants: "a duration in quotes from \"100ms\" to \"10m\", such as \"10s\"",
+    read: value::hook_timeout,
+};
+
+pub(super) const HOOKS: Section = Section { place: "in [hooks]", entries: &[ON_CHANGE.entry(), HOOK_TIMEOUT.entry()] };
 
 impl Section {
     /// The entry for `name`.

@@ -4,6 +4,7 @@
 //! fail otherwise. What may stand at a key is put in words once, in the schema.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -251,6 +252,20 @@ fn duration_within(value: &DeValue<'_>, least: Duration, most: Duration) -> Resu
             if (least..=most).contains(&duration) { Ok(duration) } else { Err(Mismatch::Value) }
         },
     )
+}
+
+/// The time that a hook's program may take.
+pub(super) fn hook_timeout(value: &DeValue<'_>) -> Result<Duration, Mismatch> {
+    const LEAST: Duration = Duration::from_millis(100);
+    const MOST: Duration = Duration::from_secs(600);
+    let timeout = duration(value)?;
+    if (LEAST..=MOST).contains(&timeout) { Ok(timeout) } else { Err(Mismatch::Value) }
+}
+
+/// A path that does not depend on a working directory.
+pub(super) fn absolute_path(value: &DeValue<'_>) -> Result<PathBuf, Mismatch> {
+    let path = PathBuf::from(text(value)?);
+    if path.is_absolute() && !path.to_string_lossy().contains('\0') { Ok(path) } else { Err(Mismatch::Value) }
 }
 
 fn parse_duration(text: &str) -> Option<Duration> {

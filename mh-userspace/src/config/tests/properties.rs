@@ -11,8 +11,8 @@ use proptest::sample::{Index, select, subsequence};
 
 use super::super::schema::{SECTIONS, Section};
 use super::super::{
-    AddressRange, Config, Damping, Datapath, Filtering, Forward, ForwardProtocol, HashMode, InterfacePattern, Limits,
-    Mode, MssClamp, Nat, OnDown, Policy, PortRange, Timeouts, Uplink, parse,
+    AddressRange, Config, Damping, Datapath, Filtering, Forward, ForwardProtocol, HashMode, Hooks, InterfacePattern,
+    Limits, Mode, MssClamp, Nat, OnDown, Policy, PortRange, Timeouts, Uplink, parse,
 };
 use super::{ONE_UPLINK, faults, loaded};
 
@@ -88,6 +88,10 @@ fn render(config: &Config) -> String {
         timeouts.icmp.as_secs()
     )
     .unwrap();
+    writeln!(text, "[hooks]\ntimeout = \"{}ms\"", config.hooks.timeout.as_millis()).unwrap();
+    if let Some(program) = &config.hooks.on_change {
+        writeln!(text, "on_change = \"{}\"", program.display()).unwrap();
+    }
     text
 }
 
@@ -230,11 +234,19 @@ fn timeouts() -> impl Strategy<Value = Timeouts> {
     )
 }
 
+/// Half of them with a program that is there, so that there is no warning about it.
+fn hooks() -> impl Strategy<Value = Hooks> {
+    (any::<bool>(), 100_u64..=600_000).prop_map(|(there, timeout_ms)| Hooks {
+        on_change: there.then(|| "/bin/sh".into()),
+        timeout: Duration::from_millis(timeout_ms),
+    })
+}
+
 fn configs() -> impl Strategy<Value = Config> {
     let lan = btree_set("(l[a-km-z0-9._-]{1,13}|vlan\\*|x[a-z]{0,10}\\*)", 1..4);
     let policy = (vec((any::<Index>(), any::<u16>(), 0..3_usize), 1..8), select(HashMode::ALL));
-    (lan, datapath(), uplinks(), policy, forwards(), nat_and_limits(), timeouts()).prop_map(
-        |(lan, datapath, uplinks, (named, hash), forwards, (nat, limits), timeouts)| {
+    (lan, datapath(), uplinks(), policy, forwards(), nat_and_limits(), (timeouts(), hooks())).prop_map(
+        |(lan, datapath, uplinks, (named, hash), forwards, (nat, limits), (timeouts, hooks))| {
             let mut tiers: Vec<Vec<(usize, u16)>> = vec![Vec::new(); 3];
             for (index, weight, tier) in named {
                 let index = index.index(uplinks.len());
@@ -254,6 +266,7 @@ fn configs() -> impl Strategy<Value = Config> {
                 nat,
                 limits,
                 timeouts,
+                hooks,
             }
         },
     )
@@ -316,6 +329,7 @@ fn place_of(section: &Section) -> (&'static str, &'static str) {
         "in [[forward]]" => ("[[forward]]\n", "in [[forward]]"),
         "in [nat]" => ("[nat]\n", "in [nat]"),
         "in [limits]" => ("[limits]\n", "in [limits]"),
+        "in [hooks]" => ("[hooks]\n", "in [hooks]"),
         "in [timeouts]" => ("[timeouts]\n", "in [timeouts]"),
         other => panic!("where is {other}?"),
     }
