@@ -10,6 +10,8 @@ use std::net::Ipv4Addr;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::probe::Probe;
+
 /// How many uplinks a config may have.
 pub const MAX_UPLINKS: usize = 32;
 
@@ -275,6 +277,8 @@ pub struct Uplink {
     pub mss_clamp: MssClamp,
     /// Whether source addresses are translated.
     pub nat: bool,
+    /// What tells whether it works; `None`: its link and its gateway alone.
+    pub probe: Option<Probe>,
 }
 
 /// An address, or all addresses of a prefix.

@@ -8,6 +8,7 @@ use super::model::{
     AddressRange, InterfacePattern, MAX_ADDRESS_RANGES, MAX_ADDRESSES, MAX_UPLINK_NAME, MAX_UPLINKS, MssClamp, OnDown,
     PortRange, Uplink,
 };
+use super::probes;
 use super::schema::{self, did_you_mean, nearest};
 use super::table::{Key, Table, Value, dotted, elements_or_value, entries_of, in_file_order, is_bare, read_as};
 use super::value::quoted;
@@ -91,6 +92,7 @@ fn uplink(name: &str, entry: (&Key<'_>, &Value<'_>), report: &mut Report) -> Pla
         on_down: OnDown::Reset,
         mss_clamp: MssClamp::Auto,
         nat: true,
+        probe: None,
     };
     let mut interface_at = None;
     let path = dotted(schema::UPLINK_TABLE, name);
@@ -139,6 +141,9 @@ fn uplink(name: &str, entry: (&Key<'_>, &Value<'_>), report: &mut Report) -> Pla
     }
     if let Some(nat) = table.read(&schema::NAT, report) {
         uplink.nat = nat.value;
+    }
+    if let Some(table) = table.child(schema::PROBE_TABLE, &schema::PROBE, report) {
+        uplink.probe = probes::probe(&table, report);
     }
     PlacedUplink { uplink, name_at, interface_at, ranges }
 }

@@ -33,6 +33,7 @@ fn everything_that_may_be_left_out_has_its_default() {
                 on_down: OnDown::Reset,
                 mss_clamp: MssClamp::Auto,
                 nat: true,
+                probe: None,
             }],
             default_policy: Policy { members: vec![(0, 1)], hash: HashMode::Flow },
             forwards: vec![],
