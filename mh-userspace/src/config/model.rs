@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::probe::Probe;
+
 /// How many uplinks a config may have.
 pub const MAX_UPLINKS: usize = 32;
 
@@ -283,6 +285,8 @@ pub struct Uplink {
     pub nat: bool,
     /// What keeps it from being used while it comes and goes.
     pub damping: Damping,
+    /// What tells whether it works; `None`: its link and its gateway alone.
+    pub probe: Option<Probe>,
 }
 
 /// Damping of an uplink that comes and goes: `[uplink.NAME.damping]`. Once it has been lost `losses` times within `within`, it is used again

@@ -53,7 +53,8 @@ pub(super) fn quoted(text: &str) -> String {
     format!("{:?}", clipped(text))
 }
 
-fn clipped(text: &str) -> String {
+/// `text`, cut where it is too long for a message.
+pub(super) fn clipped(text: &str) -> String {
     const MOST_CHARS: usize = 60;
     match text.char_indices().nth(MOST_CHARS) {
         Some((end, _)) => format!("{}...", &text[..end]),
@@ -61,7 +62,8 @@ fn clipped(text: &str) -> String {
     }
 }
 
-fn text<'v>(value: &'v DeValue<'_>) -> Result<&'v str, Mismatch> {
+/// A string.
+pub(super) fn text<'v>(value: &'v DeValue<'_>) -> Result<&'v str, Mismatch> {
     value.as_str().ok_or(Mismatch::Type)
 }
 
@@ -127,7 +129,7 @@ fn one_address(text: &str) -> Result<Ipv4Addr, Mismatch> {
 }
 
 /// What `address` is if it can't be that of one other machine.
-fn not_unicast(address: Ipv4Addr) -> Option<&'static str> {
+pub(super) fn not_unicast(address: Ipv4Addr) -> Option<&'static str> {
     if address.is_unspecified() {
         Some("the unspecified address")
     } else if address.octets()[0] == 0 {
@@ -207,7 +209,8 @@ pub(super) fn ports(value: &DeValue<'_>) -> Result<PortRange, Mismatch> {
     }
 }
 
-fn port(digits: &str) -> Option<u16> {
+/// The number of a port, 1 to 65535.
+pub(super) fn port(digits: &str) -> Option<u16> {
     decimal(digits).and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0)
 }
 

@@ -93,7 +93,7 @@ fn unknown_keys() {
         "foo = 2",
         &[
             "4:1: unknown key \"foo\" in [uplink.isp1]; the keys here are interface, gateway, address, weight, ports, on_down, \
-         mss_clamp, nat, damping",
+         mss_clamp, nat, damping, probe",
         ],
     );
     // Keys that are known, but not supported, are proposed too; whatever the case; and all that are equally near.
@@ -147,7 +147,7 @@ fn unknown_keys() {
         "\"a\\nb\" = 1",
         &[
             "4:1: unknown key \"a\\nb\" in [uplink.isp1]; the keys here are interface, gateway, address, weight, ports, on_down, \
-         mss_clamp, nat, damping",
+         mss_clamp, nat, damping, probe",
         ],
     );
 }
@@ -525,17 +525,16 @@ fn timeouts() {
 #[test]
 fn parts_of_the_format_that_are_not_supported_yet() {
     after(
-        "probe = {}\naddress6 = 1\ngateway6 = 1\nnptv6 = 1\nnat66 = true\n[set.a]\n[set.b]\n[[rule]]\n[[rule]]\n[metrics]",
+        "address6 = 1\ngateway6 = 1\nnptv6 = 1\nnat66 = true\n[set.a]\n[set.b]\n[[rule]]\n[[rule]]\n[metrics]",
         &[
-            "4:1: uplink.isp1.probe is not supported by this version of mh yet; remove it",
-            "5:1: uplink.isp1.address6 is not supported by this version of mh yet; remove it",
-            "6:1: uplink.isp1.gateway6 is not supported by this version of mh yet; remove it",
-            "7:1: uplink.isp1.nptv6 is not supported by this version of mh yet; remove it",
-            "8:1: uplink.isp1.nat66 is not supported by this version of mh yet; remove it",
-            "9:6: set.a is not supported by this version of mh yet; remove it",
-            "10:6: set.b is not supported by this version of mh yet; remove it",
+            "4:1: uplink.isp1.address6 is not supported by this version of mh yet; remove it",
+            "5:1: uplink.isp1.gateway6 is not supported by this version of mh yet; remove it",
+            "6:1: uplink.isp1.nptv6 is not supported by this version of mh yet; remove it",
+            "7:1: uplink.isp1.nat66 is not supported by this version of mh yet; remove it",
+            "8:6: set.a is not supported by this version of mh yet; remove it",
+            "9:6: set.b is not supported by this version of mh yet; remove it",
+            "10:1: [[rule]] is not supported by this version of mh yet; remove it",
             "11:1: [[rule]] is not supported by this version of mh yet; remove it",
-            "12:1: [[rule]] is not supported by this version of mh yet; remove it",
             "13:2: metrics is not supported by this version of mh yet; remove it",
         ],
     );

@@ -34,6 +34,7 @@ fn everything_that_may_be_left_out_has_its_default() {
                 mss_clamp: MssClamp::Auto,
                 nat: true,
                 damping: Damping::default(),
+                probe: None,
             }],
             default_policy: Policy { tiers: vec![vec![(0, 1)]], hash: HashMode::Flow },
             forwards: vec![],
