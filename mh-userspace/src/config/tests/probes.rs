@@ -236,8 +236,6 @@ fn faults_of_times_and_counts() {
 #[test]
 fn faults_of_levels() {
     let share = "must be a percentage in quotes from \"0.01%\" to \"100%\", such as \"5%\", not";
-    let no_share =
-        "it is no percentage above 0% and up to 100%, with at most two decimals, such as \"5%\" or \"0.25%\"";
     let latency = "must be a duration in quotes from \"1ms\" to \"1m\", such as \"200ms\", not";
     for (line, expected) in [
         (

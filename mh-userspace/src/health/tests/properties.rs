@@ -154,19 +154,19 @@ proptest! {
             let mut monitor = Monitor::new(&probe, Start::Up);
             let mut window: Vec<bool> = vec![true; 20];
             window[..start_with].fill(false);
-            for answered in &window {
-                monitor.round(&[if *answered { super::answered(1) } else { lost() }]);
+            for good in &window {
+                monitor.round(&[if *good { answered(1) } else { lost() }]);
             }
             let up = monitor.health().up;
             prop_assert_eq!(up, start_with == 0);
             for lost_in_window in &swings {
                 // One round more, chosen so that the window holds between 10% and 35% lost where it can.
                 window.remove(0);
-                let now = window.iter().filter(|answered| !**answered).count();
+                let now = window.iter().filter(|good| !**good).count();
                 let lose = now < *lost_in_window;
                 window.push(!lose);
-                monitor.round(&[if lose { lost() } else { super::answered(1) }]);
-                let count = window.iter().filter(|answered| !**answered).count();
+                monitor.round(&[if lose { lost() } else { answered(1) }]);
+                let count = window.iter().filter(|good| !**good).count();
                 if !up {
                     prop_assert!(count >= 2);
                 }
