@@ -7,12 +7,13 @@ use std::{
 };
 
 use aya::Ebpf;
-use mh_common::abi::Timeouts;
+use mh_common::abi::{Timeouts, mark};
 use tokio::sync::oneshot;
 
 use super::{
     Options,
     backend::{Command, Views},
+    probes::Probes,
     saved,
 };
 use crate::{
@@ -23,7 +24,9 @@ use crate::{
     },
     core::{Core, Desired, Event, Neighbour, Overrides, changes},
     datapath::{DatapathError, apply::Datapath, routing},
+    health::Start,
     netlink,
+    probe::{Path, Round},
     reconcile::{self, Action},
 };
 
@@ -42,6 +45,9 @@ pub struct Controller {
     datapath: Datapath,
     in_force: Option<Desired>,
     events: EventLog,
+    probes: Probes,
+    /// Uplinks that were down when this controller took over.
+    down_before: BTreeSet<String>,
     /// An action failed: what is in force is not what is recorded.
     retry: Option<Retry>,
     clock: Instant,
@@ -58,11 +64,15 @@ struct Retry {
 
 impl Controller {
     /// Loads the datapath; puts nothing in force yet.
-    pub fn new(options: &Options, config: Config) -> Result<Self, DatapathError> {
+    pub fn new(options: &Options, config: Config, probes: Probes) -> Result<Self, DatapathError> {
         let (mut datapath, notes) = Datapath::open(&options.bpffs, &config.datapath, options.debug)?;
         let events = EventLog::default();
         notes.iter().for_each(|note| warn(&events, note));
         let mut indices = datapath.indices()?;
+        let live = datapath.live()?;
+        let was_down = |name: &str| indices.get(name).is_some_and(|index| !live.is_healthy(index));
+        let names = config.uplinks.iter().map(|uplink| uplink.name.clone());
+        let down_before = names.filter(|name| was_down(name)).collect();
         for gone in indices.assign(&config) {
             datapath.apply(&Action::RemoveUplink(gone))?;
         }
@@ -76,13 +86,15 @@ impl Controller {
                 );
             }
         }
-        let core = Core::new(config, indices, overrides, datapath.neighbour_epoch()?);
+        let core = Core::new(config, indices, overrides, live.neighbour_epoch);
         Ok(Self {
             config_path: options.config.clone(),
             state_dir: options.state.clone(),
             core,
             datapath,
             in_force: None,
+            probes,
+            down_before,
             retry: None,
             clock: Instant::now(),
             events,
@@ -121,6 +133,7 @@ impl Controller {
     /// The first reconciliation: also removes what a former controller left and nobody wants. Fails if anything can't be put in force.
     pub fn start(&mut self, facts: Vec<Event>) -> Result<(), DatapathError> {
         self.core.observe_anew(facts);
+        self.configure_probes();
         let desired = self.core.desired(self.now());
         for action in reconcile::plan(None, &desired) {
             self.datapath.apply(&action)?;
@@ -209,7 +222,34 @@ impl Controller {
             }
             self.events.push(change);
         }
+        for view in &desired.views {
+            let mark = mark::of_uplink(view.index, self.core.config().datapath.mark_mask);
+            let source = view.addresses.first().map(|range| range.first);
+            let path = source.map(|source| Path { interface: view.interface.clone(), source, mark });
+            self.probes.set_path(&view.name, path);
+        }
         self.in_force = Some(desired);
+    }
+
+    /// Probes what the configuration says.
+    fn configure_probes(&mut self) {
+        let uplinks = self.core.config().uplinks.clone();
+        self.probes.retain(|name| uplinks.iter().any(|uplink| uplink.name == name));
+        for uplink in &uplinks {
+            let start = if self.down_before.contains(&uplink.name) { Start::Down } else { Start::Up };
+            if let Some(health) = self.probes.configure(&uplink.name, uplink.probe.as_ref(), start) {
+                self.core.set_health(&uplink.name, health);
+            }
+        }
+    }
+
+    /// Takes in what became of a round of probes.
+    pub fn take(&mut self, round: &Round) {
+        if let Some(health) = self.probes.take(round)
+            && self.core.set_health(&round.uplink, Some(health))
+        {
+            self.reconcile();
+        }
     }
 
     /// A reload that changes nothing.
@@ -233,6 +273,7 @@ impl Controller {
         let warnings = loaded.warnings.iter().map(|w| format!("line {}: {}", w.line, w.message)).collect();
         let former = self.core.clone();
         self.core.configure(loaded.config);
+        self.configure_probes();
         let desired = self.core.desired(self.now());
         let actions = reconcile::plan(self.in_force.as_ref(), &desired);
         let mut done = 0;
@@ -242,6 +283,7 @@ impl Controller {
         });
         if let Err(error) = outcome {
             self.core = former;
+            self.configure_probes();
             if let Some(before) = &self.in_force {
                 for action in reconcile::back(before, &desired, &actions[..done]) {
                     if let Err(error) = self.datapath.apply(&action) {
@@ -347,7 +389,9 @@ impl Controller {
                 (view.name.clone(), hook(ifindex))
             })
             .collect();
-        Views { mode: self.core.config().datapath.mode.as_str(), uplinks, hooks }
+        let health = |name: &String| Some((name.clone(), self.core.health(name)?.clone()));
+        let health = uplinks.iter().filter_map(|view| health(&view.name)).collect();
+        Views { health, mode: self.core.config().datapath.mode.as_str(), uplinks, hooks }
     }
 
     /// One line about what is in force.

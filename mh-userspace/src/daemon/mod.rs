@@ -9,6 +9,7 @@
 mod backend;
 mod controller;
 mod hooks;
+mod probes;
 mod saved;
 
 use std::{
@@ -30,6 +31,7 @@ use tokio::{
 use self::{
     backend::{Command, Handle, Views},
     controller::Controller,
+    probes::Probes,
 };
 use crate::{
     config,
@@ -104,7 +106,8 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io("handle SIGINT"))?;
 
     let (facts, mut changes) = netlink::open().await?;
-    let mut controller = Controller::new(&options, loaded.config)?;
+    let (probes, mut rounds) = Probes::new();
+    let mut controller = Controller::new(&options, loaded.config, probes)?;
     controller.start(facts)?;
     warn_of_forwarding();
     warn_of_strict_filters(&controller.views());
@@ -141,6 +144,7 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
                 Some(change) => controller.follow(change),
                 None => break Err(DaemonError::NetlinkClosed),
             },
+            Some(round) = rounds.recv() => controller.take(&round),
             () = until(controller.next_wake()) => controller.wake(),
             _ = gateways.tick() => controller.check_gateways(),
             Some(command) = inbox.recv() => match command {

@@ -117,7 +117,7 @@ fn the_mends_mend() {
     }
     let loaded = loaded(&kept);
     let lines: Vec<usize> = loaded.warnings.iter().map(|warning| warning.line).collect();
-    assert_eq!(lines, [28, 49]);
+    assert_eq!(lines, [28, 59]);
     let config = loaded.config;
     assert_eq!(config.default_policy.tiers, [[(0, 2), (1, 1)]]);
     assert_eq!(config.uplinks[0].on_down, OnDown::Reset);

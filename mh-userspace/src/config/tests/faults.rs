@@ -535,7 +535,7 @@ fn parts_of_the_format_that_are_not_supported_yet() {
             "9:6: set.b is not supported by this version of mh yet; remove it",
             "10:1: [[rule]] is not supported by this version of mh yet; remove it",
             "11:1: [[rule]] is not supported by this version of mh yet; remove it",
-            "13:2: metrics is not supported by this version of mh yet; remove it",
+            "12:2: metrics is not supported by this version of mh yet; remove it",
         ],
     );
     whole(
