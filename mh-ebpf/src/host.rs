@@ -153,11 +153,12 @@ fn asked_by<Fam: Tables>(packet: &Packet<Fam::Address>, scene: &Scene) -> Option
             // By an uplink that is down no answer arrives; and where both ends begin by turns, as in tunnels, it may be none.
             if asked == steer::ANY
                 && entry.flags & (flow::ASKED | flow::HOST | flow::REPLY) == flow::ASKED | flow::HOST
+                && entry.is_plain()
                 && scene.is_healthy(entry.uplink)
                 && !track::has_expired::<Fam>(&key, entry, scene)
             {
                 asked = entry.uplink;
-                sent.src = entry.src;
+                sent.src = key.src;
             }
         }
         index += 1;

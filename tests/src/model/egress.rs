@@ -103,8 +103,12 @@ impl Model {
         let udp = self.setup.outside.iter().filter(|_| key.protocol == UDP);
         udp.map(|address| Key { src: *address, ..*key }).find_map(|answer| {
             let half = self.halves.get(&answer)?;
-            (half.asked && half.kind == Kind::Host && self.is_up(half.uplink) && !self.has_expired(half, now))
-                .then_some((half.uplink, answer))
+            (half.asked
+                && half.kind == Kind::Host
+                && half.to == answer
+                && self.is_up(half.uplink)
+                && !self.has_expired(half, now))
+            .then_some((half.uplink, answer))
         })
     }
 
