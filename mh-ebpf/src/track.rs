@@ -233,8 +233,7 @@ pub fn attend<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -
     forward::forward_on::<Fam, false>(frame, &packet, &hit, note, scene)
 }
 
-/// Begins a stage for IPv4: looks around, and makes the first `headers` bytes readable.
-// VERIFIER: what comes next is not passed in as a function: one that is large would not be inlined, and no kernel lets it tail-call.
+/// Begins a stage: looks around and makes the first `headers` bytes readable. Fails with a verdict if the packet is not IPv4.
 #[inline(always)]
 pub fn staged<const EGRESS: bool>(frame: &mut TcFrame<EGRESS>, headers: usize) -> Result<Scene, Verdict> {
     let scene = Scene::new(frame)?;

@@ -4,7 +4,7 @@
 //! invariants are those of [`Config`]), with warnings, or every [`Fault`] of the text in file order with line, column and mend.
 //! Only where the text is no TOML at all is the first fault the only one. Nothing is ever silently ignored: keys that are unknown,
 //! or that belong to the format but are not supported by this version, are faults. Nothing here looks at the machine: whether an
-//! interface exists is not a matter of the config.
+//! interface exists is not a matter of the config. A warning is the exception: that a hook's program is not there, or can't be run.
 //!
 //! `schema` lists the keys, `table` holds tables of the document against it, `value` reads single values, `uplinks` and `forwards`
 //! read what their names say, `read` all other sections, and puts them together.
@@ -27,8 +27,8 @@ use toml::de::DeTable;
 
 pub use fault::{Fault, Faults, LoadError, warning_lines};
 pub use model::{
-    AddressRange, Config, Datapath, Filtering, Forward, ForwardProtocol, HashMode, InterfaceNameError,
-    InterfacePattern, Limits, MAX_ADDRESS_RANGES, MAX_ADDRESSES, MAX_FORWARDED_PORTS, MAX_INTERFACE_NAME,
+    AddressRange, Config, Damping, Datapath, Filtering, Forward, ForwardProtocol, HashMode, Hooks, InterfaceNameError,
+    InterfacePattern, Limits, MAX_ADDRESS_RANGES, MAX_ADDRESSES, MAX_FORWARDED_PORTS, MAX_INTERFACE_NAME, MAX_LOSSES,
     MAX_UPLINK_NAME, MAX_UPLINKS, MIN_MARK_BITS, Mode, MssClamp, Nat, OnDown, Policy, PortRange, Timeouts, Uplink,
 };
 

@@ -3,10 +3,15 @@
 //! Reading goes on after a fault, with a default in place of the faulty value, so that one run finds every fault; the [`Report`]
 //! keeps them, and its caller drops the config if there are any.
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
 use toml::de::DeTable;
 
 use super::fault::Report;
-use super::model::{Config, Datapath, HashMode, InterfaceNameError, InterfacePattern, Limits, Nat, Policy, Timeouts};
+use super::model::{
+    Config, Datapath, HashMode, Hooks, InterfaceNameError, InterfacePattern, Limits, Nat, Policy, Timeouts,
+};
 use super::table::{Placed, Table, dotted, entries_of, in_file_order, list_of, read_as, refuse};
 use super::uplinks::{PlacedUplink, index_of};
 use super::value::{describe, quoted};
@@ -23,6 +28,7 @@ pub(super) fn config(document: &DeTable<'_>, report: &mut Report) -> Config {
     let nat = nat(&root, report);
     let limits = limits(&root, report);
     let timeouts = timeouts(&root, report);
+    let hooks = hooks(&root, report);
     Config {
         lan,
         datapath,
@@ -32,6 +38,7 @@ pub(super) fn config(document: &DeTable<'_>, report: &mut Report) -> Config {
         nat,
         limits,
         timeouts,
+        hooks,
     }
 }
 
@@ -109,7 +116,7 @@ fn datapath(root: &Table<'_, '_>, report: &mut Report) -> Datapath {
 
 fn default_policy(root: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut Report) -> Policy {
     let mut policy = Policy {
-        members: uplinks.iter().enumerate().map(|(index, placed)| (index, placed.uplink.weight)).collect(),
+        tiers: vec![uplinks.iter().enumerate().map(|(index, placed)| (index, placed.uplink.weight)).collect()],
         hash: HashMode::Flow,
     };
     let mut members_at = uplinks.first().map_or(root.at, |placed| placed.name_at);
@@ -127,7 +134,7 @@ fn default_policy(root: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut R
                 continue;
             };
             if let Some(tiers) = tiers(&table, uplinks, report) {
-                policy.members = tiers.value;
+                policy.tiers = tiers.value;
                 members_at = tiers.at;
             }
             if let Some(hash) = table.read(&schema::HASH, report) {
@@ -141,7 +148,8 @@ fn default_policy(root: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut R
             }
         }
     }
-    if !policy.members.is_empty() && policy.members.iter().all(|(_, weight)| *weight == 0) {
+    let mut members = policy.tiers.iter().flatten().peekable();
+    if members.peek().is_some() && members.all(|(_, weight)| *weight == 0) {
         report.warning(
             members_at,
             "no uplink has a weight above 0: no new flow will get an uplink; give at least one uplink a weight",
@@ -150,26 +158,35 @@ fn default_policy(root: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut R
     policy
 }
 
-/// The members of the first tier; `None` if the key is left out or too wrong to go on.
-fn tiers(table: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut Report) -> Option<Placed<Vec<(usize, u16)>>> {
+/// Indices of uplinks with weights.
+type Tier = Vec<(usize, u16)>;
+
+/// The tiers; `None` if the key is left out or too wrong to go on.
+fn tiers(table: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut Report) -> Option<Placed<Vec<Tier>>> {
     let (key, value) = table.get(schema::TIERS)?;
     let list = list_of(schema::TIERS, schema::TIERS_WANTS, value, report)?;
+    let mut tiers: Vec<Tier> = Vec::new();
+    for tier in list {
+        let entries = entries_of("a tier", "such as { isp1 = 2, isp2 = 1 }", tier, report)?;
+        if entries.is_empty() {
+            let mend = "name an uplink, such as { isp1 = 1 }, or leave it out";
+            report.fault(tier.span().start, format!("the tier is empty; {mend}"));
+        }
+        let mut members = Vec::new();
+        for (name, weight) in in_file_order(entries) {
+            let index = index_of(name.get_ref(), name.span().start, uplinks, report);
+            if index.is_some_and(|index| tiers.iter().flatten().any(|(other, _)| *other == index)) {
+                let what = format!("uplink {} is in an earlier tier already; keep one of them", quoted(name.get_ref()));
+                report.fault(name.span().start, what);
+            }
+            let what = format!("the weight of {}", quoted(name.get_ref()));
+            let weight = read_as(&what, &schema::WEIGHT, weight, report);
+            members.extend(index.zip(weight));
+        }
+        tiers.push(members);
+    }
     let first = list.first()?;
-    for further in list.iter().skip(1) {
-        refuse("a second or further tier", further.span().start, report);
-    }
-    let entries = entries_of("a tier", "such as { isp1 = 2, isp2 = 1 }", first, report)?;
-    if entries.is_empty() {
-        report.fault(first.span().start, "the tier is empty; name an uplink, such as { isp1 = 1 }, or leave out tiers");
-    }
-    let mut members = Vec::new();
-    for (name, weight) in in_file_order(entries) {
-        let index = index_of(name.get_ref(), name.span().start, uplinks, report);
-        let what = format!("the weight of {}", quoted(name.get_ref()));
-        let weight = read_as(&what, &schema::WEIGHT, weight, report);
-        members.extend(index.zip(weight));
-    }
-    Some(Placed { key_at: key.span().start, at: first.span().start, value: members })
+    Some(Placed { key_at: key.span().start, at: first.span().start, value: tiers })
 }
 
 fn nat(root: &Table<'_, '_>, report: &mut Report) -> Nat {
@@ -219,4 +236,33 @@ fn timeouts(root: &Table<'_, '_>, report: &mut Report) -> Timeouts {
         }
     }
     timeouts
+}
+
+fn hooks(root: &Table<'_, '_>, report: &mut Report) -> Hooks {
+    let mut hooks = Hooks::default();
+    let Some(table) = root.child(schema::HOOKS_TABLE, &schema::HOOKS, report) else {
+        return hooks;
+    };
+    if let Some(program) = table.read(&schema::ON_CHANGE, report) {
+        if let Some(trouble) = trouble_with_program(&program.value) {
+            report.warning(program.at, format!("{} {trouble}", quoted(&program.value.to_string_lossy())));
+        }
+        hooks.on_change = Some(program.value);
+    }
+    if let Some(timeout) = table.read(&schema::HOOK_TIMEOUT, report) {
+        hooks.timeout = timeout.value;
+    }
+    hooks
+}
+
+/// Why a program can't be run, and the mend.
+fn trouble_with_program(path: &Path) -> Option<String> {
+    match std::fs::metadata(path) {
+        Err(error) => Some(format!("can't be run: {error}; changes are not told to anybody until it is there")),
+        Ok(data) if !data.is_file() => Some("is no file; name a program".to_owned()),
+        Ok(data) if data.permissions().mode() & 0o111 == 0 => {
+            Some("is not executable; make it so with: chmod +x".to_owned())
+        }
+        Ok(_) => None,
+    }
 }

@@ -6,11 +6,14 @@
 //! used. `docs/config.md` describes each; a test holds the two together.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::model::{AddressRange, Filtering, ForwardProtocol, HashMode, Mode, MssClamp, OnDown, PortRange, Timeouts};
+use super::model::{
+    AddressRange, Filtering, ForwardProtocol, HashMode, MAX_LOSSES, Mode, MssClamp, OnDown, PortRange, Timeouts,
+};
 use super::value::{self, Mismatch, Target};
 
 /// A key whose value is read in one piece.
@@ -70,7 +73,7 @@ impl<T> Scalar<T> {
 
 /// Every section that this version reads.
 pub(super) const SECTIONS: &[&Section] =
-    &[&ROOT, &DATAPATH, &UPLINK, &POLICY, &FORWARD, &NAT_SECTION, &LIMITS, &TIMEOUTS];
+    &[&ROOT, &DATAPATH, &UPLINK, &DAMPING, &POLICY, &FORWARD, &NAT_SECTION, &LIMITS, &TIMEOUTS, &HOOKS];
 
 // The top level.
 
@@ -84,6 +87,7 @@ pub(super) const FORWARD_TABLE: &str = "forward";
 pub(super) const NAT_TABLE: &str = "nat";
 pub(super) const LIMITS_TABLE: &str = "limits";
 pub(super) const TIMEOUTS_TABLE: &str = "timeouts";
+pub(super) const HOOKS_TABLE: &str = "hooks";
 
 pub(super) const ROOT: Section = Section {
     place: "at the top level, above the first [section]",
@@ -96,9 +100,9 @@ pub(super) const ROOT: Section = Section {
         now(NAT_TABLE),
         now(LIMITS_TABLE),
         now(TIMEOUTS_TABLE),
+        now(HOOKS_TABLE),
         later_each("rule"),
         later_each("set"),
-        later("hooks"),
         later("metrics"),
     ],
 };
@@ -175,6 +179,7 @@ pub(super) const UPLINK: Section = Section {
         ON_DOWN.entry(),
         MSS_CLAMP.entry(),
         NAT.entry(),
+        now(DAMPING_TABLE),
         later("probe"),
         later("gateway6"),
         later("address6"),
@@ -183,13 +188,28 @@ pub(super) const UPLINK: Section = Section {
     ],
 };
 
+// [uplink.NAME.damping]
+
+pub(super) const DAMPING_TABLE: &str = "damping";
+pub(super) const LOSSES: Scalar<u16> = Scalar {
+    name: "losses",
+    wants: "a whole number from 0 to 100, 0 for no damping",
+    read: |value| value::integer(value, 0, i64::from(MAX_LOSSES)),
+};
+pub(super) const WITHIN: Scalar<Duration> =
+    Scalar { name: "within", wants: "a duration in quotes from \"1s\" to \"24h\", such as \"30s\"", read: value::span };
+pub(super) const HOLD: Scalar<Duration> = Scalar { name: "hold", wants: WITHIN.wants, read: value::span };
+
+pub(super) const DAMPING: Section =
+    Section { place: "in [uplink.NAME.damping]", entries: &[LOSSES.entry(), WITHIN.entry(), HOLD.entry()] };
+
 // [policy.NAME]
 
 /// The one policy of this version.
 pub(super) const DEFAULT_POLICY: &str = "default";
 pub(super) const TIERS: &str = "tiers";
 /// What `tiers` must be.
-pub(super) const TIERS_WANTS: &str = "a list with a table of uplinks and weights, such as [ { isp1 = 2, isp2 = 1 } ]";
+pub(super) const TIERS_WANTS: &str = "a list with tables of uplinks and weights, such as [ { isp1 = 2, isp2 = 1 } ]";
 pub(super) const HASH: Scalar<HashMode> = Scalar {
     name: "hash",
     wants: "\"flow\", \"source\" or \"source-destination\"",
@@ -310,6 +330,21 @@ pub(super) const TIMEOUTS: Section = Section {
         TIMEOUT_KEYS[3].key.entry(),
     ],
 };
+
+// [hooks]
+
+pub(super) const ON_CHANGE: Scalar<PathBuf> = Scalar {
+    name: "on_change",
+    wants: "the absolute path of a program such as \"/etc/mh/on-change\"",
+    read: value::absolute_path,
+};
+pub(super) const HOOK_TIMEOUT: Scalar<Duration> = Scalar {
+    name: "timeout",
+    wants: "a duration in quotes from \"100ms\" to \"10m\", such as \"10s\"",
+    read: value::hook_timeout,
+};
+
+pub(super) const HOOKS: Section = Section { place: "in [hooks]", entries: &[ON_CHANGE.entry(), HOOK_TIMEOUT.entry()] };
 
 impl Section {
     /// The entry for `name`.

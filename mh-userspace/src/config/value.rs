@@ -4,6 +4,7 @@
 //! fail otherwise. What may stand at a key is put in words once, in the schema.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -237,13 +238,34 @@ pub(super) fn duration(value: &DeValue<'_>) -> Result<Duration, Mismatch> {
 
 /// A duration that an idle flow may be kept for.
 pub(super) fn timeout(value: &DeValue<'_>) -> Result<Duration, Mismatch> {
-    const LEAST: Duration = Duration::from_secs(1);
-    const MOST: Duration = Duration::from_secs(720 * 3600);
+    duration_within(value, Duration::from_secs(1), Duration::from_secs(720 * 3600))
+}
+
+/// A duration in which an uplink is watched.
+pub(super) fn span(value: &DeValue<'_>) -> Result<Duration, Mismatch> {
+    duration_within(value, Duration::from_secs(1), Duration::from_secs(24 * 3600))
+}
+
+fn duration_within(value: &DeValue<'_>, least: Duration, most: Duration) -> Result<Duration, Mismatch> {
     duration(value).and_then(
         |duration| {
-            if (LEAST..=MOST).contains(&duration) { Ok(duration) } else { Err(Mismatch::Value) }
+            if (least..=most).contains(&duration) { Ok(duration) } else { Err(Mismatch::Value) }
         },
     )
+}
+
+/// The time that a hook's program may take.
+pub(super) fn hook_timeout(value: &DeValue<'_>) -> Result<Duration, Mismatch> {
+    const LEAST: Duration = Duration::from_millis(100);
+    const MOST: Duration = Duration::from_secs(600);
+    let timeout = duration(value)?;
+    if (LEAST..=MOST).contains(&timeout) { Ok(timeout) } else { Err(Mismatch::Value) }
+}
+
+/// A path that does not depend on a working directory.
+pub(super) fn absolute_path(value: &DeValue<'_>) -> Result<PathBuf, Mismatch> {
+    let path = PathBuf::from(text(value)?);
+    if path.is_absolute() && !path.to_string_lossy().contains('\0') { Ok(path) } else { Err(Mismatch::Value) }
 }
 
 fn parse_duration(text: &str) -> Option<Duration> {

@@ -9,9 +9,12 @@ use tokio::{
 };
 
 use crate::{
-    control::api::{
-        self, Backend, Binding, ControlError, Count, Flow, FlowFilter, FlowTotals, HealthOverride, Reloaded, Stats,
-        Status, UplinkStatus, Usage, Version, Weight, WeightsRequest,
+    control::{
+        api::{
+            self, Backend, Binding, ControlError, Count, Flow, FlowFilter, FlowTotals, HealthOverride, Reloaded, Stats,
+            Status, UplinkStatus, Usage, Version, Weight, WeightsRequest,
+        },
+        events::EventLog,
     },
     core::UplinkView,
     datapath::{
@@ -87,6 +90,7 @@ impl Views {
 pub struct Handle {
     commands: mpsc::Sender<Command>,
     views: watch::Receiver<Views>,
+    events: EventLog,
     dir: PathBuf,
 }
 
@@ -105,8 +109,13 @@ fn name_of(names: &BTreeMap<u8, String>, index: u8) -> &str {
 
 impl Handle {
     /// A backend for the loop at the other end of `commands`, with the pins in `dir`.
-    pub const fn new(commands: mpsc::Sender<Command>, views: watch::Receiver<Views>, dir: PathBuf) -> Self {
-        Self { commands, views, dir }
+    pub const fn new(
+        commands: mpsc::Sender<Command>,
+        views: watch::Receiver<Views>,
+        events: EventLog,
+        dir: PathBuf,
+    ) -> Self {
+        Self { commands, views, events, dir }
     }
 
     fn views(&self) -> Views {
@@ -153,7 +162,8 @@ impl Backend for Handle {
                     gateway: view.gateway.map(Into::into),
                     weight: u32::from(view.weight),
                     effective_weight: u32::from(view.effective_weight),
-                    tier: 0,
+                    tier: view.tier.and_then(|tier| u32::try_from(tier).ok()).unwrap_or_default(),
+                    warning: view.warning.clone(),
                     share: view.share(&views.uplinks),
                     rtt_ms: None,
                     loss: None,
@@ -274,6 +284,10 @@ impl Backend for Handle {
             Ok(stats)
         })
         .await
+    }
+
+    fn event_log(&self) -> &EventLog {
+        &self.events
     }
 
     async fn reload(&self) -> Result<Reloaded, ControlError> {

@@ -8,6 +8,7 @@
 
 mod backend;
 mod controller;
+mod hooks;
 mod saved;
 
 use std::{
@@ -32,13 +33,16 @@ use self::{
 };
 use crate::{
     config,
-    control::server,
+    control::{api::EventKind, events::Happening, server},
     datapath::{DatapathError, flows, load, sweep, tables::Tables},
     netlink,
 };
 
 /// How often idle flows and unused bindings are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+/// How often gateways are asked whether they are there: with the kernel's three attempts, one a second, one that is silent is found out
+/// within six seconds.
+const GATEWAY_CHECK_INTERVAL: Duration = Duration::from_secs(3);
 /// Commands that wait for the loop at the most; further ones wait at the socket.
 const COMMAND_QUEUE: usize = 64;
 
@@ -81,7 +85,7 @@ pub enum DaemonError {
         source: std::io::Error,
     },
     /// Netlink events ended.
-    #[error("the kernel closed the netlink socket; programs and maps stay, restart mhd")]
+    #[error("netlink events have ended; programs and maps stay, restart mhd")]
     NetlinkClosed,
 }
 
@@ -101,37 +105,44 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
 
     let (facts, mut changes) = netlink::open().await?;
     let mut controller = Controller::new(&options, loaded.config)?;
-    controller.observe(facts);
-    controller.start()?;
+    controller.start(facts)?;
     warn_of_forwarding();
     warn_of_strict_filters(&controller.views());
     let logger = options.debug.then(|| spawn_logger(&mut controller)).flatten();
 
+    let events = controller.events().clone();
     let (commands, mut inbox) = mpsc::channel(COMMAND_QUEUE);
     let (views, latest) = watch::channel(controller.views());
-    let backend = Arc::new(Handle::new(commands, latest, options.bpffs.clone()));
+    let backend = Arc::new(Handle::new(commands, latest, events.clone(), options.bpffs.clone()));
+    let (hooks, hooks_in_force) = watch::channel(controller.hooks().clone());
+    let hook_runner = tokio::spawn(hooks::run(events.clone(), hooks_in_force));
     let (stop, stopped) = watch::channel(false);
     let mut served = tokio::spawn(server::serve(listener, backend, ended(stopped)));
 
     tracing::info!("ready: {}", controller.summary());
+    events
+        .push(Happening::new(EventKind::Start, format!("mhd {}: {}", env!("CARGO_PKG_VERSION"), controller.summary())));
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tracing::debug!("no readiness notification: {error}");
     }
 
-    let mut timer = interval(SWEEP_INTERVAL);
-    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let every = |period| {
+        let mut interval = interval(period);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        interval
+    };
+    let mut timer = every(SWEEP_INTERVAL);
+    let mut gateways = every(GATEWAY_CHECK_INTERVAL);
     let mut sweeping = None;
     let mut detached = None;
     let outcome = loop {
         tokio::select! {
-            batch = netlink::next_batch(&mut changes) => match batch {
-                Some(events) => {
-                    if controller.observe(events) {
-                        controller.reconcile();
-                    }
-                }
+            change = changes.recv() => match change {
+                Some(change) => controller.follow(change),
                 None => break Err(DaemonError::NetlinkClosed),
             },
+            () = until(controller.next_wake()) => controller.wake(),
+            _ = gateways.tick() => controller.check_gateways(),
             Some(command) = inbox.recv() => match command {
                 Command::Detach(reply) => {
                     detached = Some(reply);
@@ -146,7 +157,6 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
             _ = timer.tick() => {
-                controller.look_for_gateways();
                 if sweeping.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
                     sweeping = Some(spawn_sweep(options.bpffs.clone(), controller.timeouts()));
                 }
@@ -157,9 +167,22 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
             },
         }
         views.send_replace(controller.views());
+        hooks.send_if_modified(|hooks| {
+            let changed = hooks != controller.hooks();
+            hooks.clone_from(controller.hooks());
+            changed
+        });
     };
     drop(logger);
+    // A hook that runs is killed with its runner.
+    hook_runner.abort();
+    let _ = hook_runner.await;
     let detach = detached.is_some();
+    events.push(match detach {
+        true => Happening::new(EventKind::Detach, "programs and maps are removed"),
+        false => Happening::new(EventKind::Stop, "mhd ends; programs and maps stay, and forwarding goes on"),
+    });
+    events.close();
     if let Some(reply) = detached {
         drop(controller);
         let result = load::detach(&options.bpffs).map(drop);
@@ -175,6 +198,14 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
         let _ = served.await;
     }
     outcome.map(|()| detach)
+}
+
+/// Waits until then; without a time, for ever.
+async fn until(time: Option<std::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn ended(mut stopped: watch::Receiver<bool>) {
