@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use super::{
     Options,
     backend::{Command, Views},
+    nudges::Nudges,
     saved,
 };
 use crate::{
@@ -42,6 +43,7 @@ pub struct Controller {
     datapath: Datapath,
     in_force: Option<Desired>,
     events: EventLog,
+    nudges: Nudges,
     /// An action failed: what is in force is not what is recorded.
     retry: Option<Retry>,
     clock: Instant,
@@ -85,6 +87,7 @@ impl Controller {
             in_force: None,
             retry: None,
             clock: Instant::now(),
+            nudges: Nudges::default(),
             events,
         })
     }
@@ -209,6 +212,7 @@ impl Controller {
             }
             self.events.push(change);
         }
+        self.nudges.follow(self.datapath.dir(), self.in_force.as_ref(), &desired);
         self.in_force = Some(desired);
     }
 

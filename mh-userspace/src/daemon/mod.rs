@@ -9,6 +9,7 @@
 mod backend;
 mod controller;
 mod hooks;
+mod nudges;
 mod saved;
 
 use std::{
