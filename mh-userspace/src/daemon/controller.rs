@@ -13,6 +13,7 @@ use tokio::sync::oneshot;
 use super::{
     Options,
     backend::{Command, Views},
+    nudges::Nudges,
     probes::Probes,
     saved,
 };
@@ -48,6 +49,7 @@ pub struct Controller {
     probes: Probes,
     /// Uplinks that were down when this controller took over.
     down_before: BTreeSet<String>,
+    nudges: Nudges,
     /// An action failed: what is in force is not what is recorded.
     retry: Option<Retry>,
     clock: Instant,
@@ -97,6 +99,7 @@ impl Controller {
             down_before,
             retry: None,
             clock: Instant::now(),
+            nudges: Nudges::default(),
             events,
         })
     }
@@ -228,6 +231,7 @@ impl Controller {
             let path = source.map(|source| Path { interface: view.interface.clone(), source, mark });
             self.probes.set_path(&view.name, path);
         }
+        self.nudges.follow(self.datapath.dir(), self.in_force.as_ref(), &desired);
         self.in_force = Some(desired);
     }
 

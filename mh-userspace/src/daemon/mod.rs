@@ -9,6 +9,7 @@
 mod backend;
 mod controller;
 mod hooks;
+mod nudges;
 mod probes;
 mod saved;
 
