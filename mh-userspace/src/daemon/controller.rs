@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::{
     Options,
     backend::{Command, Views},
-    saved,
+    saved::{self, Saved},
 };
 use crate::{
     config::{self, Config, Forward, Hooks},
@@ -34,6 +34,8 @@ pub struct Controller {
     state_dir: PathBuf,
     config: Config,
     overrides: Overrides,
+    /// What of that outlasts mhd.
+    saved: Saved,
     observed: Observed,
     indices: Indices,
     datapath: Datapath,
@@ -55,21 +57,20 @@ impl Controller {
         }
         let mut observed = Observed::default();
         observed.continue_epoch(datapath.neighbour_epoch()?);
-        let mut overrides = Overrides::default();
-        match saved::load(&options.state, &options.config) {
-            Ok(weights) => overrides.weights = weights,
-            Err(error) => {
-                warn(
-                    &events,
-                    &format!("saved weights in {} can't be read and are not used: {error}", options.state.display()),
-                );
-            }
+        let saved = saved::load(&options.state, &options.config).unwrap_or_else(|error| {
+            let dir = options.state.display();
+            warn(&events, &format!("what was saved in {dir} can't be read and is not used: {error}"));
+            Saved::default()
+        });
+        for name in saved.strangers(&config) {
+            warn(&events, &format!("what was saved for {name} is not used: there is no such uplink; it is kept"));
         }
         Ok(Self {
             config_path: options.config.clone(),
             state_dir: options.state.clone(),
             config,
-            overrides,
+            overrides: saved.overrides(),
+            saved,
             observed,
             indices,
             datapath,
@@ -191,24 +192,28 @@ impl Controller {
                 let result = self.set_weights(&request);
                 answer(reply, result.map(|()| self.views()));
             }
-            Command::SetDrain(name, drain, reply) => {
-                let result = self.known(&name).map(|()| {
+            Command::SetDrain(name, drain, request, reply) => {
+                let mut overrides = self.overrides.clone();
+                let result = self.known(&name).and_then(|()| {
                     if drain {
-                        self.overrides.drained.insert(name)
+                        overrides.drained.insert(name)
                     } else {
-                        self.overrides.drained.remove(&name)
+                        overrides.drained.remove(&name)
                     };
-                    self.reconcile();
+                    let saved = Saved { drained: overrides.drained.clone(), ..self.saved.clone() };
+                    self.order(overrides, request.save.then_some(saved))
                 });
                 answer(reply, result);
             }
-            Command::SetHealth(name, health, reply) => {
-                let result = self.known(&name).map(|()| {
-                    match health {
-                        HealthOverride::Auto => self.overrides.health.remove(&name),
-                        by_hand => self.overrides.health.insert(name, by_hand),
+            Command::SetHealth(name, request, reply) => {
+                let mut overrides = self.overrides.clone();
+                let result = self.known(&name).and_then(|()| {
+                    match request.health {
+                        HealthOverride::Auto => overrides.health.remove(&name),
+                        by_hand => overrides.health.insert(name, by_hand),
                     };
-                    self.reconcile();
+                    let saved = Saved { health: overrides.health.clone(), ..self.saved.clone() };
+                    self.order(overrides, request.save.then_some(saved))
                 });
                 answer(reply, result);
             }
@@ -231,15 +236,19 @@ impl Controller {
             })?;
             weights.insert(name.clone(), weight);
         }
-        if request.save {
-            saved::store(&self.state_dir, &self.config_path, &weights).map_err(|error| {
-                ControlError::Internal(format!(
-                    "cannot save weights in {}: {error}; nothing changed",
-                    self.state_dir.display()
-                ))
+        let saved = Saved { weights: weights.clone(), ..self.saved.clone() };
+        self.order(Overrides { weights, ..self.overrides.clone() }, request.save.then_some(saved))
+    }
+
+    /// Puts orders by hand in force, when what is to be saved of them is saved.
+    fn order(&mut self, overrides: Overrides, saved: Option<Saved>) -> Result<(), ControlError> {
+        if let Some(saved) = saved {
+            saved::store(&self.state_dir, &self.config_path, &saved).map_err(|error| {
+                ControlError::Internal(format!("cannot save in {}: {error}; nothing changed", self.state_dir.display()))
             })?;
+            self.saved = saved;
         }
-        self.overrides.weights = weights;
+        self.overrides = overrides;
         self.reconcile();
         Ok(())
     }
