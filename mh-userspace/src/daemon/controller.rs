@@ -279,11 +279,16 @@ impl Controller {
         Views { mode: self.config.datapath.mode.as_str(), uplinks, hooks }
     }
 
-    /// One line about what is in force.
-    pub fn summary(&self) -> String {
+    /// A few words about the uplinks: `1 of 2 uplinks up`.
+    pub fn state(&self) -> String {
         let views = self.in_force.as_ref().map(|d| d.views.as_slice()).unwrap_or_default();
         let up = views.iter().filter(|v| v.state == UplinkState::Up).count();
-        format!("{up} of {} uplinks up, pinned in {}", views.len(), self.datapath.dir().display())
+        format!("{up} of {} uplinks up", views.len())
+    }
+
+    /// One line about what is in force.
+    pub fn summary(&self) -> String {
+        format!("{}, pinned in {}", self.state(), self.datapath.dir().display())
     }
 
     /// The idle timeouts in force.
