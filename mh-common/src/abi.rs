@@ -175,7 +175,8 @@ impl Stage {
 pub mod mark {
     /// No mark: not seen by mh.
     pub const NONE: u32 = 0;
-    /// Mark `FIRST_UPLINK + index`: to be sent, and fragmented or refused as too big, by the uplink with this index.
+    /// Mark `FIRST_UPLINK + index`: to be sent, and fragmented or refused as too big, by the uplink with this index. A socket of the
+    /// machine itself that has it (`SO_MARK`) sends by that uplink, healthy or not, and mh neither follows nor translates its packets.
     pub const FIRST_UPLINK: u32 = 1;
     /// To be refused: ICMP type 3 code 13, communication administratively prohibited.
     pub const PROHIBIT: u32 = 61;

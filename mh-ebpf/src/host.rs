@@ -5,7 +5,8 @@
 //!   A datagram that answers from another address than the one that was asked gets that one.
 //! - What the machine begins itself is balanced and translated like what comes from a LAN, unless its socket is bound to a device or an
 //!   address, or `host_traffic` is off. It keeps the source address that its socket has; the packet gets the uplink's.
-//! - Packets with an uplink's mark were too large for it: the kernel fragmented them, and they are translated here.
+//! - Packets with an uplink's mark that the machine forwards were too large for it: the kernel fragmented them, and they are translated
+//!   here. Those that it makes itself are probes of that uplink, and pass untouched, whether it is healthy or not.
 //! - Packets that mh's own ingress sends pass untouched ([`mark::DONE`]).
 
 use mh_common::{
@@ -44,11 +45,15 @@ pub fn sent<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> R
         return Err(Verdict::Unmanaged);
     }
     let mark = frame.mark(scene.settings);
-    // To be fragmented by an uplink's MTU, and back now.
-    let fragmented = mark != mark::NONE;
-    if fragmented && mark != mark::FIRST_UPLINK + scene.interface.uplink as u32 {
+    let marked = mark != mark::NONE;
+    if marked && mark != mark::FIRST_UPLINK + scene.interface.uplink as u32 {
         return Err(Verdict::Misrouted);
     }
+    if marked && !frame.is_forwarded() {
+        return Err(Verdict::HostUntouched);
+    }
+    // To be fragmented by an uplink's MTU, and back now.
+    let fragmented = marked;
     let ip = Fam::parse(frame)?;
     if ip.part() == Part::Later {
         return match fragment::recall::<Fam>(&ip, FROM_INSIDE, scene) {

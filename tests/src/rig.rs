@@ -25,7 +25,7 @@ use mh_common::{
 };
 use mh_userspace::{
     config,
-    core::{Desired, Event, Indices, Link, Observed, Overrides},
+    core::{Core, Desired, Event, Indices, Link, Overrides},
     datapath::{apply::Datapath, load::program_of, tables::Tables},
     reconcile::{self, Action},
 };
@@ -66,13 +66,15 @@ pub const XDP_REDIRECT: i32 = 4;
 const SK_BUFF: usize = 192;
 /// Where the mark is in it.
 const MARK: usize = 8;
+/// Where the interface by which a packet was received is in it.
+const INGRESS_IFINDEX: usize = 36;
 
 /// Which program runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Hook {
     Xdp,
     Tc,
-    Egress { mark: u32 },
+    Egress { mark: u32, forwarded: bool },
 }
 
 /// What a program did with a packet.
@@ -159,26 +161,36 @@ impl Rig {
     fn load(text: &str, weights: [u16; 2], pins: &std::path::Path) -> Result<Self> {
         let config = config::parse(text).map_err(|faults| anyhow::anyhow!("{:?}", faults.0))?.config;
         let (mut datapath, _) = Datapath::open(pins, &config.datapath, false)?;
-        let mut observed = Observed::default();
+        let mut facts = Vec::new();
         let mut ifindex = BTreeMap::new();
         for (name, mac) in [("lan0", LAN), ("wan1", WAN1), ("wan2", WAN2)] {
             let index = nix::net::if_::if_nametoindex(name)?;
             ifindex.insert(name, index);
-            let link = Link { ifindex: index, name: name.into(), mac: Some(mac), mtu: 1500, up: true, carrier: true };
-            observed.apply(Event::Link(link));
+            let (name, mac) = (name.into(), Some(mac));
+            facts.push(Event::Link(Link {
+                ifindex: index,
+                name,
+                mac,
+                mtu: 1500,
+                up: true,
+                carrier: true,
+                master: None,
+            }));
         }
         for own in [[192, 168, 1, 1], [192, 168, 1, 255], [198, 51, 100, 2], [203, 0, 113, 2]] {
-            observed.apply(Event::Local(own.into()));
+            facts.push(Event::Local(own.into()));
         }
         for (interface, gateway, mac) in [("wan1", [198, 51, 100, 1], GATEWAY1), ("wan2", [203, 0, 113, 1], GATEWAY2)] {
             let index = ifindex.get(interface).copied().unwrap_or_default();
-            observed.apply(Event::Neighbour(index, gateway.into(), mac));
+            facts.push(Event::Neighbour { ifindex: index, address: gateway.into(), mac, fixed: true });
         }
         let mut indices = Indices::default();
         indices.assign(&config);
         let named = ["isp1", "isp2"].into_iter().map(String::from).zip(weights);
         let overrides = Overrides { weights: named.collect(), ..Overrides::default() };
-        let desired = Desired::new(&config, &indices, &overrides, &observed);
+        let mut core = Core::new(config, indices, overrides, datapath.neighbour_epoch()?);
+        core.observe(facts);
+        let desired = core.desired(std::time::Duration::ZERO);
         let mut tables = Tables::open(pins)?;
         for action in reconcile::plan(None, &desired) {
             if let Action::Attach(index, interface) = &action {
@@ -296,12 +308,20 @@ impl Rig {
         self.once(Hook::Xdp, interface, packet)
     }
 
-    /// Runs the egress program on a packet that leaves by the interface, with this mark.
+    /// Runs the egress program on a packet that the machine itself sends by the interface, with this mark.
     ///
     /// # Errors
     /// If the kernel refuses the run.
     pub fn egress(&mut self, interface: &str, mark: u32, packet: &[u8]) -> Result<Outcome> {
-        self.once(Hook::Egress { mark }, interface, packet)
+        self.once(Hook::Egress { mark, forwarded: false }, interface, packet)
+    }
+
+    /// The same on a packet that the kernel forwards from lan0.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run.
+    pub fn egress_forwarded(&mut self, interface: &str, mark: u32, packet: &[u8]) -> Result<Outcome> {
+        self.once(Hook::Egress { mark, forwarded: true }, interface, packet)
     }
 
     /// Nanoseconds per packet of a program on a packet that it leaves as it is, over `repeat` runs.
@@ -348,8 +368,11 @@ impl Rig {
         } else {
             context[40..44].copy_from_slice(&ifindex);
         }
-        if let Hook::Egress { mark } = hook {
+        if let Hook::Egress { mark, forwarded } = hook {
             context[MARK..MARK + 4].copy_from_slice(&mark.to_ne_bytes());
+            if forwarded {
+                context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&self.index("lan0")?.to_ne_bytes());
+            }
         }
         let options = TestRunOptions {
             data_in: Some(packet),

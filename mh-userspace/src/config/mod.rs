@@ -27,8 +27,8 @@ use toml::de::DeTable;
 
 pub use fault::{Fault, Faults, LoadError, warning_lines};
 pub use model::{
-    AddressRange, Config, Datapath, Filtering, Forward, ForwardProtocol, HashMode, InterfaceNameError,
-    InterfacePattern, Limits, MAX_ADDRESS_RANGES, MAX_ADDRESSES, MAX_FORWARDED_PORTS, MAX_INTERFACE_NAME,
+    AddressRange, Config, Damping, Datapath, Filtering, Forward, ForwardProtocol, HashMode, InterfaceNameError,
+    InterfacePattern, Limits, MAX_ADDRESS_RANGES, MAX_ADDRESSES, MAX_FORWARDED_PORTS, MAX_INTERFACE_NAME, MAX_LOSSES,
     MAX_UPLINK_NAME, MAX_UPLINKS, MIN_MARK_BITS, Mode, MssClamp, Nat, OnDown, Policy, PortRange, Timeouts, Uplink,
 };
 

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::model::{AddressRange, Filtering, ForwardProtocol, HashMode, Mode, MssClamp, OnDown, PortRange, Timeouts};
+use super::model::{
+    AddressRange, Filtering, ForwardProtocol, HashMode, MAX_LOSSES, Mode, MssClamp, OnDown, PortRange, Timeouts,
+};
 use super::value::{self, Mismatch, Target};
 
 /// A key whose value is read in one piece.
@@ -70,7 +72,7 @@ impl<T> Scalar<T> {
 
 /// Every section that this version reads.
 pub(super) const SECTIONS: &[&Section] =
-    &[&ROOT, &DATAPATH, &UPLINK, &POLICY, &FORWARD, &NAT_SECTION, &LIMITS, &TIMEOUTS];
+    &[&ROOT, &DATAPATH, &UPLINK, &DAMPING, &POLICY, &FORWARD, &NAT_SECTION, &LIMITS, &TIMEOUTS];
 
 // The top level.
 
@@ -175,6 +177,7 @@ pub(super) const UPLINK: Section = Section {
         ON_DOWN.entry(),
         MSS_CLAMP.entry(),
         NAT.entry(),
+        now(DAMPING_TABLE),
         later("probe"),
         later("gateway6"),
         later("address6"),
@@ -183,13 +186,28 @@ pub(super) const UPLINK: Section = Section {
     ],
 };
 
+// [uplink.NAME.damping]
+
+pub(super) const DAMPING_TABLE: &str = "damping";
+pub(super) const LOSSES: Scalar<u16> = Scalar {
+    name: "losses",
+    wants: "a whole number from 0 to 100, 0 for no damping",
+    read: |value| value::integer(value, 0, i64::from(MAX_LOSSES)),
+};
+pub(super) const WITHIN: Scalar<Duration> =
+    Scalar { name: "within", wants: "a duration in quotes from \"1s\" to \"24h\", such as \"30s\"", read: value::span };
+pub(super) const HOLD: Scalar<Duration> = Scalar { name: "hold", wants: WITHIN.wants, read: value::span };
+
+pub(super) const DAMPING: Section =
+    Section { place: "in [uplink.NAME.damping]", entries: &[LOSSES.entry(), WITHIN.entry(), HOLD.entry()] };
+
 // [policy.NAME]
 
 /// The one policy of this version.
 pub(super) const DEFAULT_POLICY: &str = "default";
 pub(super) const TIERS: &str = "tiers";
 /// What `tiers` must be.
-pub(super) const TIERS_WANTS: &str = "a list with a table of uplinks and weights, such as [ { isp1 = 2, isp2 = 1 } ]";
+pub(super) const TIERS_WANTS: &str = "a list with tables of uplinks and weights, such as [ { isp1 = 2, isp2 = 1 } ]";
 pub(super) const HASH: Scalar<HashMode> = Scalar {
     name: "hash",
     wants: "\"flow\", \"source\" or \"source-destination\"",

@@ -237,11 +237,18 @@ pub(super) fn duration(value: &DeValue<'_>) -> Result<Duration, Mismatch> {
 
 /// A duration that an idle flow may be kept for.
 pub(super) fn timeout(value: &DeValue<'_>) -> Result<Duration, Mismatch> {
-    const LEAST: Duration = Duration::from_secs(1);
-    const MOST: Duration = Duration::from_secs(720 * 3600);
+    duration_within(value, Duration::from_secs(1), Duration::from_secs(720 * 3600))
+}
+
+/// A duration in which an uplink is watched.
+pub(super) fn span(value: &DeValue<'_>) -> Result<Duration, Mismatch> {
+    duration_within(value, Duration::from_secs(1), Duration::from_secs(24 * 3600))
+}
+
+fn duration_within(value: &DeValue<'_>, least: Duration, most: Duration) -> Result<Duration, Mismatch> {
     duration(value).and_then(
         |duration| {
-            if (LEAST..=MOST).contains(&duration) { Ok(duration) } else { Err(Mismatch::Value) }
+            if (least..=most).contains(&duration) { Ok(duration) } else { Err(Mismatch::Value) }
         },
     )
 }

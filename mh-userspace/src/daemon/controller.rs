@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
+    time::{Duration, Instant},
 };
 
 use aya::Ebpf;
@@ -17,26 +18,38 @@ use super::{
 use crate::{
     config::{self, Config, Forward},
     control::api::{ControlError, HealthOverride, Reloaded, UplinkState, WeightsRequest},
-    core::{Desired, Event, Indices, Observed, Overrides},
-    datapath::{DatapathError, apply::Datapath},
-    reconcile,
+    core::{Core, Desired, Event, Neighbour, Overrides},
+    datapath::{DatapathError, apply::Datapath, routing},
+    netlink::Change,
+    reconcile::{self, Action},
 };
 
 /// The highest weight.
 const MAX_WEIGHT: u32 = 65_535;
 
+/// How long after a failed action everything is put in force again; doubled with each failure, up to [`MAX_RETRY_PAUSE`].
+const MIN_RETRY_PAUSE: Duration = Duration::from_secs(1);
+const MAX_RETRY_PAUSE: Duration = Duration::from_secs(60);
+
 /// The controller.
 pub struct Controller {
     config_path: PathBuf,
     state_dir: PathBuf,
-    config: Config,
-    overrides: Overrides,
-    observed: Observed,
-    indices: Indices,
+    core: Core,
     datapath: Datapath,
     in_force: Option<Desired>,
     /// An action failed: what is in force is not what is recorded.
-    dirty: bool,
+    retry: Option<Retry>,
+    clock: Instant,
+}
+
+/// When everything is put in force again.
+#[derive(Debug, Clone, Copy)]
+struct Retry {
+    /// By the controller's clock.
+    at: Duration,
+    /// How long after the failure that is.
+    pause: Duration,
 }
 
 impl Controller {
@@ -46,10 +59,8 @@ impl Controller {
         notes.iter().for_each(|note| tracing::warn!("{note}"));
         let mut indices = datapath.indices()?;
         for gone in indices.assign(&config) {
-            datapath.apply(&reconcile::Action::RemoveUplink(gone))?;
+            datapath.apply(&Action::RemoveUplink(gone))?;
         }
-        let mut observed = Observed::default();
-        observed.continue_epoch(datapath.neighbour_epoch()?);
         let mut overrides = Overrides::default();
         match saved::load(&options.state, &options.config) {
             Ok(weights) => overrides.weights = weights,
@@ -57,99 +68,164 @@ impl Controller {
                 tracing::warn!("saved weights in {} can't be read and are not used: {error}", options.state.display())
             }
         }
+        let core = Core::new(config, indices, overrides, datapath.neighbour_epoch()?);
         Ok(Self {
             config_path: options.config.clone(),
             state_dir: options.state.clone(),
-            config,
-            overrides,
-            observed,
-            indices,
+            core,
             datapath,
             in_force: None,
-            dirty: false,
+            retry: None,
+            clock: Instant::now(),
         })
     }
 
-    /// Takes in events; returns whether anything changed.
-    pub fn observe(&mut self, events: Vec<Event>) -> bool {
-        let mut changed = false;
-        for event in events {
-            changed |= self.observed.apply(event);
+    fn now(&self) -> Duration {
+        self.clock.elapsed()
+    }
+
+    /// Takes in what has become of the machine, and puts in force what follows.
+    pub fn follow(&mut self, change: Change) {
+        match change {
+            Change::Events(events) => {
+                if self.core.observe(events) {
+                    self.reconcile();
+                }
+            }
+            Change::All(facts) => {
+                if self.core.observe_anew(facts) {
+                    self.reconcile();
+                }
+                self.restore_routing();
+            }
         }
-        changed
+    }
+
+    /// Rules and routes may have gone without a word: with an interface's last address, or by somebody's flush.
+    fn restore_routing(&mut self) {
+        let Some(routing) = self.in_force.as_ref().map(|desired| desired.routing.clone()) else { return };
+        if let Err(error) = self.datapath.apply(&Action::SetRouting(routing)) {
+            self.failed(&error);
+        }
     }
 
     /// The first reconciliation: also removes what a former controller left and nobody wants. Fails if anything can't be put in force.
-    pub fn start(&mut self) -> Result<(), DatapathError> {
-        let desired = self.desired();
+    pub fn start(&mut self, facts: Vec<Event>) -> Result<(), DatapathError> {
+        self.core.observe_anew(facts);
+        let desired = self.core.desired(self.now());
         for action in reconcile::plan(None, &desired) {
             self.datapath.apply(&action)?;
         }
         self.datapath.remove_leftovers(&desired)?;
-        for view in &desired.views {
-            tracing::info!("uplink {} is {}: {}", view.name, view.state, view.reason);
-        }
-        self.in_force = Some(desired);
+        self.put_on_record(desired);
         Ok(())
     }
 
-    fn desired(&self) -> Desired {
-        Desired::new(&self.config, &self.indices, &self.overrides, &self.observed)
-    }
-
-    /// Puts in force what should be.
+    /// Puts in force what should be. An action that fails is reported and does not keep the others from being done.
     pub fn reconcile(&mut self) {
-        let desired = self.desired();
-        let before = if self.dirty { None } else { self.in_force.as_ref() };
-        let actions = reconcile::plan(before, &desired);
-        self.dirty = false;
-        for action in &actions {
-            if let Err(error) = self.datapath.apply(action) {
-                tracing::error!("{error}");
-                self.dirty = true;
+        let desired = self.core.desired(self.now());
+        for action in reconcile::plan(self.in_force.as_ref(), &desired) {
+            if let Err(error) = self.datapath.apply(&action) {
+                self.failed(&error);
             }
         }
-        self.log_changes(&desired);
-        self.in_force = Some(desired);
+        self.put_on_record(desired);
     }
 
-    /// Has the kernel look again for gateways that it has not found, or has given up.
-    pub fn look_for_gateways(&mut self) {
-        let unresolved = self.in_force.iter().flat_map(|d| d.unresolved.clone()).collect::<Vec<_>>();
-        for (ifindex, gateway) in unresolved {
-            if let Err(error) = self.datapath.apply(&reconcile::Action::Resolve(ifindex, gateway)) {
+    /// Puts everything in force again, whatever is on record.
+    fn reconcile_anew(&mut self, pause: Duration) {
+        let desired = self.core.desired(self.now());
+        self.retry = None;
+        let outcomes = reconcile::plan(None, &desired).into_iter().map(|action| self.datapath.apply(&action));
+        let errors: Vec<_> = outcomes.filter_map(Result::err).collect();
+        let leftovers = self.datapath.remove_leftovers(&desired).err();
+        for error in errors.iter().chain(&leftovers) {
+            tracing::error!("{error}");
+        }
+        if !errors.is_empty() || leftovers.is_some() {
+            self.retry_after((2 * pause).min(MAX_RETRY_PAUSE));
+        }
+        self.put_on_record(desired);
+    }
+
+    fn failed(&mut self, error: &DatapathError) {
+        tracing::error!("{error}");
+        if self.retry.is_none() {
+            self.retry_after(MIN_RETRY_PAUSE);
+        }
+    }
+
+    fn retry_after(&mut self, pause: Duration) {
+        self.retry = Some(Retry { at: self.now() + pause, pause });
+    }
+
+    /// When [`Self::wake`] has something to do.
+    pub fn next_wake(&self) -> Option<Instant> {
+        let held = self.core.wake(self.now());
+        let at = held.into_iter().chain(self.retry.map(|retry| retry.at)).min();
+        at.map(|at| self.clock + at)
+    }
+
+    /// Does what was to be done at this time.
+    pub fn wake(&mut self) {
+        match self.retry {
+            Some(retry) if retry.at <= self.now() => self.reconcile_anew(retry.pause),
+            _ => self.reconcile(),
+        }
+    }
+
+    /// Has the kernel make sure that the gateways are still there.
+    pub fn check_gateways(&mut self) {
+        for &(ifindex, gateway) in self.in_force.iter().flat_map(|desired| &desired.gateways) {
+            let checked = match self.core.observed().neighbour(ifindex, gateway) {
+                Some(Neighbour::Known { .. }) => routing::check_gateway(ifindex, gateway),
+                Some(Neighbour::Failed) | None => routing::keep_gateway(ifindex, gateway),
+            };
+            if let Err(error) = checked {
                 tracing::warn!("{error}");
             }
         }
     }
 
-    fn log_changes(&self, desired: &Desired) {
+    /// Notes what is in force now, and tells what has changed for people.
+    fn put_on_record(&mut self, desired: Desired) {
         for view in &desired.views {
             let before = self.in_force.as_ref().and_then(|d| d.views.iter().find(|v| v.name == view.name));
             if before.is_none_or(|b| (b.state, &b.reason) != (view.state, &view.reason)) {
                 tracing::info!("uplink {} is {}: {}", view.name, view.state, view.reason);
             }
         }
+        self.in_force = Some(desired);
     }
 
-    /// Reads the configuration again and puts the difference in force. An error changes nothing.
+    /// Reads the configuration again and puts the difference in force. An error changes nothing: what was done until then is taken back.
     pub fn reload(&mut self) -> Result<Reloaded, ControlError> {
         let loaded =
             config::load(&self.config_path).map_err(|error| ControlError::Invalid(one_line(&error.to_string())))?;
-        let changed = differences(&self.config, &loaded.config);
+        let changed = differences(self.core.config(), &loaded.config);
         let warnings = loaded.warnings.iter().map(|w| format!("line {}: {}", w.line, w.message)).collect();
-        self.config = loaded.config;
-        let gone = self.indices.assign(&self.config);
-        // The records of uplinks that are gone are freed, and their flows removed, before an index serves a new one.
-        if let Some(in_force) = &mut self.in_force {
-            for index in gone {
-                in_force.uplinks.remove(&index);
-                if let Err(error) = self.datapath.apply(&reconcile::Action::RemoveUplink(index)) {
-                    tracing::error!("{error}");
+        let former = self.core.clone();
+        self.core.configure(loaded.config);
+        let desired = self.core.desired(self.now());
+        let actions = reconcile::plan(self.in_force.as_ref(), &desired);
+        let mut done = 0;
+        let outcome = actions.iter().try_for_each(|action| {
+            done += 1;
+            self.datapath.apply(action)
+        });
+        if let Err(error) = outcome {
+            self.core = former;
+            if let Some(before) = &self.in_force {
+                for action in reconcile::back(before, &desired, &actions[..done]) {
+                    if let Err(error) = self.datapath.apply(&action) {
+                        tracing::error!("{error}");
+                        self.retry = Some(Retry { at: self.now(), pause: MIN_RETRY_PAUSE });
+                    }
                 }
             }
+            return Err(ControlError::Internal(format!("{error}; the configuration that was in force stays")));
         }
-        self.reconcile();
+        self.put_on_record(desired);
         Ok(Reloaded { changed, warnings })
     }
 
@@ -167,9 +243,9 @@ impl Controller {
             Command::SetDrain(name, drain, reply) => {
                 let result = self.known(&name).map(|()| {
                     if drain {
-                        self.overrides.drained.insert(name)
+                        self.core.overrides_mut().drained.insert(name)
                     } else {
-                        self.overrides.drained.remove(&name)
+                        self.core.overrides_mut().drained.remove(&name)
                     };
                     self.reconcile();
                 });
@@ -178,8 +254,8 @@ impl Controller {
             Command::SetHealth(name, health, reply) => {
                 let result = self.known(&name).map(|()| {
                     match health {
-                        HealthOverride::Auto => self.overrides.health.remove(&name),
-                        by_hand => self.overrides.health.insert(name, by_hand),
+                        HealthOverride::Auto => self.core.overrides_mut().health.remove(&name),
+                        by_hand => self.core.overrides_mut().health.insert(name, by_hand),
                     };
                     self.reconcile();
                 });
@@ -196,7 +272,7 @@ impl Controller {
     }
 
     fn set_weights(&mut self, request: &WeightsRequest) -> Result<(), ControlError> {
-        let mut weights = self.overrides.weights.clone();
+        let mut weights = self.core.overrides().weights.clone();
         for (name, &weight) in &request.weights {
             self.known(name)?;
             let weight = u16::try_from(weight).map_err(|_| {
@@ -212,16 +288,16 @@ impl Controller {
                 ))
             })?;
         }
-        self.overrides.weights = weights;
+        self.core.overrides_mut().weights = weights;
         self.reconcile();
         Ok(())
     }
 
     fn known(&self, name: &str) -> Result<(), ControlError> {
-        if self.config.uplink_index(name).is_some() {
+        if self.core.config().uplink_index(name).is_some() {
             return Ok(());
         }
-        let names: Vec<&str> = self.config.uplinks.iter().map(|u| u.name.as_str()).collect();
+        let names: Vec<&str> = self.core.config().uplinks.iter().map(|u| u.name.as_str()).collect();
         Err(ControlError::NotFound(format!("there is no uplink {name:?}; the uplinks are {}", names.join(", "))))
     }
 
@@ -236,11 +312,11 @@ impl Controller {
         let hooks: BTreeMap<String, &'static str> = uplinks
             .iter()
             .map(|view| {
-                let ifindex = self.observed.link_named(&view.interface).map_or(0, |link| link.ifindex);
+                let ifindex = self.core.observed().link_named(&view.interface).map_or(0, |link| link.ifindex);
                 (view.name.clone(), hook(ifindex))
             })
             .collect();
-        Views { mode: self.config.datapath.mode.as_str(), uplinks, hooks }
+        Views { mode: self.core.config().datapath.mode.as_str(), uplinks, hooks }
     }
 
     /// One line about what is in force.
@@ -286,9 +362,9 @@ fn differences(old: &Config, new: &Config) -> Vec<String> {
     changed("lan", old.lan != new.lan);
     changed("datapath", old.datapath != new.datapath);
     let named = |config: &Config| {
-        let names = config.default_policy.members.iter();
-        let names = names.filter_map(|(i, weight)| Some((config.uplinks.get(*i)?.name.clone(), *weight)));
-        (names.collect::<BTreeMap<_, _>>(), config.default_policy.hash)
+        let name = |(i, weight): &(usize, u16)| Some((config.uplinks.get(*i)?.name.clone(), *weight));
+        let tier = |members: &Vec<(usize, u16)>| members.iter().filter_map(name).collect::<BTreeMap<_, _>>();
+        (config.default_policy.tiers.iter().map(tier).collect::<Vec<_>>(), config.default_policy.hash)
     };
     changed("policy default", named(old) != named(new));
     // An index says nothing once uplinks have come or gone: compared are the uplinks that are meant.

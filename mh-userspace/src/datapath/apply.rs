@@ -95,7 +95,8 @@ impl Datapath {
             Action::SetForward(port, to) => tables.set_forward(port, to),
             Action::RemoveForward(port) => tables.remove_forward(port),
             Action::SetRouting(routing) => routing::apply(routing),
-            Action::Resolve(ifindex, gateway) => routing::resolve(*ifindex, *gateway),
+            Action::KeepGateway(ifindex, gateway) => routing::keep_gateway(*ifindex, *gateway),
+            Action::LeaveGateway(ifindex, gateway) => routing::leave_gateway(*ifindex, *gateway),
             Action::RemoveUplink(index) => {
                 tables
                     .pools

@@ -12,12 +12,15 @@ use crate::rig::{TC_DROP, TC_NEXT, TC_REDIRECT};
 const DHCP: u16 = 68;
 
 impl Model {
-    /// A packet at TC egress of an uplink, with the value of its mark.
-    pub fn egress(&mut self, uplink: u8, with: u32, frame: &Frame, now: Tick, lot: Lot<'_>) -> Expected {
+    /// A packet at TC egress of an uplink, with the value of its mark. `own`: the machine has made it, and does not forward it.
+    pub fn egress(&mut self, uplink: u8, with: u32, own: bool, frame: &Frame, now: Tick, lot: Lot<'_>) -> Expected {
         self.forget_touched();
         let untouched = Expected { code: TC_NEXT, verdict: "", mark: with, frame: frame.clone() };
         if with == mark::DONE {
             return untouched;
+        }
+        if own && with == mark::FIRST_UPLINK + u32::from(uplink) {
+            return Expected { verdict: "pass_host", ..untouched };
         }
         match self.leave(uplink, with, frame, now, lot) {
             Ok(sent) => sent,

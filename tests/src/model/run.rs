@@ -138,6 +138,7 @@ impl World<'_> {
             Hook::Xdp => self.rig.xdp(interface, &bytes)?,
             Hook::Tc => self.rig.tc(interface, &bytes)?,
             Hook::Egress(mark) => self.rig.egress(interface, mark << MARK_SHIFT, &bytes)?,
+            Hook::Forwarded(mark) => self.rig.egress_forwarded(interface, mark << MARK_SHIFT, &bytes)?,
         };
         let until = flows::now();
         // Rarely, the clock has ticked in spite of the margin: before, after, or between two programs.
@@ -152,7 +153,8 @@ impl World<'_> {
             let model = &mut self.model;
             let expected = match (hook, side) {
                 (Hook::Xdp, _) => model.xdp(side, frame, tick),
-                (Hook::Egress(mark), Side::Egress(uplink)) => model.egress(uplink, mark, frame, tick, &lot),
+                (Hook::Egress(mark), Side::Egress(uplink)) => model.egress(uplink, mark, true, frame, tick, &lot),
+                (Hook::Forwarded(mark), Side::Egress(uplink)) => model.egress(uplink, mark, false, frame, tick, &lot),
                 _ => model.tc(side, frame, tick, &lot),
             };
             if until != now {

@@ -54,8 +54,10 @@ pub enum Hook {
     Xdp,
     /// That at TC ingress.
     Tc,
-    /// That at TC egress, with this value in the mark.
+    /// That at TC egress, with this value in the mark, on what the machine itself sends.
     Egress(u32),
+    /// The same on what the kernel forwards.
+    Forwarded(u32),
 }
 
 /// What happens next.
@@ -175,7 +177,8 @@ impl Steps {
                 let fragmented = frame.part != Part::Whole && !self.random.one_in(8);
                 let other = self.random.of(&[mark::DONE, mark::FIRST_UPLINK, mark::FIRST_UPLINK + 1]);
                 let own = if fragmented { mark::FIRST_UPLINK + u32::from(uplink) } else { mark::NONE };
-                Hook::Egress(if self.random.one_in(20) { other } else { own })
+                let value = if self.random.one_in(20) { other } else { own };
+                if value == mark::NONE || self.random.one_in(20) { Hook::Egress(value) } else { Hook::Forwarded(value) }
             }
             _ if frame.part == Part::Whole && self.random.one_in(5) => Hook::Xdp,
             _ => Hook::Tc,

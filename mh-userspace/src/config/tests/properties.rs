@@ -11,8 +11,8 @@ use proptest::sample::{Index, select, subsequence};
 
 use super::super::schema::{SECTIONS, Section};
 use super::super::{
-    AddressRange, Config, Datapath, Filtering, Forward, ForwardProtocol, HashMode, InterfacePattern, Limits, Mode,
-    MssClamp, Nat, OnDown, Policy, PortRange, Timeouts, Uplink, parse,
+    AddressRange, Config, Damping, Datapath, Filtering, Forward, ForwardProtocol, HashMode, InterfacePattern, Limits,
+    Mode, MssClamp, Nat, OnDown, Policy, PortRange, Timeouts, Uplink, parse,
 };
 use super::{ONE_UPLINK, faults, loaded};
 
@@ -22,12 +22,10 @@ fn render(config: &Config) -> String {
     let lan: Vec<String> = config.lan.iter().map(|p| format!("\"{p}\"")).collect();
     let datapath = &config.datapath;
     let timeouts = &config.timeouts;
-    let members: Vec<String> = config
-        .default_policy
-        .members
-        .iter()
-        .map(|(index, weight)| format!("{} = {weight}", config.uplinks[*index].name))
-        .collect();
+    let member = |(index, weight): &(usize, u16)| format!("{} = {weight}", config.uplinks[*index].name);
+    let tier = |members: &Vec<(usize, u16)>| members.iter().map(member).collect::<Vec<_>>().join(", ");
+    let tiers: Vec<String> =
+        config.default_policy.tiers.iter().map(|members| format!("{{ {} }}", tier(members))).collect();
     writeln!(text, "lan = [{}]", lan.join(", ")).unwrap();
     writeln!(
         text,
@@ -35,13 +33,8 @@ fn render(config: &Config) -> String {
         datapath.mode, datapath.conntrack_entries, datapath.bindings, datapath.mark_mask, datapath.host_traffic
     )
     .unwrap();
-    writeln!(
-        text,
-        "[policy.default]\ntiers = [{{ {} }}]\nhash = \"{}\"",
-        members.join(", "),
-        config.default_policy.hash
-    )
-    .unwrap();
+    writeln!(text, "[policy.default]\ntiers = [{}]\nhash = \"{}\"", tiers.join(", "), config.default_policy.hash)
+        .unwrap();
     for uplink in &config.uplinks {
         writeln!(
             text,
@@ -49,6 +42,10 @@ fn render(config: &Config) -> String {
             uplink.name, uplink.interface, uplink.weight, uplink.ports, uplink.on_down, uplink.nat
         )
         .unwrap();
+        let damping = uplink.damping;
+        let (within, hold) = (damping.within.as_secs(), damping.hold.as_secs());
+        writeln!(text, "damping = {{ losses = {}, within = \"{within}s\", hold = \"{hold}s\" }}", damping.losses)
+            .unwrap();
         match uplink.mss_clamp {
             MssClamp::Bytes(bytes) => writeln!(text, "mss_clamp = {bytes}").unwrap(),
             word => writeln!(text, "mss_clamp = \"{word}\"").unwrap(),
@@ -176,9 +173,9 @@ fn mss_clamp() -> impl Strategy<Value = MssClamp> {
 fn uplink(name: String, interface: String) -> impl Strategy<Value = Uplink> {
     (
         (option::of(unicast()), vec(address_range(), 0..4), any::<u16>()),
-        (port_range(), select(OnDown::ALL), mss_clamp(), any::<bool>()),
+        (port_range(), select(OnDown::ALL), mss_clamp(), any::<bool>(), damping()),
     )
-        .prop_map(move |((gateway, addresses, weight), (ports, on_down, mss_clamp, nat))| Uplink {
+        .prop_map(move |((gateway, addresses, weight), (ports, on_down, mss_clamp, nat, damping))| Uplink {
             name: name.clone(),
             interface: interface.clone(),
             gateway: gateway.filter(|gateway| !addresses.iter().any(|range| range.contains(*gateway))),
@@ -188,7 +185,16 @@ fn uplink(name: String, interface: String) -> impl Strategy<Value = Uplink> {
             on_down,
             mss_clamp,
             nat,
+            damping,
         })
+}
+
+fn damping() -> impl Strategy<Value = Damping> {
+    (0..=100_u16, 1..=86_400_u64, 1..=86_400_u64).prop_map(|(losses, within_s, hold_s)| Damping {
+        losses,
+        within: Duration::from_secs(within_s),
+        hold: Duration::from_secs(hold_s),
+    })
 }
 
 fn uplinks() -> impl Strategy<Value = Vec<Uplink>> {
@@ -226,16 +232,17 @@ fn timeouts() -> impl Strategy<Value = Timeouts> {
 
 fn configs() -> impl Strategy<Value = Config> {
     let lan = btree_set("(l[a-km-z0-9._-]{1,13}|vlan\\*|x[a-z]{0,10}\\*)", 1..4);
-    let policy = (vec((any::<Index>(), any::<u16>()), 1..8), select(HashMode::ALL));
+    let policy = (vec((any::<Index>(), any::<u16>(), 0..3_usize), 1..8), select(HashMode::ALL));
     (lan, datapath(), uplinks(), policy, forwards(), nat_and_limits(), timeouts()).prop_map(
         |(lan, datapath, uplinks, (named, hash), forwards, (nat, limits), timeouts)| {
-            let mut members: Vec<(usize, u16)> = Vec::new();
-            for (index, weight) in named {
+            let mut tiers: Vec<Vec<(usize, u16)>> = vec![Vec::new(); 3];
+            for (index, weight, tier) in named {
                 let index = index.index(uplinks.len());
-                if !members.iter().any(|(member, _)| *member == index) {
-                    members.push((index, weight));
+                if !tiers.iter().flatten().any(|(member, _)| *member == index) {
+                    tiers[tier].push((index, weight));
                 }
             }
+            tiers.retain(|members| !members.is_empty());
             let lan: Vec<InterfacePattern> =
                 lan.iter().filter(|name| name.as_str() != "lo").map(|name| name.parse().unwrap()).collect();
             Config {
@@ -243,7 +250,7 @@ fn configs() -> impl Strategy<Value = Config> {
                 datapath,
                 forwards: on_uplinks(forwards, &uplinks),
                 uplinks,
-                default_policy: Policy { members, hash },
+                default_policy: Policy { tiers, hash },
                 nat,
                 limits,
                 timeouts,
@@ -302,6 +309,9 @@ fn place_of(section: &Section) -> (&'static str, &'static str) {
         "at the top level, above the first [section]" => ("", "at the top level"),
         "in [datapath]" => ("[datapath]\n", "in [datapath]"),
         "in [uplink.NAME]" => ("[uplink.isp1]\ninterface = \"wan1\"\n", "in [uplink.isp1]"),
+        "in [uplink.NAME.damping]" => {
+            ("[uplink.isp1]\ninterface = \"wan1\"\n[uplink.isp1.damping]\n", "in [uplink.isp1.damping]")
+        }
         "in [policy.NAME]" => ("[policy.default]\n", "in [policy.default]"),
         "in [[forward]]" => ("[[forward]]\n", "in [[forward]]"),
         "in [nat]" => ("[nat]\n", "in [nat]"),
