@@ -64,7 +64,11 @@ macro_rules! tc_stage {
         #[classifier]
         pub fn $name(ctx: TcContext) -> i32 {
             let mut frame = TcFrame::<$egress>::new(ctx);
-            let outcome = track::staged(&mut frame, $headers, $run);
+            // VERIFIER: no closure: a large one is not inlined, and no function but a program's own may make tail calls.
+            let outcome = match track::staged(&mut frame, $headers) {
+                Ok(scene) => $run(&mut frame, &scene),
+                Err(verdict) => Err(verdict),
+            };
             count::finish(&mut frame, outcome)
         }
     };

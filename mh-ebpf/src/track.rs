@@ -218,17 +218,13 @@ pub fn attend<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -
     forward::forward_on::<Fam, false>(frame, &packet, &hit, note, scene)
 }
 
-/// Begins a stage: looks around, makes the first `headers` bytes readable, and goes on with `run` if the packet is IPv4.
+/// Begins a stage: looks around and makes the first `headers` bytes readable. Fails with a verdict if the packet is not IPv4.
 #[inline(always)]
-pub fn staged<const EGRESS: bool>(
-    frame: &mut TcFrame<EGRESS>,
-    headers: usize,
-    run: impl FnOnce(&mut TcFrame<EGRESS>, &Scene) -> Result<Sent, Verdict>,
-) -> Result<Sent, Verdict> {
+pub fn staged<const EGRESS: bool>(frame: &mut TcFrame<EGRESS>, headers: usize) -> Result<Scene, Verdict> {
     let scene = Scene::new(frame)?;
     frame.pull(headers);
     match parse::network_protocol(frame, &scene.interface)? {
-        V4::ETHERTYPE => run(frame, &scene),
+        V4::ETHERTYPE => Ok(scene),
         other => Err(parse::not_translated(other)),
     }
 }

@@ -151,15 +151,14 @@ fn default_policy(root: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut R
     policy
 }
 
+/// Indices of uplinks with weights.
+type Tier = Vec<(usize, u16)>;
+
 /// The tiers; `None` if the key is left out or too wrong to go on.
-fn tiers(
-    table: &Table<'_, '_>,
-    uplinks: &[PlacedUplink],
-    report: &mut Report,
-) -> Option<Placed<Vec<Vec<(usize, u16)>>>> {
+fn tiers(table: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut Report) -> Option<Placed<Vec<Tier>>> {
     let (key, value) = table.get(schema::TIERS)?;
     let list = list_of(schema::TIERS, schema::TIERS_WANTS, value, report)?;
-    let mut tiers: Vec<Vec<(usize, u16)>> = Vec::new();
+    let mut tiers: Vec<Tier> = Vec::new();
     for tier in list {
         let entries = entries_of("a tier", "such as { isp1 = 2, isp2 = 1 }", tier, report)?;
         if entries.is_empty() {

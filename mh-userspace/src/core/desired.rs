@@ -238,7 +238,8 @@ impl Desired {
         for address in condition.addresses.iter().flat_map(|range| range.addresses()) {
             *self.outside.entry(address).or_default() |= 1 << index;
         }
-        if link.is_some_and(|link| link.up) {
+        // By Ethernet without a gateway there is no way out.
+        if link.is_some_and(|link| link.up && (condition.gateway.is_some() || link.mac.is_none())) {
             self.routing.uplinks.insert(index, Way { ifindex: condition.ifindex, gateway: condition.gateway });
         }
     }
