@@ -186,6 +186,11 @@ pub mod mark {
     pub const DONE: u32 = 63;
     /// How many bits the values take.
     pub const BITS: u32 = 6;
+
+    /// The mark of the uplink with this index, as it stands in packets: under the mask of the bits that are mh's.
+    pub const fn of_uplink(index: u8, mask: u32) -> u32 {
+        (FIRST_UPLINK + index as u32) << mask.trailing_zeros() & mask
+    }
 }
 
 /// What is decided when the datapath is set up, and mostly read for new flows only. 64 bytes.

@@ -12,16 +12,20 @@ use std::{
 
 use mh_userspace::control::{
     api::{
-        Backend, Binding, ControlError, Count, Flow, FlowFilter, HealthOverride, Reloaded, Stats, Status, Version,
-        Weight, WeightsRequest,
+        Backend, Binding, ControlError, Count, EventKind, Flow, FlowFilter, HealthOverride, Reloaded, Stats, Status,
+        Version, Weight, WeightsRequest,
     },
-    client::Client,
+    client::{Client, ClientError},
+    events::{EventLog, Happening, MAX_FOLLOWERS},
     server,
 };
 use tokio::sync::oneshot;
 
 /// Knows one uplink, isp1, and a number of flows.
-struct Fake;
+#[derive(Default)]
+struct Fake {
+    events: EventLog,
+}
 
 fn known(uplink: &str) -> Result<(), ControlError> {
     if uplink == "isp1" { Ok(()) } else { Err(ControlError::NotFound(format!("there is no uplink {uplink:?}"))) }
@@ -88,6 +92,9 @@ impl Backend for Fake {
     async fn stats(&self) -> Result<Stats, ControlError> {
         nothing()
     }
+    fn event_log(&self) -> &EventLog {
+        &self.events
+    }
     async fn reload(&self) -> Result<Reloaded, ControlError> {
         Err(ControlError::Invalid("mh.toml:1:1: bad".to_owned()))
     }
@@ -101,16 +108,24 @@ impl Backend for Fake {
 
 /// Runs a test beside a server on a socket in a directory of its own.
 fn served<T>(test: impl AsyncFnOnce(PathBuf) -> T) -> T {
+    served_with_events(async |path, _| test(path).await)
+}
+
+/// The same, with the events that the server tells; they end with the test.
+fn served_with_events<T>(test: impl AsyncFnOnce(PathBuf, EventLog) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("deeper").join("mhd.sock");
         let listener = server::bind(&path).unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
-        let task = tokio::spawn(server::serve(listener, Arc::new(Fake), async move {
+        let fake = Fake::default();
+        let events = fake.events.clone();
+        let task = tokio::spawn(server::serve(listener, Arc::new(fake), async move {
             let _ = stopped.await;
         }));
-        let result = test(path.clone()).await;
+        let result = test(path.clone(), events.clone()).await;
+        events.close();
         drop(stop);
         task.await.unwrap().unwrap();
         assert!(!path.exists(), "the socket's file goes with the server");
@@ -148,6 +163,8 @@ fn bad_requests_get_their_reason_as_json() {
             ("GET /v1/flows?colour=red HTTP/1.1\r\nhost: mh\r\n\r\n", "400", "colour"),
             ("POST /v1/reload HTTP/1.1\r\nhost: mh\r\ncontent-length: 0\r\n\r\n", "400", "mh.toml:1:1"),
             ("POST /v1/detach HTTP/1.1\r\nhost: mh\r\ncontent-length: 0\r\n\r\n", "409", "ending"),
+            ("GET /v1/events?since=never HTTP/1.1\r\nhost: mh\r\n\r\n", "400", "since"),
+            ("GET /v1/events?until=1 HTTP/1.1\r\nhost: mh\r\n\r\n", "400", "until"),
             ("GET /v1/stats HTTP/1.1\r\nhost: mh\r\n\r\n", "500", "not asked for"),
         ] {
             let answer = raw(&path, request).await;
@@ -203,6 +220,67 @@ fn a_living_daemon_is_refused_and_a_dead_ones_socket_is_replaced() {
     });
 }
 
+fn warning(text: &str) -> Happening {
+    Happening::new(EventKind::Warning, text)
+}
+
+#[test]
+fn events_are_listed_and_followed() {
+    served_with_events(async |path, events| {
+        let client = Client::new(&path);
+        assert_eq!(client.events(None).await.unwrap(), []);
+        events.push(warning("one"));
+        events.push(warning("two"));
+        let reasons = |list: Vec<mh_userspace::control::api::Event>| -> Vec<String> {
+            list.into_iter().map(|event| event.reason).collect()
+        };
+        assert_eq!(reasons(client.events(None).await.unwrap()), ["one", "two"]);
+        assert_eq!(reasons(client.events(Some(1)).await.unwrap()), ["two"]);
+        // Each event that is seen makes the next one: so they are told as they happen, and the last one ends it.
+        let mut seen = Vec::new();
+        let log = events.clone();
+        let followed: Result<(), ClientError> = client
+            .follow_events(Some(1), |event| {
+                seen.push(event.reason);
+                match seen.len() {
+                    4 => log.close(),
+                    n => log.push(warning(&format!("after {n}"))),
+                }
+                Ok(())
+            })
+            .await;
+        followed.unwrap();
+        assert_eq!(seen, ["two", "after 1", "after 2", "after 3"]);
+    });
+}
+
+#[test]
+fn followers_come_and_go_and_are_bounded() {
+    served_with_events(async |path, events| {
+        let follow = || {
+            let mut stream = UnixStream::connect(&path).unwrap();
+            stream.set_read_timeout(Some(std::time::Duration::from_secs(10))).unwrap();
+            stream.write_all(b"GET /v1/events?follow=true HTTP/1.1\r\nhost: mh\r\n\r\n").unwrap();
+            let mut head = [0; 12];
+            tokio::task::block_in_place(|| stream.read_exact(&mut head)).unwrap();
+            (stream, String::from_utf8(head.to_vec()).unwrap())
+        };
+        let mut followers: Vec<_> = (0..MAX_FOLLOWERS).map(|_| follow()).collect();
+        assert!(followers.iter().all(|(_, head)| head == "HTTP/1.1 200"), "{followers:?}");
+        assert_eq!(follow().1, "HTTP/1.1 409");
+        // None of them reads, and nobody else minds.
+        (0..5000).for_each(|n| events.push(warning(&format!("{n}: {}", "x".repeat(200)))));
+        assert_eq!(Client::new(&path).weights().await.unwrap().len(), 1);
+        // The place of one that goes away is free, though nothing happens that it could be told of.
+        followers.truncate(MAX_FOLLOWERS - 1);
+        while follow().1 != "HTTP/1.1 200" {
+            tokio::task::yield_now().await;
+        }
+        // Those that still don't read are cut when the server ends: see `served_with_events`.
+        std::mem::forget(followers);
+    });
+}
+
 fn mhctl(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_mhctl")).args(arguments).output().unwrap()
 }
@@ -245,6 +323,8 @@ fn mhctl_prints_tables_and_json() {
         );
         let json: serde_json::Value = serde_json::from_str(&run(&["weights", "--json"]).await.unwrap()).unwrap();
         assert_eq!(json[0]["weight"], 3);
+        assert_eq!(run(&["events"]).await.unwrap(), "TIME  UPLINK  STATE  REASON\n");
+        assert_eq!(run(&["events", "--json"]).await.unwrap(), "[]\n");
         assert_eq!(run(&["flows", "count", "--src", "192.168.1.0/24"]).await.unwrap(), "17\n");
     });
 }

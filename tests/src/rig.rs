@@ -188,7 +188,7 @@ impl Rig {
         indices.assign(&config);
         let named = ["isp1", "isp2"].into_iter().map(String::from).zip(weights);
         let overrides = Overrides { weights: named.collect(), ..Overrides::default() };
-        let mut core = Core::new(config, indices, overrides, datapath.neighbour_epoch()?);
+        let mut core = Core::new(config, indices, overrides, datapath.live()?.neighbour_epoch);
         core.observe(facts);
         let desired = core.desired(std::time::Duration::ZERO);
         let mut tables = Tables::open(pins)?;

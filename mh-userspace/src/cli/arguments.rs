@@ -60,6 +60,15 @@ pub enum Command {
     Bindings,
     /// Counters by uplink, verdict and drop reason, and how full the tables are.
     Stats,
+    /// What happened: changes of uplinks' states and why, reloads, warnings. mhd keeps the latest 1024.
+    Events {
+        /// Go on with what happens, until mhd ends; with --json, one document a line.
+        #[arg(long, short)]
+        follow: bool,
+        /// Only events after the one with this number.
+        #[arg(long, value_name = "SEQ")]
+        since: Option<u64>,
+    },
     /// Make mhd read its configuration again. A faulty one changes nothing.
     Reload,
     /// Check a configuration without touching anything.

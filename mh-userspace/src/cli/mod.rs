@@ -94,6 +94,20 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
         }
         Command::Bindings => output.show(&client.bindings().await?, |list, colour| render::bindings(list, colour)),
         Command::Stats => output.show(&client.stats().await?, render::stats),
+        Command::Events { follow: false, since } => {
+            output.show(&client.events(since).await?, |list, colour| render::events(list, colour))
+        }
+        Command::Events { follow: true, since } => {
+            if !output.json {
+                output.line(&render::event_head())?;
+            }
+            client
+                .follow_events(since, |event| match output.json {
+                    true => output.line(&serde_json::to_string(&event)?),
+                    false => output.line(&render::event(&event, output.colour)),
+                })
+                .await
+        }
         Command::Reload => output.show(&client.reload().await?, render::reloaded),
         Command::Check { file } => {
             let warnings = config::check(&file)?;
@@ -137,6 +151,13 @@ impl Output {
         } else {
             out.write_all(render(document, self.colour).as_bytes())?;
         }
+        Ok(out.flush()?)
+    }
+
+    /// One line, at once.
+    fn line(&self, line: &str) -> Result<(), CliError> {
+        let mut out = io::stdout().lock();
+        writeln!(out, "{line}")?;
         Ok(out.flush()?)
     }
 

@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
-use super::table::{Colour, Painted, Table};
-use crate::control::api::{Binding, Flow, Reloaded, Stats, Status, UplinkState, Weight};
+use super::table::{Cell, Colour, Painted, Table};
+use crate::control::api::{Binding, Event, EventKind, Flow, Reloaded, Stats, Status, UplinkState, Weight};
 
 fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
@@ -164,6 +164,56 @@ pub fn stats(stats: &Stats, colour: bool) -> String {
         maps.render(colour),
     ]
     .join("\n")
+}
+
+/// The columns of events.
+const EVENT_COLUMNS: [(&str, bool); 4] = [("TIME", false), ("UPLINK", false), ("STATE", false), ("REASON", false)];
+
+/// An event's uplink and state, or what else it is about.
+fn event_cells(event: &Event) -> (&str, Box<dyn Cell>) {
+    let uplink = event.uplink.as_deref().unwrap_or("-");
+    match (event.kind, event.state) {
+        (EventKind::Uplink, Some(now)) => (uplink, Box::new(state(now))),
+        (EventKind::Uplink, None) => (uplink, Box::new("removed")),
+        (EventKind::Start, _) => (uplink, Box::new("start")),
+        (EventKind::Stop, _) => (uplink, Box::new("stop")),
+        (EventKind::Reload, _) => (uplink, Box::new("reload")),
+        (EventKind::Detach, _) => (uplink, Box::new("detach")),
+        (EventKind::Warning, _) => (uplink, Box::new(Painted("warning", Colour::Yellow))),
+        (EventKind::Skipped, _) => (uplink, Box::new(Painted("skipped", Colour::Yellow))),
+    }
+}
+
+pub fn events(events: &[Event], colour: bool) -> String {
+    let mut table = Table::new(EVENT_COLUMNS);
+    for event in events {
+        let (uplink, state) = event_cells(event);
+        table.row([&event.time, &uplink, state.as_ref(), &event.reason]);
+    }
+    table.render(colour)
+}
+
+/// The widths of all columns of events but the last, where events are printed as they come and no table can be laid out.
+const EVENT_WIDTHS: [usize; 3] = [24, 10, 8];
+
+/// The head above lines of [`event`].
+pub fn event_head() -> String {
+    let [time, uplink, state] = EVENT_WIDTHS;
+    let [(a, _), (b, _), (c, _), (d, _)] = EVENT_COLUMNS;
+    format!("{a:<time$}  {b:<uplink$}  {c:<state$}  {d}")
+}
+
+/// One event on one line.
+pub fn event(event: &Event, colour: bool) -> String {
+    let [time, uplink, width] = EVENT_WIDTHS;
+    let (name, state) = event_cells(event);
+    // Padded before it is coloured.
+    let padded = format!("{:<width$}", state.text().to_string());
+    let padded = match state.colour() {
+        Some(paint) if colour => paint.paint(&padded),
+        _ => padded,
+    };
+    format!("{:<time$}  {name:<uplink$}  {padded}  {}", event.time, event.reason)
 }
 
 pub fn reloaded(reloaded: &Reloaded, _colour: bool) -> String {

@@ -22,6 +22,11 @@ pub enum Colour {
 }
 
 impl Colour {
+    /// A text in this colour.
+    pub fn paint(self, text: &str) -> String {
+        format!("{}{text}{PLAIN}", self.escape())
+    }
+
     /// The escape that begins it.
     fn escape(self) -> &'static str {
         match self {

@@ -7,8 +7,11 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+
+use super::probe::Probe;
 
 /// How many uplinks a config may have.
 pub const MAX_UPLINKS: usize = 32;
@@ -53,6 +56,8 @@ pub struct Config {
     pub limits: Limits,
     /// How long idle flows and bindings are kept.
     pub timeouts: Timeouts,
+    /// What is run when something changes.
+    pub hooks: Hooks,
 }
 
 impl Config {
@@ -280,6 +285,8 @@ pub struct Uplink {
     pub nat: bool,
     /// What keeps it from being used while it comes and goes.
     pub damping: Damping,
+    /// What tells whether it works; `None`: its link and its gateway alone.
+    pub probe: Option<Probe>,
 }
 
 /// Damping of an uplink that comes and goes: `[uplink.NAME.damping]`. Once it has been lost `losses` times within `within`, it is used again
@@ -497,5 +504,20 @@ impl Default for Timeouts {
             tcp_transitory: Duration::from_secs(240),
             icmp: Duration::from_secs(60),
         }
+    }
+}
+
+/// What is run when something changes: `[hooks]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hooks {
+    /// The program that is run for each event of an uplink: an absolute path.
+    pub on_change: Option<PathBuf>,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+impl Default for Hooks {
+    fn default() -> Self {
+        Self { on_change: None, timeout: Duration::from_secs(10) }
     }
 }

@@ -3,10 +3,15 @@
 //! Reading goes on after a fault, with a default in place of the faulty value, so that one run finds every fault; the [`Report`]
 //! keeps them, and its caller drops the config if there are any.
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
 use toml::de::DeTable;
 
 use super::fault::Report;
-use super::model::{Config, Datapath, HashMode, InterfaceNameError, InterfacePattern, Limits, Nat, Policy, Timeouts};
+use super::model::{
+    Config, Datapath, HashMode, Hooks, InterfaceNameError, InterfacePattern, Limits, Nat, Policy, Timeouts,
+};
 use super::table::{Placed, Table, dotted, entries_of, in_file_order, list_of, read_as, refuse};
 use super::uplinks::{PlacedUplink, index_of};
 use super::value::{describe, quoted};
@@ -23,6 +28,7 @@ pub(super) fn config(document: &DeTable<'_>, report: &mut Report) -> Config {
     let nat = nat(&root, report);
     let limits = limits(&root, report);
     let timeouts = timeouts(&root, report);
+    let hooks = hooks(&root, report);
     Config {
         lan,
         datapath,
@@ -32,6 +38,7 @@ pub(super) fn config(document: &DeTable<'_>, report: &mut Report) -> Config {
         nat,
         limits,
         timeouts,
+        hooks,
     }
 }
 
@@ -229,4 +236,33 @@ fn timeouts(root: &Table<'_, '_>, report: &mut Report) -> Timeouts {
         }
     }
     timeouts
+}
+
+fn hooks(root: &Table<'_, '_>, report: &mut Report) -> Hooks {
+    let mut hooks = Hooks::default();
+    let Some(table) = root.child(schema::HOOKS_TABLE, &schema::HOOKS, report) else {
+        return hooks;
+    };
+    if let Some(program) = table.read(&schema::ON_CHANGE, report) {
+        if let Some(trouble) = trouble_with_program(&program.value) {
+            report.warning(program.at, format!("{} {trouble}", quoted(&program.value.to_string_lossy())));
+        }
+        hooks.on_change = Some(program.value);
+    }
+    if let Some(timeout) = table.read(&schema::HOOK_TIMEOUT, report) {
+        hooks.timeout = timeout.value;
+    }
+    hooks
+}
+
+/// Why a program can't be run, and the mend.
+fn trouble_with_program(path: &Path) -> Option<String> {
+    match std::fs::metadata(path) {
+        Err(error) => Some(format!("can't be run: {error}; changes are not told to anybody until it is there")),
+        Ok(data) if !data.is_file() => Some("is no file; name a program".to_owned()),
+        Ok(data) if data.permissions().mode() & 0o111 == 0 => {
+            Some("is not executable; make it so with: chmod +x".to_owned())
+        }
+        Ok(_) => None,
+    }
 }

@@ -6,6 +6,7 @@
 //! used. `docs/config.md` describes each; a test holds the two together.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::de::DeValue;
@@ -13,6 +14,8 @@ use toml::de::DeValue;
 use super::model::{
     AddressRange, Filtering, ForwardProtocol, HashMode, MAX_LOSSES, Mode, MssClamp, OnDown, PortRange, Timeouts,
 };
+use super::probe::{ProbeTarget, Share};
+use super::probes::{self, Quorum};
 use super::value::{self, Mismatch, Target};
 
 /// A key whose value is read in one piece.
@@ -71,8 +74,21 @@ impl<T> Scalar<T> {
 }
 
 /// Every section that this version reads.
-pub(super) const SECTIONS: &[&Section] =
-    &[&ROOT, &DATAPATH, &UPLINK, &DAMPING, &POLICY, &FORWARD, &NAT_SECTION, &LIMITS, &TIMEOUTS];
+pub(super) const SECTIONS: &[&Section] = &[
+    &ROOT,
+    &DATAPATH,
+    &UPLINK,
+    &DAMPING,
+    &PROBE,
+    &LOSS,
+    &LATENCY,
+    &POLICY,
+    &FORWARD,
+    &NAT_SECTION,
+    &LIMITS,
+    &TIMEOUTS,
+    &HOOKS,
+];
 
 // The top level.
 
@@ -86,6 +102,7 @@ pub(super) const FORWARD_TABLE: &str = "forward";
 pub(super) const NAT_TABLE: &str = "nat";
 pub(super) const LIMITS_TABLE: &str = "limits";
 pub(super) const TIMEOUTS_TABLE: &str = "timeouts";
+pub(super) const HOOKS_TABLE: &str = "hooks";
 
 pub(super) const ROOT: Section = Section {
     place: "at the top level, above the first [section]",
@@ -98,9 +115,9 @@ pub(super) const ROOT: Section = Section {
         now(NAT_TABLE),
         now(LIMITS_TABLE),
         now(TIMEOUTS_TABLE),
+        now(HOOKS_TABLE),
         later_each("rule"),
         later_each("set"),
-        later("hooks"),
         later("metrics"),
     ],
 };
@@ -178,7 +195,7 @@ pub(super) const UPLINK: Section = Section {
         MSS_CLAMP.entry(),
         NAT.entry(),
         now(DAMPING_TABLE),
-        later("probe"),
+        now(PROBE_TABLE),
         later("gateway6"),
         later("address6"),
         later("nptv6"),
@@ -200,6 +217,80 @@ pub(super) const HOLD: Scalar<Duration> = Scalar { name: "hold", wants: WITHIN.w
 
 pub(super) const DAMPING: Section =
     Section { place: "in [uplink.NAME.damping]", entries: &[LOSSES.entry(), WITHIN.entry(), HOLD.entry()] };
+
+// [uplink.NAME.probe]
+
+pub(super) const PROBE_TABLE: &str = "probe";
+pub(super) const TARGETS: &str = "targets";
+/// What `targets` must be.
+pub(super) const TARGETS_WANTS: &str = "a list of URLs such as [\"icmp://192.0.2.1\", \"tcp://192.0.2.9:443\"]";
+/// Each element of `targets`.
+pub(super) const TARGET: Scalar<ProbeTarget> = Scalar {
+    name: TARGETS,
+    wants: "URLs such as \"icmp://192.0.2.1\", \"tcp://192.0.2.9:443\", \"http://192.0.2.9/health\" or \
+            \"dns://192.0.2.53/example.org\"",
+    read: probes::target,
+};
+pub(super) const QUORUM: Scalar<Quorum> =
+    Scalar { name: "quorum", wants: "a whole number from 1 to 64, \"any\" or \"all\"", read: probes::quorum };
+pub(super) const INTERVAL: Scalar<Duration> = Scalar {
+    name: "interval",
+    wants: "a duration in quotes from \"10ms\" to \"1h\", such as \"500ms\"",
+    read: probes::interval,
+};
+pub(super) const TIMEOUT: Scalar<Duration> = Scalar {
+    name: "timeout",
+    wants: "a duration in quotes from \"1ms\" to \"1m\", such as \"400ms\"",
+    read: probes::up_to_a_minute,
+};
+pub(super) const DOWN: Scalar<u32> = Scalar { name: "down", wants: ROUNDS_WANTS, read: probes::rounds };
+pub(super) const UP: Scalar<u32> = Scalar { name: "up", wants: ROUNDS_WANTS, read: probes::rounds };
+const ROUNDS_WANTS: &str = "a whole number from 1 to 1000";
+pub(super) const LOSS_TABLE: &str = "loss";
+pub(super) const LATENCY_TABLE: &str = "latency";
+
+pub(super) const PROBE: Section = Section {
+    place: "in [uplink.NAME.probe]",
+    entries: &[
+        now(TARGETS),
+        QUORUM.entry(),
+        INTERVAL.entry(),
+        TIMEOUT.entry(),
+        DOWN.entry(),
+        UP.entry(),
+        now(LOSS_TABLE),
+        now(LATENCY_TABLE),
+    ],
+};
+
+pub(super) const WINDOW: Scalar<u32> = Scalar { name: "window", wants: ROUNDS_WANTS, read: probes::rounds };
+
+/// The keys of a level at which there is a warning, and of one at which a target counts no more.
+pub(super) struct Levels<T> {
+    pub(super) warn: Scalar<T>,
+    pub(super) down: Scalar<T>,
+}
+
+pub(super) const LOSS_LEVELS: Levels<Share> = Levels {
+    warn: Scalar { name: "warn", wants: SHARE_WANTS, read: probes::share },
+    down: Scalar { name: "down", wants: SHARE_WANTS, read: probes::share },
+};
+const SHARE_WANTS: &str = "a percentage in quotes from \"0.01%\" to \"100%\", such as \"5%\"";
+
+pub(super) const LATENCY_LEVELS: Levels<Duration> = Levels {
+    warn: Scalar { name: "warn", wants: LATENCY_WANTS, read: probes::up_to_a_minute },
+    down: Scalar { name: "down", wants: LATENCY_WANTS, read: probes::up_to_a_minute },
+};
+const LATENCY_WANTS: &str = "a duration in quotes from \"1ms\" to \"1m\", such as \"200ms\"";
+
+pub(super) const LOSS: Section = Section {
+    place: "in [uplink.NAME.probe.loss]",
+    entries: &[WINDOW.entry(), LOSS_LEVELS.warn.entry(), LOSS_LEVELS.down.entry()],
+};
+pub(super) const LATENCY: Section = Section {
+    place: "in [uplink.NAME.probe.latency]",
+    entries: &[WINDOW.entry(), LATENCY_LEVELS.warn.entry(), LATENCY_LEVELS.down.entry()],
+};
 
 // [policy.NAME]
 
@@ -328,6 +419,21 @@ pub(super) const TIMEOUTS: Section = Section {
         TIMEOUT_KEYS[3].key.entry(),
     ],
 };
+
+// [hooks]
+
+pub(super) const ON_CHANGE: Scalar<PathBuf> = Scalar {
+    name: "on_change",
+    wants: "the absolute path of a program such as \"/etc/mh/on-change\"",
+    read: value::absolute_path,
+};
+pub(super) const HOOK_TIMEOUT: Scalar<Duration> = Scalar {
+    name: "timeout",
+    wants: "a duration in quotes from \"100ms\" to \"10m\", such as \"10s\"",
+    read: value::hook_timeout,
+};
+
+pub(super) const HOOKS: Section = Section { place: "in [hooks]", entries: &[ON_CHANGE.entry(), HOOK_TIMEOUT.entry()] };
 
 impl Section {
     /// The entry for `name`.

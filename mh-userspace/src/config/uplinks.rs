@@ -8,6 +8,7 @@ use super::model::{
     AddressRange, Damping, InterfacePattern, MAX_ADDRESS_RANGES, MAX_ADDRESSES, MAX_UPLINK_NAME, MAX_UPLINKS, MssClamp,
     OnDown, PortRange, Uplink,
 };
+use super::probes;
 use super::schema::{self, did_you_mean, nearest};
 use super::table::{Key, Table, Value, dotted, elements_or_value, entries_of, in_file_order, is_bare, read_as};
 use super::value::quoted;
@@ -92,6 +93,7 @@ fn uplink(name: &str, entry: (&Key<'_>, &Value<'_>), report: &mut Report) -> Pla
         mss_clamp: MssClamp::Auto,
         nat: true,
         damping: Damping::default(),
+        probe: None,
     };
     let mut interface_at = None;
     let path = dotted(schema::UPLINK_TABLE, name);
@@ -140,6 +142,9 @@ fn uplink(name: &str, entry: (&Key<'_>, &Value<'_>), report: &mut Report) -> Pla
             within: damping.read(&schema::WITHIN, report).map_or(default.within, |placed| placed.value),
             hold: damping.read(&schema::HOLD, report).map_or(default.hold, |placed| placed.value),
         };
+    }
+    if let Some(table) = table.child(schema::PROBE_TABLE, &schema::PROBE, report) {
+        uplink.probe = probes::probe(&table, report);
     }
     PlacedUplink { uplink, name_at, interface_at, ranges }
 }

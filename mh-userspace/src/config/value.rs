@@ -4,6 +4,7 @@
 //! fail otherwise. What may stand at a key is put in words once, in the schema.
 
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::Ipv4Net;
@@ -52,7 +53,8 @@ pub(super) fn quoted(text: &str) -> String {
     format!("{:?}", clipped(text))
 }
 
-fn clipped(text: &str) -> String {
+/// `text`, cut where it is too long for a message.
+pub(super) fn clipped(text: &str) -> String {
     const MOST_CHARS: usize = 60;
     match text.char_indices().nth(MOST_CHARS) {
         Some((end, _)) => format!("{}...", &text[..end]),
@@ -60,7 +62,8 @@ fn clipped(text: &str) -> String {
     }
 }
 
-fn text<'v>(value: &'v DeValue<'_>) -> Result<&'v str, Mismatch> {
+/// A string.
+pub(super) fn text<'v>(value: &'v DeValue<'_>) -> Result<&'v str, Mismatch> {
     value.as_str().ok_or(Mismatch::Type)
 }
 
@@ -126,7 +129,7 @@ fn one_address(text: &str) -> Result<Ipv4Addr, Mismatch> {
 }
 
 /// What `address` is if it can't be that of one other machine.
-fn not_unicast(address: Ipv4Addr) -> Option<&'static str> {
+pub(super) fn not_unicast(address: Ipv4Addr) -> Option<&'static str> {
     if address.is_unspecified() {
         Some("the unspecified address")
     } else if address.octets()[0] == 0 {
@@ -206,7 +209,8 @@ pub(super) fn ports(value: &DeValue<'_>) -> Result<PortRange, Mismatch> {
     }
 }
 
-fn port(digits: &str) -> Option<u16> {
+/// The number of a port, 1 to 65535.
+pub(super) fn port(digits: &str) -> Option<u16> {
     decimal(digits).and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0)
 }
 
@@ -251,6 +255,20 @@ fn duration_within(value: &DeValue<'_>, least: Duration, most: Duration) -> Resu
             if (least..=most).contains(&duration) { Ok(duration) } else { Err(Mismatch::Value) }
         },
     )
+}
+
+/// The time that a hook's program may take.
+pub(super) fn hook_timeout(value: &DeValue<'_>) -> Result<Duration, Mismatch> {
+    const LEAST: Duration = Duration::from_millis(100);
+    const MOST: Duration = Duration::from_secs(600);
+    let timeout = duration(value)?;
+    if (LEAST..=MOST).contains(&timeout) { Ok(timeout) } else { Err(Mismatch::Value) }
+}
+
+/// A path that does not depend on a working directory.
+pub(super) fn absolute_path(value: &DeValue<'_>) -> Result<PathBuf, Mismatch> {
+    let path = PathBuf::from(text(value)?);
+    if path.is_absolute() && !path.to_string_lossy().contains('\0') { Ok(path) } else { Err(Mismatch::Value) }
 }
 
 fn parse_duration(text: &str) -> Option<Duration> {

@@ -8,6 +8,8 @@ use std::{collections::BTreeMap, fmt, net::IpAddr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::events::EventLog;
+
 /// `GET /v1/status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -281,6 +283,61 @@ pub struct Version {
     pub kernel: String,
 }
 
+/// What an event is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EventKind {
+    /// An uplink's state, or the reason for it.
+    Uplink,
+    /// mhd is ready.
+    Start,
+    /// mhd ends; programs and maps stay.
+    Stop,
+    /// mhd read its configuration again, or refused to.
+    Reload,
+    /// mhd removed programs and maps, and ends.
+    Detach,
+    /// Something failed, or is not as it should be.
+    Warning,
+    /// Events before this one are not kept any more.
+    Skipped,
+}
+
+/// One event of `GET /v1/events`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Its number, from 1 at mhd's start.
+    pub seq: u64,
+    /// When it happened: RFC 3339, UTC, to the millisecond.
+    pub time: String,
+    /// The same in seconds since 1970.
+    pub time_s: f64,
+    /// What it is about.
+    pub kind: EventKind,
+    /// The uplink, if it is about one.
+    pub uplink: Option<String>,
+    /// The uplink's interface.
+    pub interface: Option<String>,
+    /// The uplink's state before; `null` if it had none.
+    pub previous_state: Option<UplinkState>,
+    /// The uplink's state from then on; `null` if it is configured no more, or if the event is not about an uplink.
+    pub state: Option<UplinkState>,
+    /// Why, or what happened.
+    pub reason: String,
+}
+
+/// Which events `GET /v1/events` is about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventsRequest {
+    /// Only those after the one with this number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<u64>,
+    /// Go on with those to come, one JSON document a line.
+    #[serde(default)]
+    pub follow: bool,
+}
+
 /// The body of every answer that is not a success.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ErrorBody {
@@ -331,6 +388,8 @@ pub trait Backend: Send + Sync + 'static {
     fn bindings(&self) -> impl Future<Output = Result<Vec<Binding>, ControlError>> + Send;
     /// `GET /v1/stats`.
     fn stats(&self) -> impl Future<Output = Result<Stats, ControlError>> + Send;
+    /// `GET /v1/events` is answered from here.
+    fn event_log(&self) -> &EventLog;
     /// `POST /v1/reload`.
     fn reload(&self) -> impl Future<Output = Result<Reloaded, ControlError>> + Send;
     /// `POST /v1/detach`: removes programs and maps; mhd then ends.

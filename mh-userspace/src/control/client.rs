@@ -7,14 +7,18 @@ use std::{
 };
 
 use http_body_util::{BodyExt as _, Full};
-use hyper::{Method, Request, body::Bytes, client::conn::http1};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    client::conn::http1,
+};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::api::{
-    Binding, Count, ErrorBody, Flow, FlowFilter, HealthOverride, Reloaded, Stats, Status, Version, Weight,
-    WeightsRequest,
+    Binding, Count, ErrorBody, Event, EventsRequest, Flow, FlowFilter, HealthOverride, Reloaded, Stats, Status,
+    Version, Weight, WeightsRequest,
 };
 
 /// How long an answer may take, a list of a million flows included.
@@ -109,6 +113,41 @@ impl Client {
         self.get("/v1/stats").await
     }
 
+    /// The events that mhd keeps; with `since`, only those after that number.
+    pub async fn events(&self, since: Option<u64>) -> Result<Vec<Event>, ClientError> {
+        self.get(&events_path(&EventsRequest { since, follow: false })).await
+    }
+
+    /// Calls `each` with every event that mhd keeps (with `since`: after that number), and then with each as it happens, until mhd ends
+    /// or `each` fails.
+    pub async fn follow_events<E: From<ClientError>>(
+        &self,
+        since: Option<u64>,
+        mut each: impl FnMut(Event) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let path = events_path(&EventsRequest { since, follow: true });
+        let stream = UnixStream::connect(&self.path).await.map_err(|error| self.unreachable(&error))?;
+        let begin = self.begin(stream, Method::GET, &path, None::<&()>);
+        let begun = tokio::time::timeout(TIMEOUT, begin).await;
+        let mut response = begun.map_err(|_| self.late())??;
+        if !response.status().is_success() {
+            let status = response.status();
+            let bytes =
+                response.into_body().collect().await.map_err(|error| self.broken(error.to_string()))?.to_bytes();
+            return Err(refusal(status, &bytes).into());
+        }
+        let mut pending = Vec::new();
+        while let Some(frame) = response.body_mut().frame().await {
+            let frame = frame.map_err(|error| self.broken(error.to_string()))?;
+            pending.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+            while let Some(end) = pending.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = pending.drain(..=end).collect();
+                each(serde_json::from_slice(&line).map_err(|error| self.broken(error.to_string()))?)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes mhd read its configuration again.
     pub async fn reload(&self) -> Result<Reloaded, ClientError> {
         self.send(Method::POST, "/v1/reload", None::<&()>).await
@@ -135,20 +174,30 @@ impl Client {
         body: Option<&impl Serialize>,
     ) -> Result<T, ClientError> {
         let stream = UnixStream::connect(&self.path).await.map_err(|error| self.unreachable(&error))?;
-        let exchange = self.exchange(stream, method, path, body);
+        let exchange = async {
+            let response = self.begin(stream, method, path, body).await?;
+            let status = response.status();
+            let bytes =
+                response.into_body().collect().await.map_err(|error| self.broken(error.to_string()))?.to_bytes();
+            if !status.is_success() {
+                return Err(refusal(status, &bytes));
+            }
+            serde_json::from_slice(&bytes).map_err(|error| self.broken(error.to_string()))
+        };
         match tokio::time::timeout(TIMEOUT, exchange).await {
             Ok(result) => result,
-            Err(_) => Err(self.broken(format!("none within {} s", TIMEOUT.as_secs()))),
+            Err(_) => Err(self.late()),
         }
     }
 
-    async fn exchange<T: DeserializeOwned>(
+    /// Sends a request; the answer's head is there, and its body comes.
+    async fn begin(
         &self,
         stream: UnixStream,
         method: Method,
         path: &str,
         body: Option<&impl Serialize>,
-    ) -> Result<T, ClientError> {
+    ) -> Result<Response<Incoming>, ClientError> {
         let broken = |error: hyper::Error| self.broken(error.to_string());
         let content = match body {
             Some(body) => serde_json::to_vec(body).map_err(|error| self.broken(error.to_string()))?,
@@ -162,19 +211,13 @@ impl Client {
             .body(Full::new(Bytes::from(content)))
             .map_err(|error| self.broken(error.to_string()))?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        let connection = tokio::spawn(connection);
-        let response = sender.send_request(request).await.map_err(broken)?;
-        let status = response.status();
-        let bytes = response.into_body().collect().await.map_err(broken)?.to_bytes();
-        drop(sender);
-        // The answer is whole; how the connection ends does not matter.
-        let _ = connection.await;
-        if !status.is_success() {
-            let reason = serde_json::from_slice::<ErrorBody>(&bytes)
-                .map_or_else(|_| format!("HTTP status {status}"), |body| body.error);
-            return Err(ClientError::Refused(reason));
-        }
-        serde_json::from_slice(&bytes).map_err(|error| self.broken(error.to_string()))
+        // It ends with the answer's body; how does not matter then.
+        tokio::spawn(connection);
+        sender.send_request(request).await.map_err(broken)
+    }
+
+    fn late(&self) -> ClientError {
+        self.broken(format!("none within {} s", TIMEOUT.as_secs()))
     }
 
     fn unreachable(&self, error: &io::Error) -> ClientError {
@@ -194,6 +237,17 @@ impl Client {
     fn broken(&self, reason: String) -> ClientError {
         ClientError::Broken { path: self.path.clone(), reason }
     }
+}
+
+/// mhd's reason for not doing it.
+fn refusal(status: StatusCode, body: &[u8]) -> ClientError {
+    let reason = serde_json::from_slice::<ErrorBody>(body);
+    ClientError::Refused(reason.map_or_else(|_| format!("HTTP status {status}"), |body| body.error))
+}
+
+fn events_path(request: &EventsRequest) -> String {
+    let since = request.since.map_or_else(String::new, |since| format!("&since={since}"));
+    format!("/v1/events?follow={}{since}", request.follow)
 }
 
 /// A path segment or query value with everything but unreserved characters escaped (RFC 3986 section 2.3).

@@ -1,7 +1,8 @@
 //! The socket's server side.
 //!
 //! Invariants: access is the socket file's mode (0660, group `mh` where it exists); a client that stalls holds up nobody else; every answer
-//! that is not a success has a body that says what is wrong and what mends it.
+//! that is not a success has a body that says what is wrong and what mends it. A connection has [`CONNECTION_TIMEOUT`], unless it follows
+//! the events: it then lasts until the client or the server ends it.
 
 use std::{
     fs, io,
@@ -12,7 +13,8 @@ use std::{
 };
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
+    body::Body as Content,
     extract::{
         DefaultBodyLimit, FromRequest, FromRequestParts, Path as Segment, Query, Request, State,
         rejection::{JsonRejection, QueryRejection},
@@ -21,6 +23,10 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post, put},
 };
+use hyper::{
+    body::Bytes,
+    service::{Service as _, service_fn},
+};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
@@ -28,11 +34,15 @@ use hyper_util::{
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     net::{UnixListener, UnixStream},
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     task::JoinSet,
+    time::sleep,
 };
 
-use super::api::{Backend, ControlError, ErrorBody, FlowFilter, HealthOverride, WeightsRequest};
+use super::{
+    api::{Backend, ControlError, ErrorBody, Event, EventsRequest, FlowFilter, HealthOverride, WeightsRequest},
+    events::Follower,
+};
 
 /// The group that may use the socket, where it exists.
 const GROUP: &str = "mh";
@@ -44,6 +54,8 @@ const MAX_BODY: usize = 64 * 1024;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection may take in all.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long followers may take for the last events when the server ends.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Why the socket can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +126,7 @@ pub async fn serve<B: Backend>(
     let service = TowerToHyperService::new(router(backend));
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let mut connections = JoinSet::new();
+    let (end, ending) = watch::channel(false);
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         let accepted = tokio::select! {
@@ -123,6 +136,12 @@ pub async fn serve<B: Backend>(
         };
         let Some((stream, place)) = accepted else { continue };
         let service = service.clone();
+        let (unlimited, limit) = watch::channel(false);
+        let limit = time_limit(limit, ending.clone());
+        let service = service_fn(move |mut request| {
+            request.extensions_mut().insert(Unlimited(unlimited.clone()));
+            service.call(request)
+        });
         connections.spawn(async move {
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -130,15 +149,40 @@ pub async fn serve<B: Backend>(
                 .keep_alive(false)
                 .serve_connection(TokioIo::new(stream), service);
             // A client that breaks off or stalls is its own affair.
-            if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
-                tracing::debug!("control connection: {error}");
+            tokio::select! {
+                ended = connection => if let Err(error) = ended {
+                    tracing::debug!("control connection: {error}");
+                },
+                () = limit => {}
             }
             drop(place);
         });
     }
     drop(listener);
+    let _ = end.send(true);
     while connections.join_next().await.is_some() {}
     Ok(())
+}
+
+/// Lifts the time limit of the connection that a request came by.
+#[derive(Clone)]
+struct Unlimited(watch::Sender<bool>);
+
+/// Ends when the connection's time is over.
+async fn time_limit(mut unlimited: watch::Receiver<bool>, mut ending: watch::Receiver<bool>) {
+    let lifted = async {
+        if unlimited.wait_for(|unlimited| *unlimited).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    };
+    tokio::select! {
+        () = sleep(CONNECTION_TIMEOUT) => {}
+        () = lifted => {
+            // If the sender is gone, so is the server.
+            let _ = ending.wait_for(|ending| *ending).await;
+            sleep(FAREWELL).await;
+        }
+    }
 }
 
 type Place = tokio::sync::OwnedSemaphorePermit;
@@ -179,15 +223,31 @@ fn router<B: Backend>(backend: Arc<B>) -> Router {
         )
         .route(
             "/v1/flows",
-            get(async |State(b): State<Arc<B>>, Filter(filter): Filter| answer(b.flows(filter).await))
-                .delete(async |State(b): State<Arc<B>>, Filter(filter): Filter| answer(b.flush_flows(filter).await)),
+            get(async |State(b): State<Arc<B>>, Selection(filter): Selection<FlowFilter>| {
+                answer(b.flows(filter).await)
+            })
+            .delete(async |State(b): State<Arc<B>>, Selection(filter): Selection<FlowFilter>| {
+                answer(b.flush_flows(filter).await)
+            }),
         )
         .route(
             "/v1/flows/count",
-            get(async |State(b): State<Arc<B>>, Filter(filter): Filter| answer(b.count_flows(filter).await)),
+            get(async |State(b): State<Arc<B>>, Selection(filter): Selection<FlowFilter>| {
+                answer(b.count_flows(filter).await)
+            }),
         )
         .route("/v1/bindings", get(async |State(b): State<Arc<B>>| answer(b.bindings().await)))
         .route("/v1/stats", get(async |State(b): State<Arc<B>>| answer(b.stats().await)))
+        .route(
+            "/v1/events",
+            get(
+                async |State(b): State<Arc<B>>,
+                       Extension(limit): Extension<Unlimited>,
+                       Selection(request): Selection<EventsRequest>| {
+                    events(b.as_ref(), &limit, request)
+                },
+            ),
+        )
         .route("/v1/reload", post(async |State(b): State<Arc<B>>| answer(b.reload().await)))
         .route("/v1/detach", post(async |State(b): State<Arc<B>>| answer(b.detach().await)))
         .route("/v1/version", get(async |State(b): State<Arc<B>>| answer(b.version().await)))
@@ -203,6 +263,34 @@ fn router<B: Backend>(backend: Arc<B>) -> Router {
         })
         .layer(DefaultBodyLimit::max(MAX_BODY))
         .with_state(backend)
+}
+
+fn events<B: Backend>(backend: &B, limit: &Unlimited, request: EventsRequest) -> Response {
+    let log = backend.event_log();
+    if !request.follow {
+        return answer(Ok(log.list(request.since)));
+    }
+    match log.follow(request.since) {
+        Ok(follower) => {
+            limit.0.send_replace(true);
+            let lines = futures::stream::unfold(follower, async |mut follower: Follower| {
+                let events = follower.next().await?;
+                Some((lines(&events), follower))
+            });
+            ([(axum::http::header::CONTENT_TYPE, "application/x-ndjson")], Content::from_stream(lines)).into_response()
+        }
+        Err(error) => answer::<()>(Err(error)),
+    }
+}
+
+/// A JSON document a line.
+fn lines(events: &[Event]) -> serde_json::Result<Bytes> {
+    let mut text = Vec::new();
+    for event in events {
+        serde_json::to_writer(&mut text, event)?;
+        text.push(b'\n');
+    }
+    Ok(text.into())
 }
 
 fn refuse(status: StatusCode, error: String) -> Response {
@@ -244,16 +332,16 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     }
 }
 
-/// A flow filter from the query.
-struct Filter(FlowFilter);
+/// What the query selects; a bad query is refused with a JSON body.
+struct Selection<T>(T);
 
-impl<S: Send + Sync> FromRequestParts<S> for Filter {
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Selection<T> {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Response> {
         let result: Result<_, QueryRejection> = Query::from_request_parts(parts, state).await;
         match result {
-            Ok(Query(filter)) => Ok(Self(filter)),
+            Ok(Query(selection)) => Ok(Self(selection)),
             Err(rejection) => Err(refuse(StatusCode::BAD_REQUEST, rejection.body_text())),
         }
     }

@@ -80,6 +80,11 @@ pub struct UplinkView {
 }
 
 impl UplinkView {
+    /// The reason, and the warning if there is one.
+    pub fn told(&self) -> String {
+        self.warning.as_ref().map_or_else(|| self.reason.clone(), |warning| format!("{}; {warning}", self.reason))
+    }
+
     /// The part of new flows that this uplink gets among these, from 0 to 1.
     pub fn share(&self, among: &[Self]) -> f64 {
         let total: u32 = among.iter().map(|u| u32::from(u.effective_weight)).sum();

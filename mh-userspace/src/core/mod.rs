@@ -7,6 +7,7 @@
 mod condition;
 mod damping;
 mod desired;
+mod events;
 mod indices;
 mod observed;
 mod records;
@@ -21,6 +22,7 @@ use std::{
 
 pub use condition::Condition;
 pub use desired::{Desired, ForwardedPort, Hook, InsidePort, ManagedInterface, Overrides, UplinkView};
+pub use events::{Change, changes};
 pub use indices::Indices;
 pub use observed::{DefaultRoute, Event, Hop, Link, Neighbour, Observed};
 

@@ -9,9 +9,12 @@ use tokio::{
 };
 
 use crate::{
-    control::api::{
-        self, Backend, Binding, ControlError, Count, Flow, FlowFilter, FlowTotals, HealthOverride, Reloaded, Stats,
-        Status, UplinkStatus, Usage, Version, Weight, WeightsRequest,
+    control::{
+        api::{
+            self, Backend, Binding, ControlError, Count, Flow, FlowFilter, FlowTotals, HealthOverride, Reloaded, Stats,
+            Status, UplinkStatus, Usage, Version, Weight, WeightsRequest,
+        },
+        events::EventLog,
     },
     core::UplinkView,
     datapath::{
@@ -19,6 +22,7 @@ use crate::{
         flows::{self, Filter},
         tables::Tables,
     },
+    health::Health,
 };
 
 /// A change, with the place for its answer.
@@ -36,7 +40,7 @@ pub enum Command {
 }
 
 /// What is in force, for commands that only read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Views {
     /// The configured mode.
     pub mode: &'static str,
@@ -44,6 +48,8 @@ pub struct Views {
     pub uplinks: Vec<UplinkView>,
     /// The hook in use on each uplink's interface.
     pub hooks: BTreeMap<String, &'static str>,
+    /// What the probes of each uplink that has some say.
+    pub health: BTreeMap<String, Health>,
 }
 
 impl Views {
@@ -87,6 +93,7 @@ impl Views {
 pub struct Handle {
     commands: mpsc::Sender<Command>,
     views: watch::Receiver<Views>,
+    events: EventLog,
     dir: PathBuf,
 }
 
@@ -105,8 +112,13 @@ fn name_of(names: &BTreeMap<u8, String>, index: u8) -> &str {
 
 impl Handle {
     /// A backend for the loop at the other end of `commands`, with the pins in `dir`.
-    pub const fn new(commands: mpsc::Sender<Command>, views: watch::Receiver<Views>, dir: PathBuf) -> Self {
-        Self { commands, views, dir }
+    pub const fn new(
+        commands: mpsc::Sender<Command>,
+        views: watch::Receiver<Views>,
+        events: EventLog,
+        dir: PathBuf,
+    ) -> Self {
+        Self { commands, views, events, dir }
     }
 
     fn views(&self) -> Views {
@@ -143,6 +155,7 @@ impl Backend for Handle {
             let mut uplinks = Vec::with_capacity(views.uplinks.len());
             for view in &views.uplinks {
                 let stats = tables.uplink_stats(view.index)?;
+                let health = views.health.get(&view.name);
                 uplinks.push(UplinkStatus {
                     name: view.name.clone(),
                     interface: view.interface.clone(),
@@ -156,8 +169,8 @@ impl Backend for Handle {
                     tier: view.tier.and_then(|tier| u32::try_from(tier).ok()).unwrap_or_default(),
                     warning: view.warning.clone(),
                     share: view.share(&views.uplinks),
-                    rtt_ms: None,
-                    loss: None,
+                    rtt_ms: health.and_then(|health| health.rtt).map(|rtt| rtt.as_secs_f64() * 1000.0),
+                    loss: health.and_then(|health| health.loss),
                     tx_packets: stats.tx_packets,
                     tx_bytes: stats.tx_bytes,
                     rx_packets: stats.rx_packets,
@@ -275,6 +288,10 @@ impl Backend for Handle {
             Ok(stats)
         })
         .await
+    }
+
+    fn event_log(&self) -> &EventLog {
+        &self.events
     }
 
     async fn reload(&self) -> Result<Reloaded, ControlError> {

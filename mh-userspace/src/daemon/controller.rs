@@ -7,20 +7,26 @@ use std::{
 };
 
 use aya::Ebpf;
-use mh_common::abi::Timeouts;
+use mh_common::abi::{Timeouts, mark};
 use tokio::sync::oneshot;
 
 use super::{
     Options,
     backend::{Command, Views},
+    probes::Probes,
     saved,
 };
 use crate::{
-    config::{self, Config, Forward},
-    control::api::{ControlError, HealthOverride, Reloaded, UplinkState, WeightsRequest},
-    core::{Core, Desired, Event, Neighbour, Overrides},
+    config::{self, Config, Forward, Hooks},
+    control::{
+        api::{ControlError, EventKind, HealthOverride, Reloaded, UplinkState, WeightsRequest},
+        events::{EventLog, Happening},
+    },
+    core::{Core, Desired, Event, Neighbour, Overrides, changes},
     datapath::{DatapathError, apply::Datapath, routing},
-    netlink::Change,
+    health::Start,
+    netlink,
+    probe::{Path, Round},
     reconcile::{self, Action},
 };
 
@@ -38,6 +44,10 @@ pub struct Controller {
     core: Core,
     datapath: Datapath,
     in_force: Option<Desired>,
+    events: EventLog,
+    probes: Probes,
+    /// Uplinks that were down when this controller took over.
+    down_before: BTreeSet<String>,
     /// An action failed: what is in force is not what is recorded.
     retry: Option<Retry>,
     clock: Instant,
@@ -54,10 +64,15 @@ struct Retry {
 
 impl Controller {
     /// Loads the datapath; puts nothing in force yet.
-    pub fn new(options: &Options, config: Config) -> Result<Self, DatapathError> {
+    pub fn new(options: &Options, config: Config, probes: Probes) -> Result<Self, DatapathError> {
         let (mut datapath, notes) = Datapath::open(&options.bpffs, &config.datapath, options.debug)?;
-        notes.iter().for_each(|note| tracing::warn!("{note}"));
+        let events = EventLog::default();
+        notes.iter().for_each(|note| warn(&events, note));
         let mut indices = datapath.indices()?;
+        let live = datapath.live()?;
+        let was_down = |name: &str| indices.get(name).is_some_and(|index| !live.is_healthy(index));
+        let names = config.uplinks.iter().map(|uplink| uplink.name.clone());
+        let down_before = names.filter(|name| was_down(name)).collect();
         for gone in indices.assign(&config) {
             datapath.apply(&Action::RemoveUplink(gone))?;
         }
@@ -65,18 +80,24 @@ impl Controller {
         match saved::load(&options.state, &options.config) {
             Ok(weights) => overrides.weights = weights,
             Err(error) => {
-                tracing::warn!("saved weights in {} can't be read and are not used: {error}", options.state.display())
+                warn(
+                    &events,
+                    &format!("saved weights in {} can't be read and are not used: {error}", options.state.display()),
+                );
             }
         }
-        let core = Core::new(config, indices, overrides, datapath.neighbour_epoch()?);
+        let core = Core::new(config, indices, overrides, live.neighbour_epoch);
         Ok(Self {
             config_path: options.config.clone(),
             state_dir: options.state.clone(),
             core,
             datapath,
             in_force: None,
+            probes,
+            down_before,
             retry: None,
             clock: Instant::now(),
+            events,
         })
     }
 
@@ -85,14 +106,14 @@ impl Controller {
     }
 
     /// Takes in what has become of the machine, and puts in force what follows.
-    pub fn follow(&mut self, change: Change) {
+    pub fn follow(&mut self, change: netlink::Change) {
         match change {
-            Change::Events(events) => {
+            netlink::Change::Events(events) => {
                 if self.core.observe(events) {
                     self.reconcile();
                 }
             }
-            Change::All(facts) => {
+            netlink::Change::All(facts) => {
                 if self.core.observe_anew(facts) {
                     self.reconcile();
                 }
@@ -112,6 +133,7 @@ impl Controller {
     /// The first reconciliation: also removes what a former controller left and nobody wants. Fails if anything can't be put in force.
     pub fn start(&mut self, facts: Vec<Event>) -> Result<(), DatapathError> {
         self.core.observe_anew(facts);
+        self.configure_probes();
         let desired = self.core.desired(self.now());
         for action in reconcile::plan(None, &desired) {
             self.datapath.apply(&action)?;
@@ -139,9 +161,7 @@ impl Controller {
         let outcomes = reconcile::plan(None, &desired).into_iter().map(|action| self.datapath.apply(&action));
         let errors: Vec<_> = outcomes.filter_map(Result::err).collect();
         let leftovers = self.datapath.remove_leftovers(&desired).err();
-        for error in errors.iter().chain(&leftovers) {
-            tracing::error!("{error}");
-        }
+        errors.iter().chain(&leftovers).for_each(|error| self.report(error));
         if !errors.is_empty() || leftovers.is_some() {
             self.retry_after((2 * pause).min(MAX_RETRY_PAUSE));
         }
@@ -149,10 +169,15 @@ impl Controller {
     }
 
     fn failed(&mut self, error: &DatapathError) {
-        tracing::error!("{error}");
+        self.report(error);
         if self.retry.is_none() {
             self.retry_after(MIN_RETRY_PAUSE);
         }
+    }
+
+    fn report(&self, error: &DatapathError) {
+        tracing::error!("{error}");
+        self.events.push(Happening::new(EventKind::Warning, error.to_string()));
     }
 
     fn retry_after(&mut self, pause: Duration) {
@@ -189,23 +214,66 @@ impl Controller {
 
     /// Notes what is in force now, and tells what has changed for people.
     fn put_on_record(&mut self, desired: Desired) {
-        for view in &desired.views {
-            let before = self.in_force.as_ref().and_then(|d| d.views.iter().find(|v| v.name == view.name));
-            if before.is_none_or(|b| (b.state, &b.reason) != (view.state, &view.reason)) {
-                tracing::info!("uplink {} is {}: {}", view.name, view.state, view.reason);
+        let before = self.in_force.as_ref().map(|d| d.views.as_slice()).unwrap_or_default();
+        for change in changes(before, &desired.views) {
+            match change.state {
+                Some(state) => tracing::info!("uplink {} is {state}: {}", change.uplink, change.reason),
+                None => tracing::info!("uplink {}: {}", change.uplink, change.reason),
             }
+            self.events.push(change);
+        }
+        for view in &desired.views {
+            let mark = mark::of_uplink(view.index, self.core.config().datapath.mark_mask);
+            let source = view.addresses.first().map(|range| range.first);
+            let path = source.map(|source| Path { interface: view.interface.clone(), source, mark });
+            self.probes.set_path(&view.name, path);
         }
         self.in_force = Some(desired);
     }
 
+    /// Probes what the configuration says.
+    fn configure_probes(&mut self) {
+        let uplinks = self.core.config().uplinks.clone();
+        self.probes.retain(|name| uplinks.iter().any(|uplink| uplink.name == name));
+        for uplink in &uplinks {
+            let start = if self.down_before.contains(&uplink.name) { Start::Down } else { Start::Up };
+            if let Some(health) = self.probes.configure(&uplink.name, uplink.probe.as_ref(), start) {
+                self.core.set_health(&uplink.name, health);
+            }
+        }
+    }
+
+    /// Takes in what became of a round of probes.
+    pub fn take(&mut self, round: &Round) {
+        if let Some(health) = self.probes.take(round)
+            && self.core.set_health(&round.uplink, Some(health))
+        {
+            self.reconcile();
+        }
+    }
+
+    /// A reload that changes nothing.
+    fn refused(&self, reason: &str) {
+        self.events.push(Happening::new(EventKind::Reload, format!("refused, nothing changed: {reason}")));
+    }
+
+    /// What happens, for those who want to know.
+    pub const fn events(&self) -> &EventLog {
+        &self.events
+    }
+
     /// Reads the configuration again and puts the difference in force. An error changes nothing: what was done until then is taken back.
     pub fn reload(&mut self) -> Result<Reloaded, ControlError> {
-        let loaded =
-            config::load(&self.config_path).map_err(|error| ControlError::Invalid(one_line(&error.to_string())))?;
+        let loaded = config::load(&self.config_path).map_err(|error| {
+            let reason = one_line(&error.to_string());
+            self.refused(&reason);
+            ControlError::Invalid(reason)
+        })?;
         let changed = differences(self.core.config(), &loaded.config);
         let warnings = loaded.warnings.iter().map(|w| format!("line {}: {}", w.line, w.message)).collect();
         let former = self.core.clone();
         self.core.configure(loaded.config);
+        self.configure_probes();
         let desired = self.core.desired(self.now());
         let actions = reconcile::plan(self.in_force.as_ref(), &desired);
         let mut done = 0;
@@ -215,17 +283,22 @@ impl Controller {
         });
         if let Err(error) = outcome {
             self.core = former;
+            self.configure_probes();
             if let Some(before) = &self.in_force {
                 for action in reconcile::back(before, &desired, &actions[..done]) {
                     if let Err(error) = self.datapath.apply(&action) {
-                        tracing::error!("{error}");
+                        self.report(&error);
                         self.retry = Some(Retry { at: self.now(), pause: MIN_RETRY_PAUSE });
                     }
                 }
             }
-            return Err(ControlError::Internal(format!("{error}; the configuration that was in force stays")));
+            let reason = one_line(&error.to_string());
+            self.refused(&reason);
+            return Err(ControlError::Internal(format!("{reason}; the configuration that was in force stays")));
         }
         self.put_on_record(desired);
+        let count = changed.len();
+        self.events.push(Happening::new(EventKind::Reload, format!("the configuration was read: {count} changes")));
         Ok(Reloaded { changed, warnings })
     }
 
@@ -316,7 +389,9 @@ impl Controller {
                 (view.name.clone(), hook(ifindex))
             })
             .collect();
-        Views { mode: self.core.config().datapath.mode.as_str(), uplinks, hooks }
+        let health = |name: &String| Some((name.clone(), self.core.health(name)?.clone()));
+        let health = uplinks.iter().filter_map(|view| health(&view.name)).collect();
+        Views { health, mode: self.core.config().datapath.mode.as_str(), uplinks, hooks }
     }
 
     /// One line about what is in force.
@@ -331,10 +406,21 @@ impl Controller {
         self.in_force.as_ref().map(|d| d.settings.timeouts).unwrap_or_default()
     }
 
+    /// The hooks in force.
+    pub const fn hooks(&self) -> &Hooks {
+        &self.core.config().hooks
+    }
+
     /// The BPF object, for its log.
     pub const fn ebpf(&mut self) -> &mut Ebpf {
         self.datapath.ebpf()
     }
+}
+
+/// Something that the user should know.
+fn warn(events: &EventLog, text: &str) {
+    tracing::warn!("{text}");
+    events.push(Happening::new(EventKind::Warning, text));
 }
 
 fn one_line(text: &str) -> String {
@@ -382,6 +468,7 @@ fn differences(old: &Config, new: &Config) -> Vec<String> {
     changed("nat", old.nat != new.nat);
     changed("limits", old.limits != new.limits);
     changed("timeouts", old.timeouts != new.timeouts);
+    changed("hooks", old.hooks != new.hooks);
     lines
 }
 
@@ -421,6 +508,7 @@ mod tests {
             ("= 100", "= 100\nnew_flows_per_source = 0", "limits changed"),
             ("8443", "8444", "forward changed"),
             ("20:443", "20:444", "forward changed"),
+            ("[nat]", "[hooks]\ntimeout = \"1s\"\n[nat]", "hooks changed"),
             ("20:443", "21:443", "forward changed"),
             ("\"tcp\"", "[\"tcp\", \"udp\"]", "forward changed"),
             ("uplinks = [\"isp2\"]", "", "forward changed"),

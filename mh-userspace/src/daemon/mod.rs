@@ -8,6 +8,8 @@
 
 mod backend;
 mod controller;
+mod hooks;
+mod probes;
 mod saved;
 
 use std::{
@@ -29,10 +31,11 @@ use tokio::{
 use self::{
     backend::{Command, Handle, Views},
     controller::Controller,
+    probes::Probes,
 };
 use crate::{
     config,
-    control::server,
+    control::{api::EventKind, events::Happening, server},
     datapath::{DatapathError, flows, load, sweep, tables::Tables},
     netlink,
 };
@@ -103,19 +106,25 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io("handle SIGINT"))?;
 
     let (facts, mut changes) = netlink::open().await?;
-    let mut controller = Controller::new(&options, loaded.config)?;
+    let (probes, mut rounds) = Probes::new();
+    let mut controller = Controller::new(&options, loaded.config, probes)?;
     controller.start(facts)?;
     warn_of_forwarding();
     warn_of_strict_filters(&controller.views());
     let logger = options.debug.then(|| spawn_logger(&mut controller)).flatten();
 
+    let events = controller.events().clone();
     let (commands, mut inbox) = mpsc::channel(COMMAND_QUEUE);
     let (views, latest) = watch::channel(controller.views());
-    let backend = Arc::new(Handle::new(commands, latest, options.bpffs.clone()));
+    let backend = Arc::new(Handle::new(commands, latest, events.clone(), options.bpffs.clone()));
+    let (hooks, hooks_in_force) = watch::channel(controller.hooks().clone());
+    let hook_runner = tokio::spawn(hooks::run(events.clone(), hooks_in_force));
     let (stop, stopped) = watch::channel(false);
     let mut served = tokio::spawn(server::serve(listener, backend, ended(stopped)));
 
     tracing::info!("ready: {}", controller.summary());
+    events
+        .push(Happening::new(EventKind::Start, format!("mhd {}: {}", env!("CARGO_PKG_VERSION"), controller.summary())));
     if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
         tracing::debug!("no readiness notification: {error}");
     }
@@ -135,6 +144,7 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
                 Some(change) => controller.follow(change),
                 None => break Err(DaemonError::NetlinkClosed),
             },
+            Some(round) = rounds.recv() => controller.take(&round),
             () = until(controller.next_wake()) => controller.wake(),
             _ = gateways.tick() => controller.check_gateways(),
             Some(command) = inbox.recv() => match command {
@@ -161,9 +171,22 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
             },
         }
         views.send_replace(controller.views());
+        hooks.send_if_modified(|hooks| {
+            let changed = hooks != controller.hooks();
+            hooks.clone_from(controller.hooks());
+            changed
+        });
     };
     drop(logger);
+    // A hook that runs is killed with its runner.
+    hook_runner.abort();
+    let _ = hook_runner.await;
     let detach = detached.is_some();
+    events.push(match detach {
+        true => Happening::new(EventKind::Detach, "programs and maps are removed"),
+        false => Happening::new(EventKind::Stop, "mhd ends; programs and maps stay, and forwarding goes on"),
+    });
+    events.close();
     if let Some(reply) = detached {
         drop(controller);
         let result = load::detach(&options.bpffs).map(drop);

@@ -1,16 +1,19 @@
-//! Health of uplinks.
+//! Whether an uplink works, as its probes tell: what the outcomes of rounds mean, and when rounds begin.
+//!
+//! Sans-IO: [`Monitor`] takes the outcomes of one round after the other, [`Schedule`] the time since some start. Nothing in here
+//! fails, and nothing grows beyond the rounds that the config asks to be looked at.
+//!
+//! A round is good when at least `quorum` targets answered. `down` failed rounds in a row take the uplink down, and so do loss or
+//! latency where they leave fewer than `quorum` targets that count. `up` good rounds in a row bring it back if enough targets count
+//! again; the levels for that lie below those that took it down, so that a value that wavers around a level does not.
 
-/// Placeholder until the probes' branch is merged.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Health {
-    /// It can be used.
-    pub up: bool,
-    /// Why, or why not.
-    pub reason: String,
-    /// What does not keep it from being used, but people should know.
-    pub warning: Option<String>,
-    /// Round-trip time.
-    pub rtt: Option<std::time::Duration>,
-    /// Loss, from 0 to 1.
-    pub loss: Option<f64>,
-}
+mod monitor;
+mod outcome;
+mod schedule;
+#[cfg(test)]
+mod tests;
+mod window;
+
+pub use monitor::{Health, Monitor, Start};
+pub use outcome::{Failure, Outcome};
+pub use schedule::Schedule;

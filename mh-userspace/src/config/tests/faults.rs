@@ -93,7 +93,7 @@ fn unknown_keys() {
         "foo = 2",
         &[
             "4:1: unknown key \"foo\" in [uplink.isp1]; the keys here are interface, gateway, address, weight, ports, on_down, \
-         mss_clamp, nat, damping",
+         mss_clamp, nat, damping, probe",
         ],
     );
     // Keys that are known, but not supported, are proposed too; whatever the case; and all that are equally near.
@@ -147,7 +147,7 @@ fn unknown_keys() {
         "\"a\\nb\" = 1",
         &[
             "4:1: unknown key \"a\\nb\" in [uplink.isp1]; the keys here are interface, gateway, address, weight, ports, on_down, \
-         mss_clamp, nat, damping",
+         mss_clamp, nat, damping, probe",
         ],
     );
 }
@@ -157,7 +157,7 @@ fn columns_count_characters() {
     whole(
         "# ü\r\n\"ü\" = 1\r\nlan = [\"ü\", \"ü ü\"]\r\n[uplink.\"ü\"]\r\ninterface = \"wan1\"",
         &[
-            "2:1: unknown key \"ü\" at the top level; the keys here are lan, datapath, uplink, policy, forward, nat, limits, timeouts",
+            "2:1: unknown key \"ü\" at the top level; the keys here are lan, datapath, uplink, policy, forward, nat, limits, timeouts, hooks",
             "3:13: lan must name interfaces, such as \"lan0\" or \"vlan*\", not \"ü ü\": white space, \"/\", \":\", \".\" and \"..\" are \
          not allowed",
             "4:9: \"ü\" is no name for an uplink; use 1 to 32 of the characters a-z, A-Z, 0-9, _ and -",
@@ -525,20 +525,17 @@ fn timeouts() {
 #[test]
 fn parts_of_the_format_that_are_not_supported_yet() {
     after(
-        "probe = {}\naddress6 = 1\ngateway6 = 1\nnptv6 = 1\nnat66 = true\n[set.a]\n[set.b]\n[[rule]]\n[[rule]]\n[hooks]\n\
-         [metrics]",
+        "address6 = 1\ngateway6 = 1\nnptv6 = 1\nnat66 = true\n[set.a]\n[set.b]\n[[rule]]\n[[rule]]\n[metrics]",
         &[
-            "4:1: uplink.isp1.probe is not supported by this version of mh yet; remove it",
-            "5:1: uplink.isp1.address6 is not supported by this version of mh yet; remove it",
-            "6:1: uplink.isp1.gateway6 is not supported by this version of mh yet; remove it",
-            "7:1: uplink.isp1.nptv6 is not supported by this version of mh yet; remove it",
-            "8:1: uplink.isp1.nat66 is not supported by this version of mh yet; remove it",
-            "9:6: set.a is not supported by this version of mh yet; remove it",
-            "10:6: set.b is not supported by this version of mh yet; remove it",
+            "4:1: uplink.isp1.address6 is not supported by this version of mh yet; remove it",
+            "5:1: uplink.isp1.gateway6 is not supported by this version of mh yet; remove it",
+            "6:1: uplink.isp1.nptv6 is not supported by this version of mh yet; remove it",
+            "7:1: uplink.isp1.nat66 is not supported by this version of mh yet; remove it",
+            "8:6: set.a is not supported by this version of mh yet; remove it",
+            "9:6: set.b is not supported by this version of mh yet; remove it",
+            "10:1: [[rule]] is not supported by this version of mh yet; remove it",
             "11:1: [[rule]] is not supported by this version of mh yet; remove it",
-            "12:1: [[rule]] is not supported by this version of mh yet; remove it",
-            "13:2: hooks is not supported by this version of mh yet; remove it",
-            "14:2: metrics is not supported by this version of mh yet; remove it",
+            "12:2: metrics is not supported by this version of mh yet; remove it",
         ],
     );
     whole(
@@ -548,4 +545,35 @@ fn parts_of_the_format_that_are_not_supported_yet() {
             "2:1: set is not supported by this version of mh yet; remove it",
         ],
     );
+}
+
+#[test]
+fn hooks() {
+    let path = "on_change must be the absolute path of a program such as \"/etc/mh/on-change\"";
+    let time = "timeout must be a duration in quotes from \"100ms\" to \"10m\", such as \"10s\"";
+    after(
+        "[hooks]\non_change = \"on-change\"\ntimeout = \"11m\"",
+        &[&format!("5:13: {path}, not \"on-change\""), &format!("6:11: {time}, not \"11m\"")],
+    );
+    after(
+        "[hooks]\non_change = true\ntimeout = 5\non_chnage = 1",
+        &[
+            &format!("5:13: {path}, not true"),
+            &format!("6:11: {time}, not a whole number 5"),
+            "7:1: unknown key \"on_chnage\" in [hooks]; did you mean \"on_change\"?",
+        ],
+    );
+    warned(
+        "[hooks]\non_change = \"/nonexistent/hook\"",
+        &[
+            "5:13: \"/nonexistent/hook\" can't be run: No such file or directory (os error 2); changes are not told to anybody until \
+           it is there",
+        ],
+    );
+    warned("[hooks]\non_change = \"/etc\"", &["5:13: \"/etc\" is no file; name a program"]);
+    warned(
+        "[hooks]\non_change = \"/etc/passwd\"",
+        &["5:13: \"/etc/passwd\" is not executable; make it so with: chmod +x"],
+    );
+    warned("[hooks]\non_change = \"/bin/true\"\ntimeout = \"1m30s\"", &[]);
 }

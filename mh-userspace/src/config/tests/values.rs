@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::super::{
-    AddressRange, Config, Damping, Datapath, Filtering, Forward, ForwardProtocol, HashMode, InterfacePattern, Limits,
-    LoadError, Mode, MssClamp, Nat, OnDown, Policy, PortRange, Timeouts, Uplink, check, load, warning_lines,
+    AddressRange, Config, Damping, Datapath, Filtering, Forward, ForwardProtocol, HashMode, Hooks, InterfacePattern,
+    Limits, LoadError, Mode, MssClamp, Nat, OnDown, Policy, PortRange, Timeouts, Uplink, check, load, warning_lines,
 };
 use super::{ONE_UPLINK, config, faults, loaded};
 
@@ -34,6 +34,7 @@ fn everything_that_may_be_left_out_has_its_default() {
                 mss_clamp: MssClamp::Auto,
                 nat: true,
                 damping: Damping::default(),
+                probe: None,
             }],
             default_policy: Policy { tiers: vec![vec![(0, 1)]], hash: HashMode::Flow },
             forwards: vec![],
@@ -45,6 +46,7 @@ fn everything_that_may_be_left_out_has_its_default() {
                 tcp_transitory: Duration::from_secs(240),
                 icmp: Duration::from_secs(60),
             },
+            hooks: Hooks { on_change: None, timeout: Duration::from_secs(10) },
         }
     );
 }
