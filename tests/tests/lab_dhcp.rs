@@ -201,7 +201,8 @@ fn with_dhcp(mode: Mode, on_down: &str, test: impl FnOnce(&mut Scene, &mut Dhcp)
         lab.router.ip(&["addr flush dev wan1"])?;
         let uplink = lab.uplink(0)?;
         let told = format!("gateway = \"{}\"\naddress = \"{}\"\n", uplink.gateway, uplink.address);
-        let config = lab.config(&[1, 1]).replace(&told, &format!("on_down = \"{on_down}\"\n"));
+        let config =
+            lab.config(&[1, 1]).replace(&told, &format!("on_down = \"{on_down}\"\ndamping = {{ losses = 0 }}\n"));
         Scene::start(lab, &config)
     };
     run_scene(build, |scene| {
