@@ -90,9 +90,18 @@ fn wait_for_resets(flows: &mut [TcpFlow]) -> Result<()> {
     Ok(())
 }
 
-/// A client that reads, and has nothing to say.
+/// What keeps all from the host but what belongs to its own connections.
+fn stateful_filter(host: &Host) -> Result<()> {
+    host.nft(
+        "table ip stateful {\n  chain input {\n    type filter hook input priority 0; policy drop;\n    \
+         ct state invalid drop\n    ct state established,related accept\n    icmp type echo-request accept\n  }\n}\n",
+    )
+}
+
+/// A client that reads, and has nothing to say; one of two behind a stateful filter.
 fn clients_that_wait_are_reset(scene: &mut Scene) -> Result<()> {
     let address2 = scene.lab.uplink(1)?.address;
+    stateful_filter(&scene.lab.client3)?;
     for host in [&scene.lab.client1, &scene.lab.client3] {
         let [mut lost, mut kept] = connect(scene, host)?;
         lost.iter_mut().chain(&mut kept).try_for_each(TcpFlow::echo)?;
@@ -148,10 +157,11 @@ fn transfers_are_reset(scene: &mut Scene) -> Result<()> {
     Ok(())
 }
 
-/// The machine's own connections, with whatever source address its kernel gives them, and with a strict filter on the loopback device.
+/// The machine's own connections, with whatever source address its kernel gives them, and with strict filters.
 fn own_connections_are_reset(scene: &mut Scene) -> Result<()> {
     let router = &scene.lab.router;
     router.sysctl("ipv4/conf/lo/rp_filter", "1")?;
+    stateful_filter(router)?;
     let (address1, address2) = (scene.lab.uplink(0)?.address, scene.lab.uplink(1)?.address);
     for (down, left) in [("isp1", address2), ("isp2", address1)] {
         let [one, two] = connect(scene, router)?;
