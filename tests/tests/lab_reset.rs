@@ -12,7 +12,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may")]
 
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use mh_tests::lab::traffic::{Direction, OpenTransfer, Sniffer, Split, TcpFlow, tcp_flows, udp_flows};
@@ -90,6 +90,23 @@ fn wait_for_resets(flows: &mut [TcpFlow]) -> Result<()> {
     Ok(())
 }
 
+/// Waits until nobody has anything to say any more: acknowledgements are delayed by up to 200 ms.
+fn wait_for_silence(scene: &Scene) -> Result<()> {
+    const SILENCE: Duration = Duration::from_millis(300);
+    let (mut last, mut since) = ([0; 2], Instant::now());
+    wait_until("silence", Duration::from_secs(5), || {
+        let mut sent = [0; 2];
+        for (count, name) in sent.iter_mut().zip(["isp1", "isp2"]) {
+            *count = scene.mhd.uplink(name)?["tx_packets"].as_u64().context("tx_packets")?;
+        }
+        if sent != last {
+            (last, since) = (sent, Instant::now());
+        }
+        Ok(since.elapsed() >= SILENCE)
+    })
+    .map(drop)
+}
+
 /// What keeps all from the host but what belongs to its own connections.
 fn stateful_filter(host: &Host) -> Result<()> {
     host.nft(
@@ -105,6 +122,7 @@ fn clients_that_wait_are_reset(scene: &mut Scene) -> Result<()> {
     for host in [&scene.lab.client1, &scene.lab.client3] {
         let [mut lost, mut kept] = connect(scene, host)?;
         lost.iter_mut().chain(&mut kept).try_for_each(TcpFlow::echo)?;
+        wait_for_silence(scene)?;
         set_health(scene, "isp1", "down")?;
         wait_for_resets(&mut lost)?;
         kept.iter_mut().try_for_each(TcpFlow::echo)?;
@@ -167,6 +185,7 @@ fn own_connections_are_reset(scene: &mut Scene) -> Result<()> {
         let [one, two] = connect(scene, router)?;
         let (mut lost, mut kept) = if down == "isp1" { (one, two) } else { (two, one) };
         lost.iter_mut().chain(&mut kept).try_for_each(TcpFlow::echo)?;
+        wait_for_silence(scene)?;
         set_health(scene, down, "down")?;
         wait_for_resets(&mut lost)?;
         kept.iter_mut().try_for_each(TcpFlow::echo)?;
@@ -268,6 +287,7 @@ fn connections_on_a_lost_address_are_reset(scene: &mut Scene) -> Result<()> {
     let [mut lost, mut kept] = connect(scene, host)?;
     let udp = udp_flows(host, scene.udp.address(), 20)?;
     lost.iter_mut().chain(&mut kept).try_for_each(TcpFlow::echo)?;
+    wait_for_silence(scene)?;
     let router = &scene.lab.router;
     router.sysctl("ipv4/conf/wan1/promote_secondaries", "1")?;
     router.ip(&[format!("addr add {RENUMBERED}/24 dev wan1"), format!("addr del {address1}/24 dev wan1")])?;
