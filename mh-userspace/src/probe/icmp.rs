@@ -75,6 +75,11 @@ impl Pinger {
         Ok(())
     }
 
+    /// Is the interface that the socket was bound to still the one at `path`? It may be gone, and another have its name.
+    pub(super) fn is_on(&self, path: &Path) -> bool {
+        self.socket.get_ref().device().is_ok_and(|name| name.as_deref() == Some(path.interface.as_bytes()))
+    }
+
     /// Waits until there may be something to read.
     pub(super) async fn readable(&self) -> io::Result<()> {
         self.socket.readable().await.map(drop)
@@ -124,11 +129,6 @@ impl Pinger {
     pub(super) fn forget_before(&mut self, time: Duration) {
         self.waiting.retain(|_, request| request.sent >= time);
     }
-}
-
-/// Does the error say that the interface that the socket is bound to is gone? One of its name may be there again.
-pub(super) fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::ENODEV | Errno::ENXIO))
 }
 
 fn retried(mut send: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
