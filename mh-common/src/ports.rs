@@ -27,8 +27,9 @@ pub struct Range {
 }
 
 impl Range {
-    /// Every port and identifier.
-    pub const ALL: Self = Self { first: 0, last: u16::MAX };
+    /// Every port and identifier but zero, which is no port, and the identifier of the pings by which mh probes its uplinks: bound for an
+    /// inside host, it would take their replies.
+    pub const ALL: Self = Self { first: 1, last: u16::MAX };
 
     /// Whether the port lies within.
     #[inline(always)]
@@ -102,6 +103,14 @@ mod tests {
             let mut candidates = Candidates::new(wanted, range, random, plain);
             for n in 0..MAX_TRIES {
                 prop_assert!(range.contains(candidates.get(n)));
+            }
+        }
+
+        #[test]
+        fn an_identifier_is_never_that_of_probes(wanted in prop_oneof![Just(0), any::<u16>()], random: u64) {
+            let mut candidates = Candidates::new(wanted, Range::ALL, random, true);
+            for n in 0..MAX_TRIES {
+                prop_assert_ne!(candidates.get(n), 0);
             }
         }
 

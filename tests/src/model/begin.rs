@@ -135,7 +135,7 @@ impl Model {
             return Ok((address, port));
         }
         let end = |port| End { address, port, protocol, uplink };
-        let (first, last) = if protocol == ICMP { (0, u16::MAX) } else { self.setup.ports[usize::from(uplink)] };
+        let (first, last) = if protocol == ICMP { (1, u16::MAX) } else { self.setup.ports[usize::from(uplink)] };
         let own = kind == Kind::Host && address == key.src;
         let within = |port: u16| first <= port && port <= last;
         let keeps = (within(key.sport) || own) && self.is_free(&end(key.sport), key.src, now);
