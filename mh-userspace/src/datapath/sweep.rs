@@ -92,7 +92,9 @@ impl Lost {
     fn look(tables: &Tables) -> Result<Self, DatapathError> {
         let uplinks = tables.uplinks()?.into_iter().collect();
         let mut owners = HashMap::new();
-        tables.outside4.walk(|address, uplinks| drop(owners.insert(address, uplinks)))?;
+        tables.outside4.walk(|address, uplinks| {
+            owners.insert(address, uplinks);
+        })?;
         Ok(Self { uplinks, owners })
     }
 
@@ -108,8 +110,10 @@ impl Lost {
     fn ends(&self, flow: &Flow) -> bool {
         let translated = flow.forward.leads_outside() && flow.forward.src != flow.key.src;
         let repins = self.uplinks.get(&flow.forward.uplink).is_some_and(|u| u.flags & abi::UPLINK_REPIN != 0);
-        let told = flow.key.protocol != wire::PROTOCOL_TCP || repins || flow.state() == State::Reset;
-        translated && told && self.is(flow.forward.uplink, flow.forward.src)
+        let waits = flow.key.protocol == wire::PROTOCOL_TCP
+            && !repins
+            && matches!(flow.state(), State::Established | State::HalfClosed);
+        translated && !waits && self.is(flow.forward.uplink, flow.forward.src)
     }
 }
 
