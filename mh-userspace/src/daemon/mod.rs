@@ -9,6 +9,7 @@
 mod backend;
 mod controller;
 mod hooks;
+pub mod privileges;
 mod saved;
 mod supervisor;
 
@@ -75,6 +76,9 @@ pub enum DaemonError {
     /// The control socket could not be opened.
     #[error(transparent)]
     Socket(#[from] server::BindError),
+    /// mhd may not do what it has to.
+    #[error(transparent)]
+    Privileges(#[from] privileges::PrivilegeError),
     /// Something of the runtime failed.
     #[error("cannot {what}: {source}")]
     Io {
@@ -96,6 +100,7 @@ fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> DaemonError {
 pub async fn run(options: Options) -> Result<bool, DaemonError> {
     let loaded = config::load(&options.config)?;
     warn_of(&options.config, &loaded);
+    privileges::check()?;
     // First of all the socket: a second mhd must not touch what the first one runs.
     let listener = server::bind(&options.socket)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(io("handle SIGHUP"))?;
