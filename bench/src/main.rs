@@ -1,18 +1,23 @@
-//! `cargo xtask bench`: what a packet costs, and how fast TCP gets through.
+//! `cargo xtask bench`: what a packet costs, and how fast TCP gets through; `cargo xtask bench failover`: how long a failure is felt, see
+//! [`failover`].
 //!
 //! Throughput: see [`throughput`]. The cost of a packet: measures both programs by `BPF_PROG_TEST_RUN` on the rig of `mh_tests::rig`, interleaved and repeated, and prints medians. The figures are of
 //! the programs alone, without driver, socket buffer or redirect. The machine's noise is in them: compare within one run.
 
+mod failover;
 mod throughput;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use mh_tests::packet::{Packet, Transport};
 use mh_tests::rig::{GATEWAY1, HOST, LAN, Rig, WAN1};
 
 /// Measures throughput beside the kernel's, and what a packet costs in each program.
 #[derive(Parser)]
 struct Arguments {
+    #[command(subcommand)]
+    task: Option<Task>,
+
     /// How often each measurement is repeated; the median counts.
     #[arg(long, default_value_t = 9)]
     rounds: usize,
@@ -30,6 +35,12 @@ struct Arguments {
     seconds: u32,
 }
 
+#[derive(Subcommand)]
+enum Task {
+    /// Measures how long the failure of an uplink is felt, with mh and with the classic set-up of iptables and a ping script.
+    Failover(failover::Arguments),
+}
+
 /// A kind of packet to measure.
 struct Case {
     name: &'static str,
@@ -40,6 +51,9 @@ struct Case {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    if let Some(Task::Failover(arguments)) = &arguments.task {
+        return failover::measure(arguments);
+    }
     if arguments.throughput_rounds > 0 {
         throughput::measure(arguments.throughput_rounds, arguments.seconds)?;
     }

@@ -149,10 +149,10 @@ pub fn route<Fam: Tables + Header, F: Frame>(frame: &F, ip: &Ip<Fam::Address>, o
             && interface.role == abi::ROLE_UPLINK
         {
             route.by_uplink = true;
-            // Without a gateway everything is on the link, and that says nothing.
-            if hop.address[0] == dst[0]
-                && maps::uplink(interface.uplink).is_some_and(|u| Fam::words(Fam::route(u).gateway)[0] != 0)
-            {
+            // Where there is neither Ethernet nor a gateway everything is on the link, and that says nothing.
+            let gateway = maps::uplink(interface.uplink).map_or(0, |uplink| Fam::words(Fam::route(uplink).gateway)[0]);
+            let ethernet = !interface.flags & abi::INTERFACE_L3;
+            if hop.address[0] == dst[0] && gateway | ethernet as u32 != 0 {
                 route.on_link = interface.uplink;
             }
         }

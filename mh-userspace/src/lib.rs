@@ -1,7 +1,7 @@
 //! mh's controller and command line, as a library.
 //!
-//! Dependencies point one way: [`config`] <- [`core`] and [`reconcile`] (sans-IO) <- [`netlink`], [`datapath`], [`control`] <-
-//! [`daemon`] <- the binaries `mhd` and `mhctl`. [`cli`] renders what [`control`] brings.
+//! Dependencies point one way: [`config`] <- [`core`], [`health`] and [`reconcile`] (sans-IO) <- [`netlink`], [`probe`], [`datapath`],
+//! [`control`] <- [`daemon`] <- the binaries `mhd` and `mhctl`. [`cli`] renders what [`control`] brings.
 
 #![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may"))]
 
@@ -11,5 +11,7 @@ pub mod control;
 pub mod core;
 pub mod daemon;
 pub mod datapath;
+pub mod health;
 pub mod netlink;
+pub mod probe;
 pub mod reconcile;

@@ -10,6 +10,7 @@
 //! Neighbours are permanent; the far ends of the links are in a namespace that does nothing.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use anyhow::{Context as _, Result};
@@ -25,7 +26,7 @@ use mh_common::{
 };
 use mh_userspace::{
     config,
-    core::{Desired, Event, Indices, Link, Observed, Overrides},
+    core::{Core, Desired, Event, Indices, Link, Overrides},
     datapath::{apply::Datapath, load::program_of, tables::Tables},
     reconcile::{self, Action},
 };
@@ -66,13 +67,15 @@ pub const XDP_REDIRECT: i32 = 4;
 const SK_BUFF: usize = 192;
 /// Where the mark is in it.
 const MARK: usize = 8;
+/// Where the interface by which a packet was received is in it.
+const INGRESS_IFINDEX: usize = 36;
 
 /// Which program runs.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Hook {
     Xdp,
-    Tc,
-    Egress { mark: u32 },
+    Tc { mark: u32 },
+    Egress { mark: u32, forwarded: bool },
 }
 
 /// What a program did with a packet.
@@ -159,26 +162,36 @@ impl Rig {
     fn load(text: &str, weights: [u16; 2], pins: &std::path::Path) -> Result<Self> {
         let config = config::parse(text).map_err(|faults| anyhow::anyhow!("{:?}", faults.0))?.config;
         let (mut datapath, _) = Datapath::open(pins, &config.datapath, false)?;
-        let mut observed = Observed::default();
+        let mut facts = Vec::new();
         let mut ifindex = BTreeMap::new();
         for (name, mac) in [("lan0", LAN), ("wan1", WAN1), ("wan2", WAN2)] {
             let index = nix::net::if_::if_nametoindex(name)?;
             ifindex.insert(name, index);
-            let link = Link { ifindex: index, name: name.into(), mac: Some(mac), mtu: 1500, up: true, carrier: true };
-            observed.apply(Event::Link(link));
+            let (name, mac) = (name.into(), Some(mac));
+            facts.push(Event::Link(Link {
+                ifindex: index,
+                name,
+                mac,
+                mtu: 1500,
+                up: true,
+                carrier: true,
+                master: None,
+            }));
         }
         for own in [[192, 168, 1, 1], [192, 168, 1, 255], [198, 51, 100, 2], [203, 0, 113, 2]] {
-            observed.apply(Event::Local(own.into()));
+            facts.push(Event::Local(own.into()));
         }
         for (interface, gateway, mac) in [("wan1", [198, 51, 100, 1], GATEWAY1), ("wan2", [203, 0, 113, 1], GATEWAY2)] {
             let index = ifindex.get(interface).copied().unwrap_or_default();
-            observed.apply(Event::Neighbour(index, gateway.into(), mac));
+            facts.push(Event::Neighbour { ifindex: index, address: gateway.into(), mac, fixed: true });
         }
         let mut indices = Indices::default();
         indices.assign(&config);
         let named = ["isp1", "isp2"].into_iter().map(String::from).zip(weights);
         let overrides = Overrides { weights: named.collect(), ..Overrides::default() };
-        let desired = Desired::new(&config, &indices, &overrides, &observed);
+        let mut core = Core::new(config, indices, overrides, datapath.live()?.neighbour_epoch);
+        core.observe(facts);
+        let desired = core.desired(std::time::Duration::ZERO);
         let mut tables = Tables::open(pins)?;
         for action in reconcile::plan(None, &desired) {
             if let Action::Attach(index, interface) = &action {
@@ -280,12 +293,40 @@ impl Rig {
         Ok(self.desired.neighbour_epoch)
     }
 
+    /// Gives an uplink another outside address in place of the one that it has, as when it is renumbered. Returns the neighbour epoch.
+    ///
+    /// # Errors
+    /// If a map can't be read or written.
+    pub fn renumber(&mut self, uplink: u8, address: Ipv4Addr, healthy: u64) -> Result<u32> {
+        let index = u32::from(uplink);
+        let record = self.tables.uplinks.get(&index, 0)?;
+        let mut pool = self.tables.pools.get(&index, 0)?;
+        pool.ranges[0].first = u32::from(address);
+        self.tables.uplinks.set(
+            index,
+            abi::Uplink { v4: abi::Route { address: address.into(), ..record.v4 }, ..record },
+            0,
+        )?;
+        self.datapath.apply(&Action::SetPool(uplink, pool))?;
+        self.datapath.apply(&Action::RemoveOutside(record.v4.address.into()))?;
+        self.datapath.apply(&Action::SetOutside(address, 1 << uplink))?;
+        self.next_neighbour_epoch(healthy)
+    }
+
     /// Runs the TC program on a packet that came in by the interface.
     ///
     /// # Errors
     /// If the kernel refuses the run.
     pub fn tc(&mut self, interface: &str, packet: &[u8]) -> Result<Outcome> {
-        self.once(Hook::Tc, interface, packet)
+        self.once(Hook::Tc { mark: 0 }, interface, packet)
+    }
+
+    /// The same on a packet that comes with a mark: from the machine itself.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run.
+    pub fn tc_marked(&mut self, interface: &str, mark: u32, packet: &[u8]) -> Result<Outcome> {
+        self.once(Hook::Tc { mark }, interface, packet)
     }
 
     /// Runs the XDP program on a packet that came in by the interface.
@@ -296,12 +337,20 @@ impl Rig {
         self.once(Hook::Xdp, interface, packet)
     }
 
-    /// Runs the egress program on a packet that leaves by the interface, with this mark.
+    /// Runs the egress program on a packet that the machine itself sends by the interface, with this mark.
     ///
     /// # Errors
     /// If the kernel refuses the run.
     pub fn egress(&mut self, interface: &str, mark: u32, packet: &[u8]) -> Result<Outcome> {
-        self.once(Hook::Egress { mark }, interface, packet)
+        self.once(Hook::Egress { mark, forwarded: false }, interface, packet)
+    }
+
+    /// The same on a packet that the kernel forwards from lan0.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run.
+    pub fn egress_forwarded(&mut self, interface: &str, mark: u32, packet: &[u8]) -> Result<Outcome> {
+        self.once(Hook::Egress { mark, forwarded: true }, interface, packet)
     }
 
     /// Nanoseconds per packet of a program on a packet that it leaves as it is, over `repeat` runs.
@@ -309,7 +358,7 @@ impl Rig {
     /// # Errors
     /// If the kernel refuses the run.
     pub fn cost_ns(&mut self, xdp: bool, interface: &str, packet: &[u8], repeat: u32) -> Result<u128> {
-        let hook = if xdp { Hook::Xdp } else { Hook::Tc };
+        let hook = if xdp { Hook::Xdp } else { Hook::Tc { mark: 0 } };
         Ok(self.test_run(hook, interface, packet, None, None, repeat)?.duration.as_nanos())
     }
 
@@ -348,8 +397,11 @@ impl Rig {
         } else {
             context[40..44].copy_from_slice(&ifindex);
         }
-        if let Hook::Egress { mark } = hook {
+        if let Hook::Tc { mark } | Hook::Egress { mark, .. } = hook {
             context[MARK..MARK + 4].copy_from_slice(&mark.to_ne_bytes());
+        }
+        if let Hook::Egress { forwarded: true, .. } = hook {
+            context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&self.index("lan0")?.to_ne_bytes());
         }
         let options = TestRunOptions {
             data_in: Some(packet),
@@ -362,7 +414,7 @@ impl Rig {
         let ebpf = self.datapath.ebpf();
         Ok(match hook {
             Hook::Xdp => program_of::<Xdp>(ebpf, program::XDP)?.test_run(options)?,
-            Hook::Tc => program_of::<SchedClassifier>(ebpf, program::TC)?.test_run(options)?,
+            Hook::Tc { .. } => program_of::<SchedClassifier>(ebpf, program::TC)?.test_run(options)?,
             Hook::Egress { .. } => program_of::<SchedClassifier>(ebpf, program::EGRESS)?.test_run(options)?,
         })
     }

@@ -338,12 +338,37 @@ fn marked_packets_leave_by_their_uplink_only() {
     on_rig(|rig| {
         let packet = Packet { to: GATEWAY1, from: WAN1, ..out(Transport::Udp) }.build();
         for value in [mark::FIRST_UPLINK + 1, mark::PROHIBIT, mark::UNREACHABLE] {
+            assert_done(&rig.egress_forwarded("wan1", value << 16, &packet)?, TC_DROP, &packet, "misrouted");
             assert_done(&rig.egress("wan1", value << 16, &packet)?, TC_DROP, &packet, "misrouted");
         }
         // Its own, of a flow that mh knows: translated, and the TTL is the kernel's affair.
         rig.tc("lan0", &out(Transport::Udp).build())?;
         let sent = Packet { ttl: 64, ..out_sent(Transport::Udp) }.build();
-        assert_done(&rig.egress("wan1", mark::FIRST_UPLINK << 16, &packet)?, TC_NEXT, &sent, "forward");
+        let own = mark::FIRST_UPLINK << 16;
+        assert_done(&rig.egress_forwarded("wan1", own, &packet)?, TC_NEXT, &sent, "forward");
+        Ok(())
+    });
+}
+
+/// A socket with an uplink's mark sends by that uplink, up or down; its packets are no flow of mh's.
+#[test]
+fn probes_of_an_uplink_pass_untouched() {
+    on_rig(|rig| {
+        for healthy in [0b11, 0b10, 0] {
+            rig.set_healthy(healthy)?;
+            for transport in [Transport::Tcp(SYN), Transport::Tcp(ACK), Transport::Udp, Transport::EchoRequest] {
+                let remote = if transport == Transport::EchoRequest { "192.0.2.10:0" } else { REMOTE };
+                let probe = Packet::new(GATEWAY1, WAN1, OUTSIDE, remote, transport).build();
+                let outcome = rig.egress("wan1", mark::FIRST_UPLINK << 16, &probe)?;
+                assert_done(&outcome, TC_NEXT, &probe, "pass_host");
+                let fragment = with_fragment(&probe, 0x2000);
+                assert_done(&rig.egress("wan1", mark::FIRST_UPLINK << 16, &fragment)?, TC_NEXT, &fragment, "pass_host");
+                let later = with_fragment(&probe, 0x0001);
+                assert_done(&rig.egress("wan1", mark::FIRST_UPLINK << 16, &later)?, TC_NEXT, &later, "pass_host");
+            }
+        }
+        assert_eq!(all_flows_state(rig)?, Vec::<String>::new());
+        assert_eq!(rig.tables.bindings()?, []);
         Ok(())
     });
 }

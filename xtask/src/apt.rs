@@ -28,7 +28,7 @@ apt-get "$@"
 "##;
 
 /// Services that their packages would have started at every boot.
-const BOOT_SERVICES: [(&str, &str); 2] = [("nginx-light", "nginx"), ("nginx", "nginx")];
+const BOOT_SERVICES: [(&str, &str); 3] = [("nginx-light", "nginx"), ("nginx", "nginx"), ("frr", "frr")];
 
 /// apt, if this machine has it.
 #[derive(Debug)]

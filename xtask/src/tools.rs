@@ -89,6 +89,9 @@ pub const TOOLS: &[Tool] = &[
         "coturn-utils",
         "coturn",
     ),
+    laboratory("vtysh", "speaks BGP and BFD (FRR)", &["--help"], &["frr"], "frr", "frr"),
+    laboratory("dnsmasq", "leases addresses", &["--version"], &["dnsmasq-base"], "dnsmasq", "dnsmasq"),
+    laboratory("udhcpc", "asks for a lease", &["--help"], &["udhcpc"], "busybox", "busybox"),
     Tool {
         program: "codespell",
         purpose: Purpose::Lint,

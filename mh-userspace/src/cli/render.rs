@@ -69,7 +69,7 @@ pub fn status(status: &Status, colour: bool) -> String {
             &u.flows,
             &size(u.tx_bytes),
             &size(u.rx_bytes),
-            &u.reason,
+            &u.warning.as_ref().map_or_else(|| u.reason.clone(), |warning| format!("{}; {warning}", u.reason)),
         ]);
     }
     head + &table.render(colour)
@@ -252,6 +252,7 @@ mod tests {
             interface: "wan0".into(),
             state,
             reason: reason.into(),
+            warning: None,
             hook: "xdp".into(),
             address: vec!["198.51.100.2".parse().unwrap()],
             gateway: None,

@@ -6,13 +6,15 @@
 //! or that belong to the format but are not supported by this version, are faults. Nothing here looks at the machine: whether an
 //! interface exists is not a matter of the config. A warning is the exception: that a hook's program is not there, or can't be run.
 //!
-//! `schema` lists the keys, `table` holds tables of the document against it, `value` reads single values, `uplinks` and `forwards`
-//! read what their names say, `read` all other sections, and puts them together.
+//! `schema` lists the keys, `table` holds tables of the document against it, `value` reads single values, `uplinks`, `probes` and
+//! `forwards` read what their names say, `read` all other sections, and puts them together.
 //! The format is described in `docs/config.md`.
 
 mod fault;
 mod forwards;
 mod model;
+mod probe;
+mod probes;
 mod read;
 mod schema;
 mod table;
@@ -27,9 +29,13 @@ use toml::de::DeTable;
 
 pub use fault::{Fault, Faults, LoadError, warning_lines};
 pub use model::{
-    AddressRange, Config, Datapath, Filtering, Forward, ForwardProtocol, HashMode, Hooks, InterfaceNameError,
-    InterfacePattern, Limits, MAX_ADDRESS_RANGES, MAX_ADDRESSES, MAX_FORWARDED_PORTS, MAX_INTERFACE_NAME,
+    AddressRange, Config, Damping, Datapath, Filtering, Forward, ForwardProtocol, HashMode, Hooks, InterfaceNameError,
+    InterfacePattern, Limits, MAX_ADDRESS_RANGES, MAX_ADDRESSES, MAX_FORWARDED_PORTS, MAX_INTERFACE_NAME, MAX_LOSSES,
     MAX_UPLINK_NAME, MAX_UPLINKS, MIN_MARK_BITS, Mode, MssClamp, Nat, OnDown, Policy, PortRange, Timeouts, Uplink,
+};
+pub use probe::{
+    Check, DEFAULT_WINDOW, Http, Limit, MAX_DOMAIN, MAX_INTERVAL, MAX_OVERLAP, MAX_PATH, MAX_ROUNDS, MAX_TARGETS,
+    MAX_TIMEOUT, MIN_INTERVAL, Probe, ProbeTarget, Share, ShareError, TargetError,
 };
 
 /// A config and what its writer should know about it.

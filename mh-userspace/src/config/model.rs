@@ -11,6 +11,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::probe::Probe;
+
 /// How many uplinks a config may have.
 pub const MAX_UPLINKS: usize = 32;
 
@@ -28,6 +30,9 @@ pub const MAX_ADDRESS_RANGES: usize = 16;
 
 /// How many ports may be forwarded, each counted for every uplink and protocol.
 pub const MAX_FORWARDED_PORTS: usize = 4096;
+
+/// The most losses of an uplink that [`Damping`] can count.
+pub const MAX_LOSSES: u16 = 100;
 
 /// The fewest bits that [`Datapath::mark_mask`] may have: for 32 uplinks and four more values.
 pub const MIN_MARK_BITS: u32 = 6;
@@ -278,6 +283,28 @@ pub struct Uplink {
     pub mss_clamp: MssClamp,
     /// Whether source addresses are translated.
     pub nat: bool,
+    /// What keeps it from being used while it comes and goes.
+    pub damping: Damping,
+    /// What tells whether it works; `None`: its link and its gateway alone.
+    pub probe: Option<Probe>,
+}
+
+/// Damping of an uplink that comes and goes: `[uplink.NAME.damping]`. Once it has been lost `losses` times within `within`, it is used again
+/// only when it has been well for `hold` without a break.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Damping {
+    /// How many losses are too many, at most [`MAX_LOSSES`]; 0: any number is fine.
+    pub losses: u16,
+    /// Within which time.
+    pub within: Duration,
+    /// How long it has to be well then.
+    pub hold: Duration,
+}
+
+impl Default for Damping {
+    fn default() -> Self {
+        Self { losses: 5, within: Duration::from_secs(30), hold: Duration::from_secs(10) }
+    }
 }
 
 /// An address, or all addresses of a prefix.
@@ -376,10 +403,21 @@ impl fmt::Display for MssClamp {
 /// How new flows are spread over uplinks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy {
-    /// Indices into [`Config::uplinks`] with weights. Those with weight 0 get no new flows.
-    pub members: Vec<(usize, u16)>,
+    /// Tiers of indices into [`Config::uplinks`] with weights, each index in one of them. New flows go to the first tier of which an uplink
+    /// is up; those with weight 0 get none.
+    pub tiers: Vec<Vec<(usize, u16)>>,
     /// What the choice depends on.
     pub hash: HashMode,
+}
+
+impl Policy {
+    /// The tier of an uplink, and its weight in it; `None` if it is no member.
+    #[must_use]
+    pub fn place(&self, uplink: usize) -> Option<(usize, u16)> {
+        self.tiers.iter().enumerate().find_map(|(tier, members)| {
+            members.iter().find(|(index, _)| *index == uplink).map(|(_, weight)| (tier, *weight))
+        })
+    }
 }
 
 words! {

@@ -116,7 +116,7 @@ fn datapath(root: &Table<'_, '_>, report: &mut Report) -> Datapath {
 
 fn default_policy(root: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut Report) -> Policy {
     let mut policy = Policy {
-        members: uplinks.iter().enumerate().map(|(index, placed)| (index, placed.uplink.weight)).collect(),
+        tiers: vec![uplinks.iter().enumerate().map(|(index, placed)| (index, placed.uplink.weight)).collect()],
         hash: HashMode::Flow,
     };
     let mut members_at = uplinks.first().map_or(root.at, |placed| placed.name_at);
@@ -134,7 +134,7 @@ fn default_policy(root: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut R
                 continue;
             };
             if let Some(tiers) = tiers(&table, uplinks, report) {
-                policy.members = tiers.value;
+                policy.tiers = tiers.value;
                 members_at = tiers.at;
             }
             if let Some(hash) = table.read(&schema::HASH, report) {
@@ -148,7 +148,8 @@ fn default_policy(root: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut R
             }
         }
     }
-    if !policy.members.is_empty() && policy.members.iter().all(|(_, weight)| *weight == 0) {
+    let mut members = policy.tiers.iter().flatten().peekable();
+    if members.peek().is_some() && members.all(|(_, weight)| *weight == 0) {
         report.warning(
             members_at,
             "no uplink has a weight above 0: no new flow will get an uplink; give at least one uplink a weight",
@@ -157,26 +158,35 @@ fn default_policy(root: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut R
     policy
 }
 
-/// The members of the first tier; `None` if the key is left out or too wrong to go on.
-fn tiers(table: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut Report) -> Option<Placed<Vec<(usize, u16)>>> {
+/// Indices of uplinks with weights.
+type Tier = Vec<(usize, u16)>;
+
+/// The tiers; `None` if the key is left out or too wrong to go on.
+fn tiers(table: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut Report) -> Option<Placed<Vec<Tier>>> {
     let (key, value) = table.get(schema::TIERS)?;
     let list = list_of(schema::TIERS, schema::TIERS_WANTS, value, report)?;
+    let mut tiers: Vec<Tier> = Vec::new();
+    for tier in list {
+        let entries = entries_of("a tier", "such as { isp1 = 2, isp2 = 1 }", tier, report)?;
+        if entries.is_empty() {
+            let mend = "name an uplink, such as { isp1 = 1 }, or leave it out";
+            report.fault(tier.span().start, format!("the tier is empty; {mend}"));
+        }
+        let mut members = Vec::new();
+        for (name, weight) in in_file_order(entries) {
+            let index = index_of(name.get_ref(), name.span().start, uplinks, report);
+            if index.is_some_and(|index| tiers.iter().flatten().any(|(other, _)| *other == index)) {
+                let what = format!("uplink {} is in an earlier tier already; keep one of them", quoted(name.get_ref()));
+                report.fault(name.span().start, what);
+            }
+            let what = format!("the weight of {}", quoted(name.get_ref()));
+            let weight = read_as(&what, &schema::WEIGHT, weight, report);
+            members.extend(index.zip(weight));
+        }
+        tiers.push(members);
+    }
     let first = list.first()?;
-    for further in list.iter().skip(1) {
-        refuse("a second or further tier", further.span().start, report);
-    }
-    let entries = entries_of("a tier", "such as { isp1 = 2, isp2 = 1 }", first, report)?;
-    if entries.is_empty() {
-        report.fault(first.span().start, "the tier is empty; name an uplink, such as { isp1 = 1 }, or leave out tiers");
-    }
-    let mut members = Vec::new();
-    for (name, weight) in in_file_order(entries) {
-        let index = index_of(name.get_ref(), name.span().start, uplinks, report);
-        let what = format!("the weight of {}", quoted(name.get_ref()));
-        let weight = read_as(&what, &schema::WEIGHT, weight, report);
-        members.extend(index.zip(weight));
-    }
-    Some(Placed { key_at: key.span().start, at: first.span().start, value: members })
+    Some(Placed { key_at: key.span().start, at: first.span().start, value: tiers })
 }
 
 fn nat(root: &Table<'_, '_>, report: &mut Report) -> Nat {

@@ -11,7 +11,11 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::model::{AddressRange, Filtering, ForwardProtocol, HashMode, Mode, MssClamp, OnDown, PortRange, Timeouts};
+use super::model::{
+    AddressRange, Filtering, ForwardProtocol, HashMode, MAX_LOSSES, Mode, MssClamp, OnDown, PortRange, Timeouts,
+};
+use super::probe::{ProbeTarget, Share};
+use super::probes::{self, Quorum};
 use super::value::{self, Mismatch, Target};
 
 /// A key whose value is read in one piece.
@@ -70,8 +74,21 @@ impl<T> Scalar<T> {
 }
 
 /// Every section that this version reads.
-pub(super) const SECTIONS: &[&Section] =
-    &[&ROOT, &DATAPATH, &UPLINK, &POLICY, &FORWARD, &NAT_SECTION, &LIMITS, &TIMEOUTS, &HOOKS];
+pub(super) const SECTIONS: &[&Section] = &[
+    &ROOT,
+    &DATAPATH,
+    &UPLINK,
+    &DAMPING,
+    &PROBE,
+    &LOSS,
+    &LATENCY,
+    &POLICY,
+    &FORWARD,
+    &NAT_SECTION,
+    &LIMITS,
+    &TIMEOUTS,
+    &HOOKS,
+];
 
 // The top level.
 
@@ -177,12 +194,102 @@ pub(super) const UPLINK: Section = Section {
         ON_DOWN.entry(),
         MSS_CLAMP.entry(),
         NAT.entry(),
-        later("probe"),
+        now(DAMPING_TABLE),
+        now(PROBE_TABLE),
         later("gateway6"),
         later("address6"),
         later("nptv6"),
         later("nat66"),
     ],
+};
+
+// [uplink.NAME.damping]
+
+pub(super) const DAMPING_TABLE: &str = "damping";
+pub(super) const LOSSES: Scalar<u16> = Scalar {
+    name: "losses",
+    wants: "a whole number from 0 to 100, 0 for no damping",
+    read: |value| value::integer(value, 0, i64::from(MAX_LOSSES)),
+};
+pub(super) const WITHIN: Scalar<Duration> =
+    Scalar { name: "within", wants: "a duration in quotes from \"1s\" to \"24h\", such as \"30s\"", read: value::span };
+pub(super) const HOLD: Scalar<Duration> = Scalar { name: "hold", wants: WITHIN.wants, read: value::span };
+
+pub(super) const DAMPING: Section =
+    Section { place: "in [uplink.NAME.damping]", entries: &[LOSSES.entry(), WITHIN.entry(), HOLD.entry()] };
+
+// [uplink.NAME.probe]
+
+pub(super) const PROBE_TABLE: &str = "probe";
+pub(super) const TARGETS: &str = "targets";
+/// What `targets` must be.
+pub(super) const TARGETS_WANTS: &str = "a list of URLs such as [\"icmp://192.0.2.1\", \"tcp://192.0.2.9:443\"]";
+/// Each element of `targets`.
+pub(super) const TARGET: Scalar<ProbeTarget> = Scalar {
+    name: TARGETS,
+    wants: "URLs such as \"icmp://192.0.2.1\", \"tcp://192.0.2.9:443\", \"http://192.0.2.9/health\" or \
+            \"dns://192.0.2.53/example.org\"",
+    read: probes::target,
+};
+pub(super) const QUORUM: Scalar<Quorum> =
+    Scalar { name: "quorum", wants: "a whole number from 1 to 64, \"any\" or \"all\"", read: probes::quorum };
+pub(super) const INTERVAL: Scalar<Duration> = Scalar {
+    name: "interval",
+    wants: "a duration in quotes from \"10ms\" to \"1h\", such as \"500ms\"",
+    read: probes::interval,
+};
+pub(super) const TIMEOUT: Scalar<Duration> = Scalar {
+    name: "timeout",
+    wants: "a duration in quotes from \"1ms\" to \"1m\", such as \"400ms\"",
+    read: probes::up_to_a_minute,
+};
+pub(super) const DOWN: Scalar<u32> = Scalar { name: "down", wants: ROUNDS_WANTS, read: probes::rounds };
+pub(super) const UP: Scalar<u32> = Scalar { name: "up", wants: ROUNDS_WANTS, read: probes::rounds };
+const ROUNDS_WANTS: &str = "a whole number from 1 to 1000";
+pub(super) const LOSS_TABLE: &str = "loss";
+pub(super) const LATENCY_TABLE: &str = "latency";
+
+pub(super) const PROBE: Section = Section {
+    place: "in [uplink.NAME.probe]",
+    entries: &[
+        now(TARGETS),
+        QUORUM.entry(),
+        INTERVAL.entry(),
+        TIMEOUT.entry(),
+        DOWN.entry(),
+        UP.entry(),
+        now(LOSS_TABLE),
+        now(LATENCY_TABLE),
+    ],
+};
+
+pub(super) const WINDOW: Scalar<u32> = Scalar { name: "window", wants: ROUNDS_WANTS, read: probes::rounds };
+
+/// The keys of a level at which there is a warning, and of one at which a target counts no more.
+pub(super) struct Levels<T> {
+    pub(super) warn: Scalar<T>,
+    pub(super) down: Scalar<T>,
+}
+
+pub(super) const LOSS_LEVELS: Levels<Share> = Levels {
+    warn: Scalar { name: "warn", wants: SHARE_WANTS, read: probes::share },
+    down: Scalar { name: "down", wants: SHARE_WANTS, read: probes::share },
+};
+const SHARE_WANTS: &str = "a percentage in quotes from \"0.01%\" to \"100%\", such as \"5%\"";
+
+pub(super) const LATENCY_LEVELS: Levels<Duration> = Levels {
+    warn: Scalar { name: "warn", wants: LATENCY_WANTS, read: probes::up_to_a_minute },
+    down: Scalar { name: "down", wants: LATENCY_WANTS, read: probes::up_to_a_minute },
+};
+const LATENCY_WANTS: &str = "a duration in quotes from \"1ms\" to \"1m\", such as \"200ms\"";
+
+pub(super) const LOSS: Section = Section {
+    place: "in [uplink.NAME.probe.loss]",
+    entries: &[WINDOW.entry(), LOSS_LEVELS.warn.entry(), LOSS_LEVELS.down.entry()],
+};
+pub(super) const LATENCY: Section = Section {
+    place: "in [uplink.NAME.probe.latency]",
+    entries: &[WINDOW.entry(), LATENCY_LEVELS.warn.entry(), LATENCY_LEVELS.down.entry()],
 };
 
 // [policy.NAME]
@@ -191,7 +298,7 @@ pub(super) const UPLINK: Section = Section {
 pub(super) const DEFAULT_POLICY: &str = "default";
 pub(super) const TIERS: &str = "tiers";
 /// What `tiers` must be.
-pub(super) const TIERS_WANTS: &str = "a list with a table of uplinks and weights, such as [ { isp1 = 2, isp2 = 1 } ]";
+pub(super) const TIERS_WANTS: &str = "a list with tables of uplinks and weights, such as [ { isp1 = 2, isp2 = 1 } ]";
 pub(super) const HASH: Scalar<HashMode> = Scalar {
     name: "hash",
     wants: "\"flow\", \"source\" or \"source-destination\"",

@@ -5,9 +5,10 @@ use std::collections::HashMap;
 
 use super::fault::Report;
 use super::model::{
-    AddressRange, InterfacePattern, MAX_ADDRESS_RANGES, MAX_ADDRESSES, MAX_UPLINK_NAME, MAX_UPLINKS, MssClamp, OnDown,
-    PortRange, Uplink,
+    AddressRange, Damping, InterfacePattern, MAX_ADDRESS_RANGES, MAX_ADDRESSES, MAX_UPLINK_NAME, MAX_UPLINKS, MssClamp,
+    OnDown, PortRange, Uplink,
 };
+use super::probes;
 use super::schema::{self, did_you_mean, nearest};
 use super::table::{Key, Table, Value, dotted, elements_or_value, entries_of, in_file_order, is_bare, read_as};
 use super::value::quoted;
@@ -91,6 +92,8 @@ fn uplink(name: &str, entry: (&Key<'_>, &Value<'_>), report: &mut Report) -> Pla
         on_down: OnDown::Reset,
         mss_clamp: MssClamp::Auto,
         nat: true,
+        damping: Damping::default(),
+        probe: None,
     };
     let mut interface_at = None;
     let path = dotted(schema::UPLINK_TABLE, name);
@@ -125,20 +128,23 @@ fn uplink(name: &str, entry: (&Key<'_>, &Value<'_>), report: &mut Report) -> Pla
     }
     if let Some(on_down) = table.read(&schema::ON_DOWN, report) {
         uplink.on_down = on_down.value;
-        if on_down.value == OnDown::Reset {
-            report.warning(
-                on_down.at,
-                "on_down = \"reset\" sends no RST in this version of mh yet: TCP connections are held, all other flows are \
-                     bound anew"
-                        .to_owned(),
-            );
-        }
     }
     if let Some(clamp) = table.read(&schema::MSS_CLAMP, report) {
         uplink.mss_clamp = clamp.value;
     }
     if let Some(nat) = table.read(&schema::NAT, report) {
         uplink.nat = nat.value;
+    }
+    if let Some(damping) = table.child(schema::DAMPING_TABLE, &schema::DAMPING, report) {
+        let default = uplink.damping;
+        uplink.damping = Damping {
+            losses: damping.read(&schema::LOSSES, report).map_or(default.losses, |placed| placed.value),
+            within: damping.read(&schema::WITHIN, report).map_or(default.within, |placed| placed.value),
+            hold: damping.read(&schema::HOLD, report).map_or(default.hold, |placed| placed.value),
+        };
+    }
+    if let Some(table) = table.child(schema::PROBE_TABLE, &schema::PROBE, report) {
+        uplink.probe = probes::probe(&table, report);
     }
     PlacedUplink { uplink, name_at, interface_at, ranges }
 }

@@ -53,7 +53,8 @@ pub(super) fn quoted(text: &str) -> String {
     format!("{:?}", clipped(text))
 }
 
-fn clipped(text: &str) -> String {
+/// `text`, cut where it is too long for a message.
+pub(super) fn clipped(text: &str) -> String {
     const MOST_CHARS: usize = 60;
     match text.char_indices().nth(MOST_CHARS) {
         Some((end, _)) => format!("{}...", &text[..end]),
@@ -61,7 +62,8 @@ fn clipped(text: &str) -> String {
     }
 }
 
-fn text<'v>(value: &'v DeValue<'_>) -> Result<&'v str, Mismatch> {
+/// A string.
+pub(super) fn text<'v>(value: &'v DeValue<'_>) -> Result<&'v str, Mismatch> {
     value.as_str().ok_or(Mismatch::Type)
 }
 
@@ -127,7 +129,7 @@ fn one_address(text: &str) -> Result<Ipv4Addr, Mismatch> {
 }
 
 /// What `address` is if it can't be that of one other machine.
-fn not_unicast(address: Ipv4Addr) -> Option<&'static str> {
+pub(super) fn not_unicast(address: Ipv4Addr) -> Option<&'static str> {
     if address.is_unspecified() {
         Some("the unspecified address")
     } else if address.octets()[0] == 0 {
@@ -207,7 +209,8 @@ pub(super) fn ports(value: &DeValue<'_>) -> Result<PortRange, Mismatch> {
     }
 }
 
-fn port(digits: &str) -> Option<u16> {
+/// The number of a port, 1 to 65535.
+pub(super) fn port(digits: &str) -> Option<u16> {
     decimal(digits).and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0)
 }
 
@@ -238,11 +241,18 @@ pub(super) fn duration(value: &DeValue<'_>) -> Result<Duration, Mismatch> {
 
 /// A duration that an idle flow may be kept for.
 pub(super) fn timeout(value: &DeValue<'_>) -> Result<Duration, Mismatch> {
-    const LEAST: Duration = Duration::from_secs(1);
-    const MOST: Duration = Duration::from_secs(720 * 3600);
+    duration_within(value, Duration::from_secs(1), Duration::from_secs(720 * 3600))
+}
+
+/// A duration in which an uplink is watched.
+pub(super) fn span(value: &DeValue<'_>) -> Result<Duration, Mismatch> {
+    duration_within(value, Duration::from_secs(1), Duration::from_secs(24 * 3600))
+}
+
+fn duration_within(value: &DeValue<'_>, least: Duration, most: Duration) -> Result<Duration, Mismatch> {
     duration(value).and_then(
         |duration| {
-            if (LEAST..=MOST).contains(&duration) { Ok(duration) } else { Err(Mismatch::Value) }
+            if (least..=most).contains(&duration) { Ok(duration) } else { Err(Mismatch::Value) }
         },
     )
 }

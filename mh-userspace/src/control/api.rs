@@ -61,6 +61,8 @@ pub struct UplinkStatus {
     pub state: UplinkState,
     /// Why it is in that state.
     pub reason: String,
+    /// What does not keep it from taking flows, but people should know.
+    pub warning: Option<String>,
     /// `xdp` or `tc`: the hook in use on its interface, or `none` while that does not exist.
     pub hook: String,
     /// Its source addresses, or prefixes of them.

@@ -1,6 +1,6 @@
 //! What changed between two views of the uplinks: the events that people and hooks are told of.
 //!
-//! Pure. Every change of state or reason is one [`Change`]: also of the reason alone, of an uplink that is new, and of one that is
+//! Pure. Every change of state, reason or warning is one [`Change`]: also of the reason alone, of an uplink that is new, and of one that is
 //! configured no more.
 
 use super::UplinkView;
@@ -30,13 +30,14 @@ pub fn changes(before: &[UplinkView], after: &[UplinkView]) -> Vec<Change> {
     let named = |views: &'_ [UplinkView], name: &str| views.iter().position(|view| view.name == name);
     let there = after.iter().filter_map(|view| {
         let former = named(before, &view.name).and_then(|at| before.get(at));
-        let changed = former.is_none_or(|former| (former.state, &former.reason) != (view.state, &view.reason));
+        let told = |view: &UplinkView| (view.state, view.told());
+        let changed = former.is_none_or(|former| told(former) != told(view));
         changed.then(|| Change {
             uplink: view.name.clone(),
             interface: view.interface.clone(),
             previous: former.map(|former| former.state),
             state: Some(view.state),
-            reason: view.reason.clone(),
+            reason: view.told(),
         })
     });
     let gone = before.iter().filter(|former| named(after, &former.name).is_none()).map(|former| Change {
@@ -61,6 +62,8 @@ mod tests {
             interface: format!("{name}-if"),
             state,
             reason: reason.to_owned(),
+            warning: None,
+            tier: Some(0),
             addresses: Vec::new(),
             gateway: None,
             configured_weight: 1,

@@ -1,4 +1,6 @@
 //! What is known of the machine: links, addresses, default routes, neighbours.
+//!
+//! Invariant: what is known depends on which facts hold, not on the order in which events of different objects came.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -22,17 +24,26 @@ pub struct Link {
     pub up: bool,
     /// Has carrier.
     pub carrier: bool,
+    /// The index of the bridge, bond or VRF that it is enslaved to.
+    pub master: Option<u32>,
+}
+
+/// A way that a default route leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Hop {
+    /// The interface.
+    pub ifindex: u32,
+    /// The gateway; `None` if destinations are on the link.
+    pub gateway: Option<Ipv4Addr>,
 }
 
 /// A default route of the main table.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DefaultRoute {
     /// Its metric: the lowest is preferred.
     pub metric: u32,
-    /// The interface that it leaves by.
-    pub ifindex: u32,
-    /// Its gateway; `None` if destinations are on the link.
-    pub gateway: Option<Ipv4Addr>,
+    /// Its ways: several for a multipath route.
+    pub hops: Vec<Hop>,
 }
 
 /// A fact that begins or ceases to hold.
@@ -54,17 +65,56 @@ pub enum Event {
     /// The interface has the address no more.
     AddressGone(u32, Ipv4Addr),
     /// The main table has the default route.
-    DefaultRoute(DefaultRoute),
+    DefaultRoute {
+        /// The route.
+        route: DefaultRoute,
+        /// It takes the place of one with the same metric.
+        replaces: bool,
+    },
     /// The main table has the default route no more.
     DefaultRouteGone(DefaultRoute),
     /// The address is the machine's own, or a broadcast address.
     Local(Ipv4Addr),
     /// The address is that no more.
     LocalGone(Ipv4Addr),
-    /// The neighbour has the Ethernet address.
-    Neighbour(u32, Ipv4Addr, Mac),
-    /// The neighbour's Ethernet address is not known any more.
+    /// The neighbour's Ethernet address is known.
+    Neighbour {
+        /// The interface.
+        ifindex: u32,
+        /// The neighbour's address.
+        address: Ipv4Addr,
+        /// Its Ethernet address.
+        mac: Mac,
+        /// Somebody has set it: the kernel does not look for itself.
+        fixed: bool,
+    },
+    /// The neighbour has not answered.
+    NeighbourFailed(u32, Ipv4Addr),
+    /// Nothing is known of the neighbour any more.
     NeighbourGone(u32, Ipv4Addr),
+}
+
+/// What is known of a neighbour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Neighbour {
+    /// It has this Ethernet address.
+    Known {
+        /// The address.
+        mac: Mac,
+        /// Somebody has set it.
+        fixed: bool,
+    },
+    /// It has not answered.
+    Failed,
+}
+
+impl Neighbour {
+    const fn mac(self) -> Option<Mac> {
+        match self {
+            Self::Known { mac, .. } => Some(mac),
+            Self::Failed => None,
+        }
+    }
 }
 
 /// Everything that is known of the machine.
@@ -74,7 +124,7 @@ pub struct Observed {
     addresses: BTreeMap<u32, Vec<(bool, Ipv4Addr)>>,
     routes: BTreeSet<DefaultRoute>,
     local: BTreeSet<Ipv4Addr>,
-    neighbours: HashMap<(u32, Ipv4Addr), Mac>,
+    neighbours: HashMap<(u32, Ipv4Addr), Neighbour>,
     neighbour_epoch: u32,
 }
 
@@ -85,15 +135,16 @@ impl Observed {
             Event::Link(link) => {
                 if !link.up {
                     // The kernel removes an interface's IPv4 routes when it is set down, without a word about them.
-                    self.routes.retain(|route| route.ifindex != link.ifindex);
+                    self.remove_routes_by(link.ifindex);
                 }
                 self.links.insert(link.ifindex, link.clone()).as_ref() != Some(&link)
             }
             Event::LinkGone(ifindex) => {
                 // The kernel announces the end of addresses and routes too, but not in a fixed order.
                 self.addresses.remove(&ifindex);
-                self.routes.retain(|route| route.ifindex != ifindex);
-                self.neighbours.retain(|(i, _), _| *i != ifindex);
+                self.remove_routes_by(ifindex);
+                let lost = self.neighbours.extract_if(|(i, _), _| *i == ifindex).filter_map(|(_, n)| n.mac()).count();
+                self.neighbour_epoch = self.neighbour_epoch.wrapping_add(u32::from(lost > 0));
                 self.links.remove(&ifindex).is_some()
             }
             Event::Address { ifindex, address, secondary } => {
@@ -111,29 +162,72 @@ impl Observed {
                 let Some(list) = self.addresses.get_mut(&ifindex) else { return false };
                 let before = list.len();
                 list.retain(|(_, a)| *a != address);
-                list.len() != before
+                let changed = list.len() != before;
+                if list.is_empty() {
+                    self.addresses.remove(&ifindex);
+                }
+                changed
             }
-            Event::DefaultRoute(route) => self.routes.insert(route),
+            Event::DefaultRoute { route, replaces } => {
+                if replaces && !self.routes.contains(&route) {
+                    let former = self.routes.iter().find(|former| former.metric == route.metric).cloned();
+                    former.map(|former| self.routes.remove(&former));
+                }
+                self.routes.insert(route)
+            }
             Event::DefaultRouteGone(route) => self.routes.remove(&route),
             Event::Local(address) => self.local.insert(address),
             Event::LocalGone(address) => self.local.remove(&address),
-            Event::Neighbour(ifindex, address, mac) => {
-                let before = self.neighbours.insert((ifindex, address), mac);
-                let moved = before.is_some_and(|old| old != mac);
-                self.neighbour_epoch = self.neighbour_epoch.wrapping_add(u32::from(moved));
-                before != Some(mac)
+            Event::Neighbour { ifindex, address, mac, fixed } => {
+                self.set_neighbour((ifindex, address), Some(Neighbour::Known { mac, fixed }))
             }
-            Event::NeighbourGone(ifindex, address) => {
-                let changed = self.neighbours.remove(&(ifindex, address)).is_some();
-                self.neighbour_epoch = self.neighbour_epoch.wrapping_add(u32::from(changed));
-                changed
-            }
+            Event::NeighbourFailed(ifindex, address) => self.set_neighbour((ifindex, address), Some(Neighbour::Failed)),
+            Event::NeighbourGone(ifindex, address) => self.set_neighbour((ifindex, address), None),
         }
+    }
+
+    fn remove_routes_by(&mut self, ifindex: u32) {
+        let routes = std::mem::take(&mut self.routes).into_iter().filter_map(|mut route| {
+            route.hops.retain(|hop| hop.ifindex != ifindex);
+            (!route.hops.is_empty()).then_some(route)
+        });
+        self.routes = routes.collect();
+    }
+
+    fn set_neighbour(&mut self, which: (u32, Ipv4Addr), now: Option<Neighbour>) -> bool {
+        let before = match now {
+            Some(neighbour) => self.neighbours.insert(which, neighbour),
+            None => self.neighbours.remove(&which),
+        };
+        let mac = before.and_then(Neighbour::mac);
+        let moved = mac.is_some() && mac != now.and_then(Neighbour::mac);
+        self.neighbour_epoch = self.neighbour_epoch.wrapping_add(u32::from(moved));
+        before != now
+    }
+
+    /// Takes in all facts that hold now, in place of what was known. Returns whether that changed anything.
+    pub fn replace(&mut self, facts: Vec<Event>) -> bool {
+        let mut now = Self::default();
+        for fact in facts {
+            now.apply(fact);
+        }
+        let moved = self.neighbours.iter().any(|(which, former)| {
+            former.mac().is_some() && former.mac() != now.neighbours.get(which).and_then(|n| n.mac())
+        });
+        now.neighbour_epoch = self.neighbour_epoch.wrapping_add(u32::from(moved));
+        let changed = now != *self;
+        *self = now;
+        changed
     }
 
     /// The link of this name.
     pub fn link_named(&self, name: &str) -> Option<&Link> {
         self.links.values().find(|link| link.name == name)
+    }
+
+    /// The link with this index.
+    pub fn link(&self, ifindex: u32) -> Option<&Link> {
+        self.links.get(&ifindex)
     }
 
     /// All links.
@@ -148,17 +242,18 @@ impl Observed {
 
     /// The gateway of the interface's preferred default route.
     pub fn default_gateway(&self, ifindex: u32) -> Option<Ipv4Addr> {
-        self.routes.iter().filter(|route| route.ifindex == ifindex).find_map(|route| route.gateway)
+        let hops = self.routes.iter().flat_map(|route| &route.hops);
+        hops.filter(|hop| hop.ifindex == ifindex).find_map(|hop| hop.gateway)
     }
 
-    /// The interfaces of all default routes, the preferred ones first, each with its metric.
-    pub fn default_routes(&self) -> impl Iterator<Item = (u32, u32)> {
-        self.routes.iter().map(|route| (route.ifindex, route.metric))
+    /// The default routes, the preferred ones first.
+    pub const fn default_routes(&self) -> &BTreeSet<DefaultRoute> {
+        &self.routes
     }
 
-    /// Whether the neighbour's Ethernet address is known.
-    pub fn has_neighbour(&self, ifindex: u32, address: Ipv4Addr) -> bool {
-        self.neighbours.contains_key(&(ifindex, address))
+    /// What is known of a neighbour.
+    pub fn neighbour(&self, ifindex: u32, address: Ipv4Addr) -> Option<Neighbour> {
+        self.neighbours.get(&(ifindex, address)).copied()
     }
 
     /// The machine's own and broadcast addresses.
@@ -169,6 +264,11 @@ impl Observed {
     /// A number that changes when a neighbour's Ethernet address does.
     pub const fn neighbour_epoch(&self) -> u32 {
         self.neighbour_epoch
+    }
+
+    /// Begins a new neighbour epoch, so that every half of a flow is looked at again with its next packet.
+    pub const fn begin_epoch(&mut self) {
+        self.neighbour_epoch = self.neighbour_epoch.wrapping_add(1);
     }
 
     /// Goes on counting neighbour epochs from where a former controller left off, so that no stale entry looks fresh.
@@ -185,6 +285,17 @@ mod tests {
         Ipv4Addr::new(198, 51, 100, last)
     }
 
+    fn route(metric: u32, hops: &[(u32, u8)]) -> DefaultRoute {
+        DefaultRoute {
+            metric,
+            hops: hops.iter().map(|&(ifindex, last)| Hop { ifindex, gateway: Some(a(last)) }).collect(),
+        }
+    }
+
+    fn new_route(metric: u32, hops: &[(u32, u8)], replaces: bool) -> Event {
+        Event::DefaultRoute { route: route(metric, hops), replaces }
+    }
+
     #[test]
     fn the_primary_address_is_the_first_that_is_not_secondary() {
         let mut observed = Observed::default();
@@ -199,36 +310,81 @@ mod tests {
     #[test]
     fn the_gateway_is_that_of_the_lowest_metric() {
         let mut observed = Observed::default();
-        let route = |metric, last| DefaultRoute { metric, ifindex: 3, gateway: Some(a(last)) };
-        observed.apply(Event::DefaultRoute(route(200, 2)));
-        observed.apply(Event::DefaultRoute(route(100, 1)));
+        observed.apply(new_route(200, &[(3, 2)], false));
+        observed.apply(new_route(100, &[(3, 1)], false));
         assert_eq!(observed.default_gateway(3), Some(a(1)));
         assert_eq!(observed.default_gateway(4), None);
-        observed.apply(Event::DefaultRouteGone(route(100, 1)));
+        observed.apply(Event::DefaultRouteGone(route(100, &[(3, 1)])));
         assert_eq!(observed.default_gateway(3), Some(a(2)));
+    }
+
+    #[test]
+    fn a_route_that_replaces_another_leaves_nothing_of_it() {
+        let mut observed = Observed::default();
+        observed.apply(new_route(20, &[(3, 1), (4, 9)], false));
+        assert_eq!((observed.default_gateway(3), observed.default_gateway(4)), (Some(a(1)), Some(a(9))));
+        // One of two announcements is withdrawn.
+        assert!(observed.apply(new_route(20, &[(4, 9)], true)));
+        assert_eq!((observed.default_gateway(3), observed.default_gateway(4)), (None, Some(a(9))));
+        // Without replacing, it is one more.
+        observed.apply(new_route(20, &[(3, 1)], false));
+        assert_eq!((observed.default_gateway(3), observed.default_gateway(4)), (Some(a(1)), Some(a(9))));
+    }
+
+    #[test]
+    fn a_link_set_down_loses_its_part_of_a_multipath_route() {
+        let mut observed = Observed::default();
+        observed.apply(new_route(20, &[(3, 1), (4, 9)], false));
+        let link =
+            Link { ifindex: 3, name: "wan1".into(), mac: None, mtu: 1500, up: false, carrier: false, master: None };
+        observed.apply(Event::Link(link));
+        assert_eq!((observed.default_gateway(3), observed.default_gateway(4)), (None, Some(a(9))));
     }
 
     #[test]
     fn a_link_takes_all_that_hangs_on_it_along() {
         let mut observed = Observed::default();
-        let link = Link { ifindex: 3, name: "wan1".into(), mac: None, mtu: 1500, up: true, carrier: true };
+        let link =
+            Link { ifindex: 3, name: "wan1".into(), mac: None, mtu: 1500, up: true, carrier: true, master: None };
         assert!(observed.apply(Event::Link(link.clone())));
         assert!(!observed.apply(Event::Link(link)), "nothing new");
         observed.apply(Event::Address { ifindex: 3, address: a(2), secondary: false });
-        observed.apply(Event::DefaultRoute(DefaultRoute { metric: 0, ifindex: 3, gateway: Some(a(1)) }));
+        observed.apply(new_route(0, &[(3, 1)], false));
+        observed.apply(known(1, [1; 6]));
         assert!(observed.apply(Event::LinkGone(3)));
-        assert_eq!(observed, Observed::default());
+        assert_eq!(observed, Observed { neighbour_epoch: 1, ..Observed::default() });
+    }
+
+    fn known(last: u8, mac: Mac) -> Event {
+        Event::Neighbour { ifindex: 3, address: a(last), mac, fixed: false }
     }
 
     #[test]
     fn only_a_changed_or_lost_neighbour_starts_a_new_epoch() {
         let mut observed = Observed::default();
-        assert!(observed.apply(Event::Neighbour(3, a(1), [1; 6])));
-        assert!(!observed.apply(Event::Neighbour(3, a(1), [1; 6])));
+        assert!(observed.apply(known(1, [1; 6])));
+        assert!(!observed.apply(known(1, [1; 6])));
         assert_eq!(observed.neighbour_epoch(), 0);
-        assert!(observed.apply(Event::Neighbour(3, a(1), [2; 6])));
+        assert!(observed.apply(known(1, [2; 6])));
+        assert!(observed.apply(Event::NeighbourFailed(3, a(1))));
+        assert_eq!(observed.neighbour(3, a(1)), Some(Neighbour::Failed));
         assert!(observed.apply(Event::NeighbourGone(3, a(1))));
         assert!(!observed.apply(Event::NeighbourGone(3, a(1))));
         assert_eq!(observed.neighbour_epoch(), 2);
+    }
+
+    #[test]
+    fn all_facts_anew_forget_what_was_missed() {
+        let mut observed = Observed::default();
+        observed.apply(known(1, [1; 6]));
+        observed.apply(Event::Local(a(7)));
+        observed.apply(new_route(0, &[(3, 1)], false));
+        let facts = vec![known(1, [1; 6]), new_route(0, &[(3, 1)], false)];
+        assert!(observed.replace(facts.clone()));
+        assert!(observed.local().is_empty());
+        assert!(!observed.replace(facts), "nothing new");
+        assert_eq!(observed.neighbour_epoch(), 0);
+        assert!(observed.replace(Vec::new()));
+        assert_eq!(observed.neighbour_epoch(), 1, "a neighbour was lost meanwhile");
     }
 }

@@ -22,6 +22,7 @@ use crate::{
         flows::{self, Filter},
         tables::Tables,
     },
+    health::Health,
 };
 
 /// A change, with the place for its answer.
@@ -39,7 +40,7 @@ pub enum Command {
 }
 
 /// What is in force, for commands that only read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Views {
     /// The configured mode.
     pub mode: &'static str,
@@ -47,6 +48,8 @@ pub struct Views {
     pub uplinks: Vec<UplinkView>,
     /// The hook in use on each uplink's interface.
     pub hooks: BTreeMap<String, &'static str>,
+    /// What the probes of each uplink that has some say.
+    pub health: BTreeMap<String, Health>,
 }
 
 impl Views {
@@ -152,6 +155,7 @@ impl Backend for Handle {
             let mut uplinks = Vec::with_capacity(views.uplinks.len());
             for view in &views.uplinks {
                 let stats = tables.uplink_stats(view.index)?;
+                let health = views.health.get(&view.name);
                 uplinks.push(UplinkStatus {
                     name: view.name.clone(),
                     interface: view.interface.clone(),
@@ -162,10 +166,11 @@ impl Backend for Handle {
                     gateway: view.gateway.map(Into::into),
                     weight: u32::from(view.weight),
                     effective_weight: u32::from(view.effective_weight),
-                    tier: 0,
+                    tier: view.tier.and_then(|tier| u32::try_from(tier).ok()).unwrap_or_default(),
+                    warning: view.warning.clone(),
                     share: view.share(&views.uplinks),
-                    rtt_ms: None,
-                    loss: None,
+                    rtt_ms: health.and_then(|health| health.rtt).map(|rtt| rtt.as_secs_f64() * 1000.0),
+                    loss: health.and_then(|health| health.loss),
                     tx_packets: stats.tx_packets,
                     tx_bytes: stats.tx_bytes,
                     rx_packets: stats.rx_packets,

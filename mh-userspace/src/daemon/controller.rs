@@ -3,15 +3,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
+    time::{Duration, Instant},
 };
 
 use aya::Ebpf;
-use mh_common::abi::Timeouts;
+use mh_common::abi::{Timeouts, mark};
 use tokio::sync::oneshot;
 
 use super::{
     Options,
     backend::{Command, Views},
+    nudges::Nudges,
+    probes::Probes,
     saved::{self, Saved},
 };
 use crate::{
@@ -20,43 +23,63 @@ use crate::{
         api::{ControlError, EventKind, HealthOverride, Reloaded, UplinkState, WeightsRequest},
         events::{EventLog, Happening},
     },
-    core::{Desired, Event, Indices, Observed, Overrides, changes},
-    datapath::{DatapathError, apply::Datapath},
-    reconcile,
+    core::{Core, Desired, Event, Neighbour, Overrides, changes},
+    datapath::{DatapathError, apply::Datapath, routing},
+    health::Start,
+    netlink,
+    probe::{Path, Round},
+    reconcile::{self, Action},
 };
 
 /// The highest weight.
 const MAX_WEIGHT: u32 = 65_535;
 
+/// How long after a failed action everything is put in force again; doubled with each failure, up to [`MAX_RETRY_PAUSE`].
+const MIN_RETRY_PAUSE: Duration = Duration::from_secs(1);
+const MAX_RETRY_PAUSE: Duration = Duration::from_secs(60);
+
 /// The controller.
 pub struct Controller {
     config_path: PathBuf,
     state_dir: PathBuf,
-    config: Config,
-    overrides: Overrides,
-    /// What of that outlasts mhd.
+    core: Core,
+    /// What of the orders by hand outlasts mhd.
     saved: Saved,
-    observed: Observed,
-    indices: Indices,
     datapath: Datapath,
     in_force: Option<Desired>,
     events: EventLog,
+    probes: Probes,
+    /// Uplinks that were down when this controller took over.
+    down_before: BTreeSet<String>,
+    nudges: Nudges,
     /// An action failed: what is in force is not what is recorded.
-    dirty: bool,
+    retry: Option<Retry>,
+    clock: Instant,
+}
+
+/// When everything is put in force again.
+#[derive(Debug, Clone, Copy)]
+struct Retry {
+    /// By the controller's clock.
+    at: Duration,
+    /// How long after the failure that is.
+    pause: Duration,
 }
 
 impl Controller {
     /// Loads the datapath; puts nothing in force yet.
-    pub fn new(options: &Options, config: Config) -> Result<Self, DatapathError> {
+    pub fn new(options: &Options, config: Config, probes: Probes) -> Result<Self, DatapathError> {
         let (mut datapath, notes) = Datapath::open(&options.bpffs, &config.datapath, options.debug)?;
         let events = EventLog::default();
         notes.iter().for_each(|note| warn(&events, note));
         let mut indices = datapath.indices()?;
+        let live = datapath.live()?;
+        let was_down = |name: &str| indices.get(name).is_some_and(|index| !live.is_healthy(index));
+        let names = config.uplinks.iter().map(|uplink| uplink.name.clone());
+        let down_before = names.filter(|name| was_down(name)).collect();
         for gone in indices.assign(&config) {
-            datapath.apply(&reconcile::Action::RemoveUplink(gone))?;
+            datapath.apply(&Action::RemoveUplink(gone))?;
         }
-        let mut observed = Observed::default();
-        observed.continue_epoch(datapath.neighbour_epoch()?);
         let saved = saved::load(&options.state, &options.config).unwrap_or_else(|error| {
             let dir = options.state.display();
             warn(&events, &format!("what was saved in {dir} can't be read and is not used: {error}"));
@@ -65,73 +88,136 @@ impl Controller {
         for name in saved.strangers(&config) {
             warn(&events, &format!("what was saved for {name} is not used: there is no such uplink; it is kept"));
         }
+        let core = Core::new(config, indices, saved.overrides(), live.neighbour_epoch);
         Ok(Self {
             config_path: options.config.clone(),
             state_dir: options.state.clone(),
-            config,
-            overrides: saved.overrides(),
+            core,
             saved,
-            observed,
-            indices,
             datapath,
             in_force: None,
+            probes,
+            down_before,
+            retry: None,
+            clock: Instant::now(),
+            nudges: Nudges::default(),
             events,
-            dirty: false,
         })
     }
 
-    /// Takes in events; returns whether anything changed.
-    pub fn observe(&mut self, events: Vec<Event>) -> bool {
-        let mut changed = false;
-        for event in events {
-            changed |= self.observed.apply(event);
+    fn now(&self) -> Duration {
+        self.clock.elapsed()
+    }
+
+    /// Takes in what has become of the machine, and puts in force what follows.
+    pub fn follow(&mut self, change: netlink::Change) {
+        match change {
+            netlink::Change::Events(events) => {
+                if self.core.observe(events) {
+                    self.reconcile();
+                }
+            }
+            netlink::Change::All(facts) => {
+                if self.core.observe_anew(facts) {
+                    self.reconcile();
+                }
+                self.restore_routing();
+            }
         }
-        changed
+    }
+
+    /// Rules and routes may have gone without a word: with an interface's last address, or by somebody's flush.
+    fn restore_routing(&mut self) {
+        let Some(routing) = self.in_force.as_ref().map(|desired| desired.routing.clone()) else { return };
+        if let Err(error) = self.datapath.apply(&Action::SetRouting(routing)) {
+            self.failed(&error);
+        }
     }
 
     /// The first reconciliation: also removes what a former controller left and nobody wants. Fails if anything can't be put in force.
-    pub fn start(&mut self) -> Result<(), DatapathError> {
-        let desired = self.desired();
+    pub fn start(&mut self, facts: Vec<Event>) -> Result<(), DatapathError> {
+        self.core.observe_anew(facts);
+        self.configure_probes();
+        let desired = self.core.desired(self.now());
         for action in reconcile::plan(None, &desired) {
             self.datapath.apply(&action)?;
         }
         self.datapath.remove_leftovers(&desired)?;
-        self.tell_changes(&desired);
-        self.in_force = Some(desired);
+        self.put_on_record(desired);
         Ok(())
     }
 
-    fn desired(&self) -> Desired {
-        Desired::new(&self.config, &self.indices, &self.overrides, &self.observed)
-    }
-
-    /// Puts in force what should be.
+    /// Puts in force what should be. An action that fails is reported and does not keep the others from being done.
     pub fn reconcile(&mut self) {
-        let desired = self.desired();
-        let before = if self.dirty { None } else { self.in_force.as_ref() };
-        let actions = reconcile::plan(before, &desired);
-        self.dirty = false;
-        for action in &actions {
-            if let Err(error) = self.datapath.apply(action) {
+        let desired = self.core.desired(self.now());
+        for action in reconcile::plan(self.in_force.as_ref(), &desired) {
+            if let Err(error) = self.datapath.apply(&action) {
                 self.failed(&error);
-                self.dirty = true;
             }
         }
-        self.tell_changes(&desired);
-        self.in_force = Some(desired);
+        self.put_on_record(desired);
     }
 
-    /// Has the kernel look again for gateways that it has not found, or has given up.
-    pub fn look_for_gateways(&mut self) {
-        let unresolved = self.in_force.iter().flat_map(|d| d.unresolved.clone()).collect::<Vec<_>>();
-        for (ifindex, gateway) in unresolved {
-            if let Err(error) = self.datapath.apply(&reconcile::Action::Resolve(ifindex, gateway)) {
+    /// Puts everything in force again, whatever is on record.
+    fn reconcile_anew(&mut self, pause: Duration) {
+        let desired = self.core.desired(self.now());
+        self.retry = None;
+        let outcomes = reconcile::plan(None, &desired).into_iter().map(|action| self.datapath.apply(&action));
+        let errors: Vec<_> = outcomes.filter_map(Result::err).collect();
+        let leftovers = self.datapath.remove_leftovers(&desired).err();
+        errors.iter().chain(&leftovers).for_each(|error| self.report(error));
+        if !errors.is_empty() || leftovers.is_some() {
+            self.retry_after((2 * pause).min(MAX_RETRY_PAUSE));
+        }
+        self.put_on_record(desired);
+    }
+
+    fn failed(&mut self, error: &DatapathError) {
+        self.report(error);
+        if self.retry.is_none() {
+            self.retry_after(MIN_RETRY_PAUSE);
+        }
+    }
+
+    fn report(&self, error: &DatapathError) {
+        tracing::error!("{error}");
+        self.events.push(Happening::new(EventKind::Warning, error.to_string()));
+    }
+
+    fn retry_after(&mut self, pause: Duration) {
+        self.retry = Some(Retry { at: self.now() + pause, pause });
+    }
+
+    /// When [`Self::wake`] has something to do.
+    pub fn next_wake(&self) -> Option<Instant> {
+        let held = self.core.wake(self.now());
+        let at = held.into_iter().chain(self.retry.map(|retry| retry.at)).min();
+        at.map(|at| self.clock + at)
+    }
+
+    /// Does what was to be done at this time.
+    pub fn wake(&mut self) {
+        match self.retry {
+            Some(retry) if retry.at <= self.now() => self.reconcile_anew(retry.pause),
+            _ => self.reconcile(),
+        }
+    }
+
+    /// Has the kernel make sure that the gateways are still there.
+    pub fn check_gateways(&mut self) {
+        for &(ifindex, gateway) in self.in_force.iter().flat_map(|desired| &desired.gateways) {
+            let checked = match self.core.observed().neighbour(ifindex, gateway) {
+                Some(Neighbour::Known { .. }) => routing::check_gateway(ifindex, gateway),
+                Some(Neighbour::Failed) | None => routing::keep_gateway(ifindex, gateway),
+            };
+            if let Err(error) = checked {
                 tracing::warn!("{error}");
             }
         }
     }
 
-    fn tell_changes(&self, desired: &Desired) {
+    /// Notes what is in force now, and tells what has changed for people.
+    fn put_on_record(&mut self, desired: Desired) {
         let before = self.in_force.as_ref().map(|d| d.views.as_slice()).unwrap_or_default();
         for change in changes(before, &desired.views) {
             match change.state {
@@ -140,17 +226,40 @@ impl Controller {
             }
             self.events.push(change);
         }
+        for view in &desired.views {
+            let mark = mark::of_uplink(view.index, self.core.config().datapath.mark_mask);
+            let source = view.addresses.first().map(|range| range.first);
+            let path = source.map(|source| Path { interface: view.interface.clone(), source, mark });
+            self.probes.set_path(&view.name, path);
+        }
+        self.nudges.follow(self.datapath.dir(), self.in_force.as_ref(), &desired);
+        self.in_force = Some(desired);
     }
 
-    fn failed(&self, error: &DatapathError) {
-        tracing::error!("{error}");
-        self.events.push(Happening::new(EventKind::Warning, error.to_string()));
+    /// Probes what the configuration says.
+    fn configure_probes(&mut self) {
+        let uplinks = self.core.config().uplinks.clone();
+        self.probes.retain(|name| uplinks.iter().any(|uplink| uplink.name == name));
+        for uplink in &uplinks {
+            let start = if self.down_before.contains(&uplink.name) { Start::Down } else { Start::Up };
+            if let Some(health) = self.probes.configure(&uplink.name, uplink.probe.as_ref(), start) {
+                self.core.set_health(&uplink.name, health);
+            }
+        }
+    }
+
+    /// Takes in what became of a round of probes.
+    pub fn take(&mut self, round: &Round) {
+        if let Some(health) = self.probes.take(round)
+            && self.core.set_health(&round.uplink, Some(health))
+        {
+            self.reconcile();
+        }
     }
 
     /// A reload that changes nothing.
-    fn refused(&self, reason: &str) -> ControlError {
+    fn refused(&self, reason: &str) {
         self.events.push(Happening::new(EventKind::Reload, format!("refused, nothing changed: {reason}")));
-        ControlError::Invalid(reason.to_owned())
     }
 
     /// What happens, for those who want to know.
@@ -158,24 +267,41 @@ impl Controller {
         &self.events
     }
 
-    /// Reads the configuration again and puts the difference in force. An error changes nothing.
+    /// Reads the configuration again and puts the difference in force. An error changes nothing: what was done until then is taken back.
     pub fn reload(&mut self) -> Result<Reloaded, ControlError> {
-        let loaded = config::load(&self.config_path).map_err(|error| self.refused(&one_line(&error.to_string())))?;
-        let changed = differences(&self.config, &loaded.config);
+        let loaded = config::load(&self.config_path).map_err(|error| {
+            let reason = one_line(&error.to_string());
+            self.refused(&reason);
+            ControlError::Invalid(reason)
+        })?;
+        let changed = differences(self.core.config(), &loaded.config);
         let warnings = loaded.warnings.iter().map(|w| format!("line {}: {}", w.line, w.message)).collect();
-        self.config = loaded.config;
-        let gone = self.indices.assign(&self.config);
-        // The records of uplinks that are gone are freed, and their flows removed, before an index serves a new one.
-        if let Some(in_force) = &mut self.in_force {
-            for index in gone {
-                in_force.uplinks.remove(&index);
-                if let Err(error) = self.datapath.apply(&reconcile::Action::RemoveUplink(index)) {
-                    tracing::error!("{error}");
-                    self.events.push(Happening::new(EventKind::Warning, error.to_string()));
+        let former = self.core.clone();
+        self.core.configure(loaded.config);
+        self.configure_probes();
+        let desired = self.core.desired(self.now());
+        let actions = reconcile::plan(self.in_force.as_ref(), &desired);
+        let mut done = 0;
+        let outcome = actions.iter().try_for_each(|action| {
+            done += 1;
+            self.datapath.apply(action)
+        });
+        if let Err(error) = outcome {
+            self.core = former;
+            self.configure_probes();
+            if let Some(before) = &self.in_force {
+                for action in reconcile::back(before, &desired, &actions[..done]) {
+                    if let Err(error) = self.datapath.apply(&action) {
+                        self.report(&error);
+                        self.retry = Some(Retry { at: self.now(), pause: MIN_RETRY_PAUSE });
+                    }
                 }
             }
+            let reason = one_line(&error.to_string());
+            self.refused(&reason);
+            return Err(ControlError::Internal(format!("{reason}; the configuration that was in force stays")));
         }
-        self.reconcile();
+        self.put_on_record(desired);
         let count = changed.len();
         self.events.push(Happening::new(EventKind::Reload, format!("the configuration was read: {count} changes")));
         Ok(Reloaded { changed, warnings })
@@ -193,7 +319,7 @@ impl Controller {
                 answer(reply, result.map(|()| self.views()));
             }
             Command::SetDrain(name, drain, request, reply) => {
-                let mut overrides = self.overrides.clone();
+                let mut overrides = self.core.overrides().clone();
                 let result = self.known(&name).and_then(|()| {
                     if drain {
                         overrides.drained.insert(name)
@@ -206,7 +332,7 @@ impl Controller {
                 answer(reply, result);
             }
             Command::SetHealth(name, request, reply) => {
-                let mut overrides = self.overrides.clone();
+                let mut overrides = self.core.overrides().clone();
                 let result = self.known(&name).and_then(|()| {
                     match request.health {
                         HealthOverride::Auto => overrides.health.remove(&name),
@@ -228,7 +354,7 @@ impl Controller {
     }
 
     fn set_weights(&mut self, request: &WeightsRequest) -> Result<(), ControlError> {
-        let mut weights = self.overrides.weights.clone();
+        let mut weights = self.core.overrides().weights.clone();
         for (name, &weight) in &request.weights {
             self.known(name)?;
             let weight = u16::try_from(weight).map_err(|_| {
@@ -237,7 +363,7 @@ impl Controller {
             weights.insert(name.clone(), weight);
         }
         let saved = Saved { weights: weights.clone(), ..self.saved.clone() };
-        self.order(Overrides { weights, ..self.overrides.clone() }, request.save.then_some(saved))
+        self.order(Overrides { weights, ..self.core.overrides().clone() }, request.save.then_some(saved))
     }
 
     /// Puts orders by hand in force, when what is to be saved of them is saved.
@@ -248,16 +374,16 @@ impl Controller {
             })?;
             self.saved = saved;
         }
-        self.overrides = overrides;
+        *self.core.overrides_mut() = overrides;
         self.reconcile();
         Ok(())
     }
 
     fn known(&self, name: &str) -> Result<(), ControlError> {
-        if self.config.uplink_index(name).is_some() {
+        if self.core.config().uplink_index(name).is_some() {
             return Ok(());
         }
-        let names: Vec<&str> = self.config.uplinks.iter().map(|u| u.name.as_str()).collect();
+        let names: Vec<&str> = self.core.config().uplinks.iter().map(|u| u.name.as_str()).collect();
         Err(ControlError::NotFound(format!("there is no uplink {name:?}; the uplinks are {}", names.join(", "))))
     }
 
@@ -272,11 +398,13 @@ impl Controller {
         let hooks: BTreeMap<String, &'static str> = uplinks
             .iter()
             .map(|view| {
-                let ifindex = self.observed.link_named(&view.interface).map_or(0, |link| link.ifindex);
+                let ifindex = self.core.observed().link_named(&view.interface).map_or(0, |link| link.ifindex);
                 (view.name.clone(), hook(ifindex))
             })
             .collect();
-        Views { mode: self.config.datapath.mode.as_str(), uplinks, hooks }
+        let health = |name: &String| Some((name.clone(), self.core.health(name)?.clone()));
+        let health = uplinks.iter().filter_map(|view| health(&view.name)).collect();
+        Views { health, mode: self.core.config().datapath.mode.as_str(), uplinks, hooks }
     }
 
     /// A few words about the uplinks: `1 of 2 uplinks up`.
@@ -298,7 +426,7 @@ impl Controller {
 
     /// The hooks in force.
     pub const fn hooks(&self) -> &Hooks {
-        &self.config.hooks
+        &self.core.config().hooks
     }
 
     /// The BPF object, for its log.
@@ -338,9 +466,9 @@ fn differences(old: &Config, new: &Config) -> Vec<String> {
     changed("lan", old.lan != new.lan);
     changed("datapath", old.datapath != new.datapath);
     let named = |config: &Config| {
-        let names = config.default_policy.members.iter();
-        let names = names.filter_map(|(i, weight)| Some((config.uplinks.get(*i)?.name.clone(), *weight)));
-        (names.collect::<BTreeMap<_, _>>(), config.default_policy.hash)
+        let name = |(i, weight): &(usize, u16)| Some((config.uplinks.get(*i)?.name.clone(), *weight));
+        let tier = |members: &Vec<(usize, u16)>| members.iter().filter_map(name).collect::<BTreeMap<_, _>>();
+        (config.default_policy.tiers.iter().map(tier).collect::<Vec<_>>(), config.default_policy.hash)
     };
     changed("policy default", named(old) != named(new));
     // An index says nothing once uplinks have come or gone: compared are the uplinks that are meant.

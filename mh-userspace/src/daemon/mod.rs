@@ -9,7 +9,9 @@
 mod backend;
 mod controller;
 mod hooks;
+mod nudges;
 pub mod privileges;
+mod probes;
 mod saved;
 mod supervisor;
 
@@ -32,6 +34,7 @@ use tokio::{
 use self::{
     backend::{Command, Handle, Views},
     controller::Controller,
+    probes::Probes,
     supervisor::Supervisor,
 };
 use crate::{
@@ -43,6 +46,9 @@ use crate::{
 
 /// How often idle flows and unused bindings are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+/// How often gateways are asked whether they are there: with the kernel's three attempts, one a second, one that is silent is found out
+/// within six seconds.
+const GATEWAY_CHECK_INTERVAL: Duration = Duration::from_secs(3);
 /// Commands that wait for the loop at the most; further ones wait at the socket.
 const COMMAND_QUEUE: usize = 64;
 
@@ -88,7 +94,7 @@ pub enum DaemonError {
         source: std::io::Error,
     },
     /// Netlink events ended.
-    #[error("the kernel closed the netlink socket; programs and maps stay, restart mhd")]
+    #[error("netlink events have ended; programs and maps stay, restart mhd")]
     NetlinkClosed,
 }
 
@@ -108,9 +114,9 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io("handle SIGINT"))?;
 
     let (facts, mut changes) = netlink::open().await?;
-    let mut controller = Controller::new(&options, loaded.config)?;
-    controller.observe(facts);
-    controller.start()?;
+    let (probes, mut rounds) = Probes::new();
+    let mut controller = Controller::new(&options, loaded.config, probes)?;
+    controller.start(facts)?;
     warn_of_forwarding();
     warn_of_strict_filters(&controller.views());
     let logger = options.debug.then(|| spawn_logger(&mut controller)).flatten();
@@ -130,20 +136,24 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
     let mut supervisor = Supervisor::new();
     supervisor.ready(&controller.state());
 
-    let mut timer = interval(SWEEP_INTERVAL);
-    timer.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let every = |period| {
+        let mut interval = interval(period);
+        interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        interval
+    };
+    let mut timer = every(SWEEP_INTERVAL);
+    let mut gateways = every(GATEWAY_CHECK_INTERVAL);
     let mut sweeping = None;
     let mut detached = None;
     let outcome = loop {
         tokio::select! {
-            batch = netlink::next_batch(&mut changes) => match batch {
-                Some(events) => {
-                    if controller.observe(events) {
-                        controller.reconcile();
-                    }
-                }
+            change = changes.recv() => match change {
+                Some(change) => controller.follow(change),
                 None => break Err(DaemonError::NetlinkClosed),
             },
+            Some(round) = rounds.recv() => controller.take(&round),
+            () = until(controller.next_wake()) => controller.wake(),
+            _ = gateways.tick() => controller.check_gateways(),
             Some(command) = inbox.recv() => match command {
                 Command::Detach(reply) => {
                     detached = Some(reply);
@@ -168,7 +178,6 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
             _ = timer.tick() => {
-                controller.look_for_gateways();
                 if sweeping.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
                     sweeping = Some(spawn_sweep(options.bpffs.clone(), controller.timeouts()));
                 }
@@ -212,6 +221,14 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
         let _ = served.await;
     }
     outcome.map(|()| detach)
+}
+
+/// Waits until then; without a time, for ever.
+async fn until(time: Option<std::time::Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn ended(mut stopped: watch::Receiver<bool>) {

@@ -48,9 +48,9 @@ impl Datapath {
         Ok(Indices::adopt(self.tables.uplinks()?))
     }
 
-    /// The neighbour epoch in force.
-    pub fn neighbour_epoch(&self) -> Result<u32, DatapathError> {
-        self.tables.live.get(&0, 0).map(|live| live.neighbour_epoch).map_err(DatapathError::map("read the live state"))
+    /// Health and neighbour epoch in force.
+    pub fn live(&self) -> Result<Live, DatapathError> {
+        self.tables.live.get(&0, 0).map_err(DatapathError::map("read the live state"))
     }
 
     /// The BPF object, for its log.
@@ -95,7 +95,8 @@ impl Datapath {
             Action::SetForward(port, to) => tables.set_forward(port, to),
             Action::RemoveForward(port) => tables.remove_forward(port),
             Action::SetRouting(routing) => routing::apply(routing),
-            Action::Resolve(ifindex, gateway) => routing::resolve(*ifindex, *gateway),
+            Action::KeepGateway(ifindex, gateway) => routing::keep_gateway(*ifindex, *gateway),
+            Action::LeaveGateway(ifindex, gateway) => routing::leave_gateway(*ifindex, *gateway),
             Action::RemoveUplink(index) => {
                 tables
                     .pools

@@ -5,6 +5,7 @@
 
 use std::{
     fs, io,
+    net::Ipv4Addr,
     num::NonZero,
     os::unix::fs::PermissionsExt as _,
     panic::resume_unwind,
@@ -152,11 +153,16 @@ pub fn detach(dir: &Path) -> Result<bool, DatapathError> {
     }
     check_bpffs(dir)?;
     let mut interfaces = Vec::new();
+    let mut gateways: Vec<(u32, Ipv4Addr)> = Vec::new();
     if let Ok(tables) = Tables::open(dir) {
         tables.interfaces.walk(|ifindex, record| interfaces.push((ifindex, record.flags)))?;
+        gateways.extend(tables.uplinks()?.into_iter().map(|(_, uplink)| (uplink.ifindex, uplink.v4.gateway.into())));
     }
     attach::detach_all(dir, &interfaces)?;
     routing::remove()?;
+    for (ifindex, gateway) in gateways {
+        routing::leave_gateway(ifindex, gateway)?;
+    }
     let links = dir.join(attach::LINKS);
     if links.exists() {
         fs::remove_dir(&links).map_err(DatapathError::io(format!("remove {}", links.display())))?;

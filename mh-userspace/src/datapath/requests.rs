@@ -24,6 +24,8 @@ impl Requests {
         let open = || -> io::Result<Socket> {
             let mut socket = Socket::new(NETLINK_ROUTE)?;
             socket.bind_auto()?;
+            // The kernel lists what is asked for and no more (4.20).
+            socket.set_netlink_get_strict_chk(true)?;
             socket.connect(&SocketAddr::new(0, 0))?;
             Ok(socket)
         };
@@ -45,13 +47,34 @@ impl Requests {
         }
     }
 
-    /// Asks for a list.
+    /// Asks for a list; a routing table that does not exist is empty.
     pub fn list(
         &mut self,
         what: &str,
         message: RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, DatapathError> {
-        self.exchange(message, NLM_F_DUMP).map_err(DatapathError::io(format!("list {what}")))
+        self.find(what, message, NLM_F_DUMP)
+    }
+
+    /// Asks for one object; nothing if it does not exist.
+    pub fn get(
+        &mut self,
+        what: &str,
+        message: RouteNetlinkMessage,
+    ) -> Result<Option<RouteNetlinkMessage>, DatapathError> {
+        Ok(self.find(what, message, NLM_F_ACK)?.pop())
+    }
+
+    fn find(
+        &mut self,
+        what: &str,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<Vec<RouteNetlinkMessage>, DatapathError> {
+        match self.exchange(message, flags) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(Vec::new()),
+            found => found.map_err(DatapathError::io(format!("look up {what}"))),
+        }
     }
 
     /// Sends a message and receives what the kernel answers, up to its acknowledgement or the end of the list.

@@ -12,13 +12,15 @@
 
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
-use mh_common::abi::mark;
+use mh_common::abi::{self, mark};
 use rtnetlink::{
     RouteMessageBuilder,
     packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE},
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
-        neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage},
+        neighbour::{
+            NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
+        },
         route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope},
         rule::{RuleAction, RuleAttribute, RuleMessage},
     },
@@ -146,19 +148,61 @@ pub fn apply(wanted: &Routing) -> Result<(), DatapathError> {
     Ok(())
 }
 
-/// Has the kernel look for a gateway's Ethernet address, as if it had a packet for it (`NTF_USE`): packets that mh redirects at egress can't
-/// wait for it. Not for one that is known: a permanent entry would be forgotten.
+/// Has the kernel know a gateway's Ethernet address and keep knowing it (`NTF_EXT_MANAGED`, 5.16; before, `NTF_USE` has it look once): packets
+/// that mh redirects can't wait for it. Not for one that somebody has set: a permanent entry would be forgotten.
 ///
 /// # Errors
 /// If the kernel refuses.
-pub fn resolve(ifindex: u32, gateway: Ipv4Addr) -> Result<(), DatapathError> {
+pub fn keep_gateway(ifindex: u32, gateway: Ipv4Addr) -> Result<(), DatapathError> {
+    let mut neighbour = neighbour(ifindex, gateway, NeighbourFlags::Use);
+    neighbour.attributes.push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
+    let message = RouteNetlinkMessage::NewNeighbour(neighbour);
+    Requests::open()?.request("keep a gateway's Ethernet address", message, NLM_F_CREATE, ABSENT)
+}
+
+/// Has the kernel ask a gateway that it knows whether it is still there, as it does by itself only for what it routes: three ARP requests
+/// within three seconds by default; if none is answered, the neighbour has failed.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn check_gateway(ifindex: u32, gateway: Ipv4Addr) -> Result<(), DatapathError> {
+    let mut neighbour = neighbour(ifindex, gateway, NeighbourFlags::empty());
+    neighbour.header.state = NeighbourState::Probe;
+    let message = RouteNetlinkMessage::NewNeighbour(neighbour);
+    // It may have been lost meanwhile.
+    let tolerated = [ABSENT, &[libc::ENOENT]].concat();
+    Requests::open()?.request("check a gateway", message, 0, &tolerated)?;
+    keep_gateway(ifindex, gateway)
+}
+
+/// Leaves a gateway to the kernel again.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn leave_gateway(ifindex: u32, gateway: Ipv4Addr) -> Result<(), DatapathError> {
+    let mut socket = Requests::open()?;
+    let wanted = RouteNetlinkMessage::GetNeighbour(neighbour(ifindex, gateway, NeighbourFlags::empty()));
+    // The interface may be gone.
+    let Ok(Some(RouteNetlinkMessage::NewNeighbour(found))) = socket.get("a gateway", wanted) else { return Ok(()) };
+    let managed = |attribute: &NeighbourAttribute| matches!(attribute, NeighbourAttribute::ExtFlags(flags) if flags.contains(NeighbourExtFlags::Managed));
+    if found.attributes.iter().any(managed) {
+        // Without the flag, it is cleared; the entry's state stays.
+        let message = RouteNetlinkMessage::NewNeighbour(neighbour(ifindex, gateway, NeighbourFlags::Use));
+        socket.request("leave a gateway", message, 0, ABSENT)?;
+    }
+    Ok(())
+}
+
+/// What the kernel answers about an interface that is down or gone.
+const ABSENT: &[i32] = &[libc::ENETDOWN, libc::ENODEV, libc::ENXIO, libc::EINVAL];
+
+fn neighbour(ifindex: u32, address: Ipv4Addr, flags: NeighbourFlags) -> NeighbourMessage {
     let mut neighbour = NeighbourMessage::default();
     neighbour.header.family = AddressFamily::Inet;
     neighbour.header.ifindex = ifindex;
-    neighbour.header.flags = NeighbourFlags::Use;
-    neighbour.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(gateway)));
-    let absent = &[libc::ENETDOWN, libc::ENODEV, libc::ENXIO, libc::EINVAL];
-    Requests::open()?.request("look for a gateway", RouteNetlinkMessage::NewNeighbour(neighbour), NLM_F_CREATE, absent)
+    neighbour.header.flags = flags;
+    neighbour.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(address)));
+    neighbour
 }
 
 /// Removes all rules and routes with [`PROTOCOL`].
@@ -205,12 +249,21 @@ fn own_rules(socket: &mut Requests) -> Result<Vec<RuleMessage>, DatapathError> {
     Ok(rules.collect())
 }
 
+/// Those in mh's tables alone: the main table may be long.
 fn own_routes(socket: &mut Requests) -> Result<Vec<RouteMessage>, DatapathError> {
-    let all = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let answers = socket.list("the routes", RouteNetlinkMessage::GetRoute(all))?;
-    let routes = answers.into_iter().filter_map(|answer| match answer {
-        RouteNetlinkMessage::NewRoute(route) if route.header.protocol == RouteProtocol::from(PROTOCOL) => Some(route),
-        _ => None,
-    });
-    Ok(routes.collect())
+    let mut routes = Vec::new();
+    for table in (FIRST_TABLE..).take(abi::MAX_UPLINKS) {
+        let mut wanted = RouteMessage::default();
+        wanted.header.address_family = AddressFamily::Inet;
+        wanted.header.protocol = RouteProtocol::from(PROTOCOL);
+        wanted.attributes.push(RouteAttribute::Table(table));
+        let answers = socket.list("an uplink's routes", RouteNetlinkMessage::GetRoute(wanted))?;
+        routes.extend(answers.into_iter().filter_map(|answer| match answer {
+            RouteNetlinkMessage::NewRoute(route) if route.header.protocol == RouteProtocol::from(PROTOCOL) => {
+                Some(route)
+            }
+            _ => None,
+        }));
+    }
+    Ok(routes)
 }

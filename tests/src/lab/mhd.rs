@@ -167,6 +167,14 @@ impl Mhd {
         self.process.as_mut().is_some_and(Process::is_running)
     }
 
+    /// The process identifier of the last start.
+    ///
+    /// # Errors
+    /// If it was never started.
+    pub fn pid(&self) -> Result<u32> {
+        self.process.as_ref().map(Process::pid).context("mhd isn't running")
+    }
+
     /// How long the last start took until mhd was ready.
     #[must_use]
     pub fn ready_after(&self) -> Duration {

@@ -2,6 +2,7 @@
 //!
 //! - [`Host`]: one network namespace and the mount namespace that goes with it; runs commands, closures and sockets inside.
 //! - [`Lab`]: a set of hosts with a temporary directory; [`Lab::two_isps`] builds the standard topology ([`TwoIsps`]).
+//! - [`Frr`]: routing daemons in a host.
 //! - [`Mhd`]: the controller under test, running in a host.
 //! - [`traffic`]: servers, clients and streams that report what they saw.
 //! - [`Scene`] and [`run`]: what a laboratory test gets, and how it is run and reported.
@@ -14,6 +15,7 @@
 //! Failure behaviour: everything returns `anyhow::Error` with the host and the command that failed; a program that isn't
 //! installed gives an error that names `cargo xtask setup`. Waiting is always for a condition, with a deadline.
 
+mod frr;
 mod host;
 mod mhd;
 mod namespace;
@@ -36,6 +38,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tempfile::TempDir;
 
+pub use self::frr::Frr;
 pub use self::host::{Host, Output};
 pub use self::mhd::{Mhd, binary};
 pub use self::process::Process;

@@ -2,7 +2,7 @@
 
 use mh_common::{abi::mark, time::Tick};
 
-use super::rules::{Expected, Lot, Refusal, Side, drop, pass};
+use super::rules::{Expected, Fate, Lot, Refusal, Side, drop, pass};
 use super::send::whose;
 use super::tables::{Half, Kind, Model};
 use super::wire::{ACK, Body, Datagram, Frame, Key, Part, SYN, UDP};
@@ -12,12 +12,15 @@ use crate::rig::{TC_DROP, TC_NEXT, TC_REDIRECT};
 const DHCP: u16 = 68;
 
 impl Model {
-    /// A packet at TC egress of an uplink, with the value of its mark.
-    pub fn egress(&mut self, uplink: u8, with: u32, frame: &Frame, now: Tick, lot: Lot<'_>) -> Expected {
+    /// A packet at TC egress of an uplink, with the value of its mark. `own`: the machine has made it, and does not forward it.
+    pub fn egress(&mut self, uplink: u8, with: u32, own: bool, frame: &Frame, now: Tick, lot: Lot<'_>) -> Expected {
         self.forget_touched();
         let untouched = Expected { code: TC_NEXT, verdict: "", mark: with, frame: frame.clone() };
         if with == mark::DONE {
             return untouched;
+        }
+        if own && with == mark::FIRST_UPLINK + u32::from(uplink) {
+            return Expected { verdict: "pass_host", ..untouched };
         }
         match self.leave(uplink, with, frame, now, lot) {
             Ok(sent) => sent,
@@ -63,8 +66,15 @@ impl Model {
         if fragmented && ours.is_none() {
             return drop("misrouted");
         }
-        let lives = ours.is_some_and(|half| fragmented || !self.has_expired(&half, now) && !self.is_over(&half, frame));
-        if !lives {
+        let fate = match &ours {
+            Some(_) if fragmented => Fate::GoesOn,
+            Some(half) => self.fate(&key, half, frame, now),
+            None => Fate::Over,
+        };
+        if fate == Fate::Reset {
+            return Ok(self.reset(&key, side, frame, now));
+        }
+        if fate == Fate::Over {
             if self.halves.get(&key).is_some_and(|half| half.leads_outside() && half.kind == Kind::Host) {
                 self.forget(&key);
             }
@@ -93,7 +103,12 @@ impl Model {
         let udp = self.setup.outside.iter().filter(|_| key.protocol == UDP);
         udp.map(|address| Key { src: *address, ..*key }).find_map(|answer| {
             let half = self.halves.get(&answer)?;
-            (half.asked && self.is_up(half.uplink) && !self.has_expired(half, now)).then_some((half.uplink, answer))
+            (half.asked
+                && half.kind == Kind::Host
+                && half.to == answer
+                && self.is_up(half.uplink)
+                && !self.has_expired(half, now))
+            .then_some((half.uplink, answer))
         })
     }
 

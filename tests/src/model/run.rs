@@ -104,6 +104,10 @@ impl World<'_> {
             Step::NeighbourEpoch => {
                 model.epoch = self.rig.next_neighbour_epoch(model.healthy)?.to_le_bytes()[0];
             }
+            Step::Renumber(uplink, address) => {
+                model.setup.outside[usize::from(*uplink)] = *address;
+                model.epoch = self.rig.renumber(*uplink, *address, model.healthy)?.to_le_bytes()[0];
+            }
         }
         Ok(())
     }
@@ -138,6 +142,7 @@ impl World<'_> {
             Hook::Xdp => self.rig.xdp(interface, &bytes)?,
             Hook::Tc => self.rig.tc(interface, &bytes)?,
             Hook::Egress(mark) => self.rig.egress(interface, mark << MARK_SHIFT, &bytes)?,
+            Hook::Forwarded(mark) => self.rig.egress_forwarded(interface, mark << MARK_SHIFT, &bytes)?,
         };
         let until = flows::now();
         // Rarely, the clock has ticked in spite of the margin: before, after, or between two programs.
@@ -152,7 +157,8 @@ impl World<'_> {
             let model = &mut self.model;
             let expected = match (hook, side) {
                 (Hook::Xdp, _) => model.xdp(side, frame, tick),
-                (Hook::Egress(mark), Side::Egress(uplink)) => model.egress(uplink, mark, frame, tick, &lot),
+                (Hook::Egress(mark), Side::Egress(uplink)) => model.egress(uplink, mark, true, frame, tick, &lot),
+                (Hook::Forwarded(mark), Side::Egress(uplink)) => model.egress(uplink, mark, false, frame, tick, &lot),
                 _ => model.tc(side, frame, tick, &lot),
             };
             if until != now {

@@ -92,10 +92,9 @@ listen = "127.0.0.1:9469"
 fn the_whole_format_is_refused_part_by_part() {
     assert_eq!(
         faults(WHOLE_FORMAT),
-        "20:14: uplink.isp1.probe is not supported by this version of mh yet; remove it\n\
-         33:1: uplink.isp2.address6 is not supported by this version of mh yet; remove it\n\
+        "33:1: uplink.isp2.address6 is not supported by this version of mh yet; remove it\n\
          34:1: uplink.isp2.nptv6 is not supported by this version of mh yet; remove it\n\
-         37:35: a second or further tier is not supported by this version of mh yet; remove it\n\
+         37:37: no uplink is named \"lte\"; the uplinks are \"isp1\", \"isp2\"\n\
          41:1: [[rule]] is not supported by this version of mh yet; remove it\n\
          52:6: set.banks is not supported by this version of mh yet; remove it\n\
          78:2: metrics is not supported by this version of mh yet; remove it"
@@ -109,7 +108,7 @@ fn the_mends_mend() {
     let mut refused = false;
     for line in WHOLE_FORMAT.lines() {
         if line.starts_with('[') {
-            refused = ["probe", "rule", "set.", "metrics"].iter().any(|part| line.contains(part));
+            refused = ["rule", "set.", "metrics"].iter().any(|part| line.contains(part));
         }
         if !refused && !line.starts_with("address6") && !line.starts_with("nptv6") {
             kept += &line.replace(", { lte = 1 }", "");
@@ -118,9 +117,9 @@ fn the_mends_mend() {
     }
     let loaded = loaded(&kept);
     let lines: Vec<usize> = loaded.warnings.iter().map(|warning| warning.line).collect();
-    assert_eq!(lines, [16, 49]);
+    assert_eq!(lines, [28, 59]);
     let config = loaded.config;
-    assert_eq!(config.default_policy.members, [(0, 2), (1, 1)]);
+    assert_eq!(config.default_policy.tiers, [[(0, 2), (1, 1)]]);
     assert_eq!(config.uplinks[0].on_down, OnDown::Reset);
     assert_eq!(config.uplinks[0].mss_clamp, MssClamp::Auto);
     assert_eq!(config.uplinks[0].addresses.iter().map(|range| range.count).sum::<u32>(), 5);
@@ -140,7 +139,7 @@ fn example(name: &str) -> Config {
 
 #[test]
 fn the_examples_are_valid() {
-    assert_eq!(example("two-uplinks.toml").default_policy.members, [(0, 2), (1, 1)]);
+    assert_eq!(example("two-uplinks.toml").default_policy.tiers, [[(0, 2), (1, 1)]]);
     let servers = example("servers.toml");
     assert_eq!(servers.forwards.iter().map(|forward| forward.uplinks.len()).collect::<Vec<_>>(), [1, 2]);
     assert_eq!(servers.uplinks[0].addresses.len(), 2);

@@ -93,7 +93,7 @@ fn unknown_keys() {
         "foo = 2",
         &[
             "4:1: unknown key \"foo\" in [uplink.isp1]; the keys here are interface, gateway, address, weight, ports, on_down, \
-         mss_clamp, nat",
+         mss_clamp, nat, damping, probe",
         ],
     );
     // Keys that are known, but not supported, are proposed too; whatever the case; and all that are equally near.
@@ -147,7 +147,7 @@ fn unknown_keys() {
         "\"a\\nb\" = 1",
         &[
             "4:1: unknown key \"a\\nb\" in [uplink.isp1]; the keys here are interface, gateway, address, weight, ports, on_down, \
-         mss_clamp, nat",
+         mss_clamp, nat, damping, probe",
         ],
     );
 }
@@ -388,15 +388,27 @@ fn other_uplink_keys() {
         "mss_clamp = \"on\"",
         &["4:13: mss_clamp must be \"auto\", \"off\" or a whole number from 536 to 65495, not \"on\""],
     );
-    warned(
-        "on_down = \"reset\"\nmss_clamp = 1400",
-        &[
-            "4:11: on_down = \"reset\" sends no RST in this version of mh yet: TCP connections are held, all other flows are bound \
-             anew",
-        ],
-    );
+    warned("on_down = \"reset\"\nmss_clamp = 1400", &[]);
     warned("on_down = \"repin\"\nmss_clamp = \"auto\"", &[]);
     warned("on_down = \"hold\"\nmss_clamp = \"off\"", &[]);
+}
+
+#[test]
+fn damping() {
+    let span = "must be a duration in quotes from \"1s\" to \"24h\", such as \"30s\", not";
+    after(
+        "damping = { losses = 101, within = \"25h\", hold = 3, whithin = 1 }",
+        &[
+            "4:22: losses must be a whole number from 0 to 100, 0 for no damping, not 101",
+            &format!("4:36: within {span} \"25h\""),
+            &format!("4:50: hold {span} a whole number 3"),
+            "4:53: unknown key \"whithin\" in [uplink.isp1.damping]; did you mean \"within\"?",
+        ],
+    );
+    after(
+        "damping = \"off\"",
+        &["4:11: uplink.isp1.damping must be a table, [uplink.isp1.damping], not a string \"off\""],
+    );
 }
 
 #[test]
@@ -442,21 +454,22 @@ fn too_many_uplinks() {
 
 #[test]
 fn default_policy() {
-    let tiers = "tiers must be a list with a table of uplinks and weights, such as [ { isp1 = 2, isp2 = 1 } ], not";
+    let tiers = "tiers must be a list with tables of uplinks and weights, such as [ { isp1 = 2, isp2 = 1 } ], not";
     for (value, expected) in [
         ("[]", format!("5:9: {tiers} an empty list")),
         ("{ isp1 = 1 }", format!("5:9: {tiers} a table")),
         ("[1]", "5:10: a tier must be a table, such as { isp1 = 2, isp2 = 1 }, not a whole number 1".to_owned()),
-        ("[{}]", "5:10: the tier is empty; name an uplink, such as { isp1 = 1 }, or leave out tiers".to_owned()),
+        ("[{}]", "5:10: the tier is empty; name an uplink, such as { isp1 = 1 }, or leave it out".to_owned()),
         ("[{ ips1 = 1 }]", "5:12: no uplink is named \"ips1\"; did you mean \"isp1\"?".to_owned()),
         ("[{ wan = 1 }]", "5:12: no uplink is named \"wan\"; the uplinks are \"isp1\"".to_owned()),
         (
             "[{ isp1 = \"1\" }]",
             "5:19: the weight of \"isp1\" must be a whole number from 0 to 65535, not a string \"1\"".to_owned(),
         ),
+        ("[{ isp1 = 1 }, { lte = 1 }]", "5:26: no uplink is named \"lte\"; the uplinks are \"isp1\"".to_owned()),
         (
-            "[{ isp1 = 1 }, { lte = 1 }]",
-            "5:24: a second or further tier is not supported by this version of mh yet; remove it".to_owned(),
+            "[{ isp1 = 1 }, { isp1 = 1 }]",
+            "5:26: uplink \"isp1\" is in an earlier tier already; keep one of them".to_owned(),
         ),
     ] {
         after(&format!("[policy.default]\ntiers = {value}"), &[&expected]);
@@ -513,18 +526,17 @@ fn timeouts() {
 #[test]
 fn parts_of_the_format_that_are_not_supported_yet() {
     after(
-        "probe = {}\naddress6 = 1\ngateway6 = 1\nnptv6 = 1\nnat66 = true\n[set.a]\n[set.b]\n[[rule]]\n[[rule]]\n[metrics]",
+        "address6 = 1\ngateway6 = 1\nnptv6 = 1\nnat66 = true\n[set.a]\n[set.b]\n[[rule]]\n[[rule]]\n[metrics]",
         &[
-            "4:1: uplink.isp1.probe is not supported by this version of mh yet; remove it",
-            "5:1: uplink.isp1.address6 is not supported by this version of mh yet; remove it",
-            "6:1: uplink.isp1.gateway6 is not supported by this version of mh yet; remove it",
-            "7:1: uplink.isp1.nptv6 is not supported by this version of mh yet; remove it",
-            "8:1: uplink.isp1.nat66 is not supported by this version of mh yet; remove it",
-            "9:6: set.a is not supported by this version of mh yet; remove it",
-            "10:6: set.b is not supported by this version of mh yet; remove it",
+            "4:1: uplink.isp1.address6 is not supported by this version of mh yet; remove it",
+            "5:1: uplink.isp1.gateway6 is not supported by this version of mh yet; remove it",
+            "6:1: uplink.isp1.nptv6 is not supported by this version of mh yet; remove it",
+            "7:1: uplink.isp1.nat66 is not supported by this version of mh yet; remove it",
+            "8:6: set.a is not supported by this version of mh yet; remove it",
+            "9:6: set.b is not supported by this version of mh yet; remove it",
+            "10:1: [[rule]] is not supported by this version of mh yet; remove it",
             "11:1: [[rule]] is not supported by this version of mh yet; remove it",
-            "12:1: [[rule]] is not supported by this version of mh yet; remove it",
-            "13:2: metrics is not supported by this version of mh yet; remove it",
+            "12:2: metrics is not supported by this version of mh yet; remove it",
         ],
     );
     whole(

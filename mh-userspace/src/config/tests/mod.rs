@@ -4,6 +4,7 @@
 mod documents;
 mod faults;
 mod forwards;
+mod probes;
 mod properties;
 mod values;
 

@@ -11,8 +11,8 @@ use proptest::sample::{Index, select, subsequence};
 
 use super::super::schema::{SECTIONS, Section};
 use super::super::{
-    AddressRange, Config, Datapath, Filtering, Forward, ForwardProtocol, HashMode, Hooks, InterfacePattern, Limits,
-    Mode, MssClamp, Nat, OnDown, Policy, PortRange, Timeouts, Uplink, parse,
+    AddressRange, Config, Damping, Datapath, Filtering, Forward, ForwardProtocol, HashMode, Hooks, InterfacePattern,
+    Limit, Limits, Mode, MssClamp, Nat, OnDown, Policy, PortRange, Probe, ProbeTarget, Share, Timeouts, Uplink, parse,
 };
 use super::{ONE_UPLINK, faults, loaded};
 
@@ -22,12 +22,10 @@ fn render(config: &Config) -> String {
     let lan: Vec<String> = config.lan.iter().map(|p| format!("\"{p}\"")).collect();
     let datapath = &config.datapath;
     let timeouts = &config.timeouts;
-    let members: Vec<String> = config
-        .default_policy
-        .members
-        .iter()
-        .map(|(index, weight)| format!("{} = {weight}", config.uplinks[*index].name))
-        .collect();
+    let member = |(index, weight): &(usize, u16)| format!("{} = {weight}", config.uplinks[*index].name);
+    let tier = |members: &Vec<(usize, u16)>| members.iter().map(member).collect::<Vec<_>>().join(", ");
+    let tiers: Vec<String> =
+        config.default_policy.tiers.iter().map(|members| format!("{{ {} }}", tier(members))).collect();
     writeln!(text, "lan = [{}]", lan.join(", ")).unwrap();
     writeln!(
         text,
@@ -35,13 +33,8 @@ fn render(config: &Config) -> String {
         datapath.mode, datapath.conntrack_entries, datapath.bindings, datapath.mark_mask, datapath.host_traffic
     )
     .unwrap();
-    writeln!(
-        text,
-        "[policy.default]\ntiers = [{{ {} }}]\nhash = \"{}\"",
-        members.join(", "),
-        config.default_policy.hash
-    )
-    .unwrap();
+    writeln!(text, "[policy.default]\ntiers = [{}]\nhash = \"{}\"", tiers.join(", "), config.default_policy.hash)
+        .unwrap();
     for uplink in &config.uplinks {
         writeln!(
             text,
@@ -49,6 +42,10 @@ fn render(config: &Config) -> String {
             uplink.name, uplink.interface, uplink.weight, uplink.ports, uplink.on_down, uplink.nat
         )
         .unwrap();
+        let damping = uplink.damping;
+        let (within, hold) = (damping.within.as_secs(), damping.hold.as_secs());
+        writeln!(text, "damping = {{ losses = {}, within = \"{within}s\", hold = \"{hold}s\" }}", damping.losses)
+            .unwrap();
         match uplink.mss_clamp {
             MssClamp::Bytes(bytes) => writeln!(text, "mss_clamp = {bytes}").unwrap(),
             word => writeln!(text, "mss_clamp = \"{word}\"").unwrap(),
@@ -59,6 +56,9 @@ fn render(config: &Config) -> String {
         let addresses = uplink.addresses.iter().map(|range| format!("\"{range}\"")).collect::<Vec<_>>();
         if !addresses.is_empty() {
             writeln!(text, "address = [{}]", addresses.join(", ")).unwrap();
+        }
+        if let Some(probe) = &uplink.probe {
+            text += &render_probe(&uplink.name, probe);
         }
     }
     for forward in &config.forwards {
@@ -96,6 +96,88 @@ fn render(config: &Config) -> String {
         writeln!(text, "on_change = \"{}\"", program.display()).unwrap();
     }
     text
+}
+
+/// The probes of an uplink as a person would write them.
+fn render_probe(uplink: &str, probe: &Probe) -> String {
+    fn level<T>(name: &str, level: Option<T>, shown: impl Fn(T) -> String) -> String {
+        level.map_or(String::new(), |level| format!(", {name} = \"{}\"", shown(level)))
+    }
+    let targets: Vec<String> = probe.targets.iter().map(|target| format!("\"{target}\"")).collect();
+    let ms = |duration: Duration| format!("{}ms", duration.as_millis());
+    let mut text = format!(
+        "[uplink.{uplink}.probe]\ntargets = [{}]\nquorum = {}\ninterval = \"{}\"\ntimeout = \"{}\"\ndown = {}\nup = {}\n",
+        targets.join(", "),
+        probe.quorum,
+        ms(probe.interval),
+        ms(probe.timeout),
+        probe.down,
+        probe.up
+    );
+    if let Some(Limit { window, warn, down }) = probe.loss {
+        let levels = level("warn", warn, |share| share.to_string()) + &level("down", down, |share| share.to_string());
+        writeln!(text, "loss = {{ window = {window}{levels} }}").unwrap();
+    }
+    if let Some(Limit { window, warn, down }) = probe.latency {
+        let levels = level("warn", warn, ms) + &level("down", down, ms);
+        writeln!(text, "latency = {{ window = {window}{levels} }}").unwrap();
+    }
+    text
+}
+
+fn probe_target() -> impl Strategy<Value = String> {
+    let name = "[a-z0-9_-]{1,20}(\\.[a-z0-9_-]{1,20}){0,3}";
+    let port = option::of(1..=u16::MAX).prop_map(|port| port.map_or(String::new(), |port| format!(":{port}")));
+    let user = option::of(name).prop_map(|name| name.map_or(String::new(), |name| format!("{name}@")));
+    prop_oneof![
+        unicast().prop_map(|address| format!("icmp://{address}")),
+        (unicast(), 1..=u16::MAX).prop_map(|(address, port)| format!("tcp://{address}:{port}")),
+        (any::<bool>(), user, unicast(), port.clone(), "(/[a-zA-Z0-9%?&=._~-]{0,40})?").prop_map(
+            |(tls, user, address, port, path)| {
+                format!("http{}://{user}{address}{port}{path}", if tls { "s" } else { "" })
+            }
+        ),
+        (unicast(), port, name).prop_map(|(address, port, name)| format!("dns://{address}{port}/{name}")),
+    ]
+}
+
+fn limit<T: Copy + PartialOrd + std::fmt::Debug>(
+    level: impl Strategy<Value = T> + Clone,
+) -> impl Strategy<Value = Limit<T>> {
+    (1_u32..=1000, level.clone(), level, 0_u8..3).prop_map(|(window, one, other, which)| {
+        let (warn, down) = if one <= other { (one, other) } else { (other, one) };
+        Limit { window, warn: (which != 0).then_some(warn), down: (which != 1).then_some(down) }
+    })
+}
+
+fn probe() -> impl Strategy<Value = Probe> {
+    let share =
+        (1_u32..=10_000).prop_map(|share| format!("{}.{:02}%", share / 100, share % 100).parse::<Share>().unwrap());
+    let latency = (1_u64..=60_000).prop_map(Duration::from_millis);
+    (
+        (vec(probe_target(), 1..6), any::<Index>()),
+        (10_u64..=3_600_000, 1_u64..=60_000, 1_u32..=1000, 1_u32..=1000),
+        (option::of(limit(share)), option::of(limit(latency))),
+    )
+        .prop_map(|((urls, quorum), (interval_ms, timeout_ms, down, up), (loss, latency))| {
+            let mut targets: Vec<ProbeTarget> = Vec::new();
+            for url in urls {
+                let target: ProbeTarget = url.parse().unwrap();
+                if !targets.iter().any(|other| other.check() == target.check()) {
+                    targets.push(target);
+                }
+            }
+            Probe {
+                quorum: quorum.index(targets.len()) + 1,
+                targets,
+                interval: Duration::from_millis(interval_ms),
+                timeout: Duration::from_millis(timeout_ms.min(16 * interval_ms)),
+                down,
+                up,
+                loss,
+                latency,
+            }
+        })
 }
 
 fn unicast() -> impl Strategy<Value = Ipv4Addr> {
@@ -181,18 +263,31 @@ fn uplink(name: String, interface: String) -> impl Strategy<Value = Uplink> {
     (
         (option::of(unicast()), vec(address_range(), 0..4), any::<u16>()),
         (port_range(), select(OnDown::ALL), mss_clamp(), any::<bool>()),
+        (damping(), option::of(probe())),
     )
-        .prop_map(move |((gateway, addresses, weight), (ports, on_down, mss_clamp, nat))| Uplink {
-            name: name.clone(),
-            interface: interface.clone(),
-            gateway: gateway.filter(|gateway| !addresses.iter().any(|range| range.contains(*gateway))),
-            addresses,
-            weight,
-            ports,
-            on_down,
-            mss_clamp,
-            nat,
+        .prop_map(move |((gateway, addresses, weight), (ports, on_down, mss_clamp, nat), (damping, probe))| {
+            Uplink {
+                name: name.clone(),
+                interface: interface.clone(),
+                gateway: gateway.filter(|gateway| !addresses.iter().any(|range| range.contains(*gateway))),
+                addresses,
+                weight,
+                ports,
+                on_down,
+                mss_clamp,
+                nat,
+                damping,
+                probe,
+            }
         })
+}
+
+fn damping() -> impl Strategy<Value = Damping> {
+    (0..=100_u16, 1..=86_400_u64, 1..=86_400_u64).prop_map(|(losses, within_s, hold_s)| Damping {
+        losses,
+        within: Duration::from_secs(within_s),
+        hold: Duration::from_secs(hold_s),
+    })
 }
 
 fn uplinks() -> impl Strategy<Value = Vec<Uplink>> {
@@ -238,16 +333,17 @@ fn hooks() -> impl Strategy<Value = Hooks> {
 
 fn configs() -> impl Strategy<Value = Config> {
     let lan = btree_set("(l[a-km-z0-9._-]{1,13}|vlan\\*|x[a-z]{0,10}\\*)", 1..4);
-    let policy = (vec((any::<Index>(), any::<u16>()), 1..8), select(HashMode::ALL));
+    let policy = (vec((any::<Index>(), any::<u16>(), 0..3_usize), 1..8), select(HashMode::ALL));
     (lan, datapath(), uplinks(), policy, forwards(), nat_and_limits(), (timeouts(), hooks())).prop_map(
         |(lan, datapath, uplinks, (named, hash), forwards, (nat, limits), (timeouts, hooks))| {
-            let mut members: Vec<(usize, u16)> = Vec::new();
-            for (index, weight) in named {
+            let mut tiers: Vec<Vec<(usize, u16)>> = vec![Vec::new(); 3];
+            for (index, weight, tier) in named {
                 let index = index.index(uplinks.len());
-                if !members.iter().any(|(member, _)| *member == index) {
-                    members.push((index, weight));
+                if !tiers.iter().flatten().any(|(member, _)| *member == index) {
+                    tiers[tier].push((index, weight));
                 }
             }
+            tiers.retain(|members| !members.is_empty());
             let lan: Vec<InterfacePattern> =
                 lan.iter().filter(|name| name.as_str() != "lo").map(|name| name.parse().unwrap()).collect();
             Config {
@@ -255,7 +351,7 @@ fn configs() -> impl Strategy<Value = Config> {
                 datapath,
                 forwards: on_uplinks(forwards, &uplinks),
                 uplinks,
-                default_policy: Policy { members, hash },
+                default_policy: Policy { tiers, hash },
                 nat,
                 limits,
                 timeouts,
@@ -315,6 +411,12 @@ fn place_of(section: &Section) -> (&'static str, &'static str) {
         "at the top level, above the first [section]" => ("", "at the top level"),
         "in [datapath]" => ("[datapath]\n", "in [datapath]"),
         "in [uplink.NAME]" => ("[uplink.isp1]\ninterface = \"wan1\"\n", "in [uplink.isp1]"),
+        "in [uplink.NAME.damping]" => {
+            ("[uplink.isp1]\ninterface = \"wan1\"\n[uplink.isp1.damping]\n", "in [uplink.isp1.damping]")
+        }
+        "in [uplink.NAME.probe]" => ("[uplink.isp1.probe]\n", "in [uplink.isp1.probe]"),
+        "in [uplink.NAME.probe.loss]" => ("[uplink.isp1.probe.loss]\n", "in [uplink.isp1.probe.loss]"),
+        "in [uplink.NAME.probe.latency]" => ("[uplink.isp1.probe.latency]\n", "in [uplink.isp1.probe.latency]"),
         "in [policy.NAME]" => ("[policy.default]\n", "in [policy.default]"),
         "in [[forward]]" => ("[[forward]]\n", "in [[forward]]"),
         "in [nat]" => ("[nat]\n", "in [nat]"),
@@ -364,7 +466,7 @@ proptest! {
                 "[", "]", "[[", "]]", "{", "}", "=", ".", ",", "\n", " ", "\"", "'", "#", "\"\"\"", "é", "1", "-1", "0x", "1.5",
                 "true", "\"0s\"", "\"1.2.3.4\"", "1979-05-27", "lan", "uplink", "isp1", "interface", "policy", "default", "tiers",
                 "rule", "set", "datapath", "mode", "timeouts", "udp", "address", "\"1.2.3.0/24\"", "forward", "uplinks", "port", "to",
-                "protocol", "\"udp\"", "nat", "filtering", "limits", "\r\n", "\u{feff}", "\0",
+                "protocol", "\"udp\"", "nat", "filtering", "limits", "probe", "targets", "quorum", "loss", "warn", "\"5%\"", "\"tcp://1.2.3.4:5\"", "\r\n", "\u{feff}", "\0",
             ][..]),
             0..60,
         )

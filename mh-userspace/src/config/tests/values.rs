@@ -5,8 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::super::{
-    AddressRange, Config, Datapath, Filtering, Forward, ForwardProtocol, HashMode, Hooks, InterfacePattern, Limits,
-    LoadError, Mode, MssClamp, Nat, OnDown, Policy, PortRange, Timeouts, Uplink, check, load, warning_lines,
+    AddressRange, Config, Damping, Datapath, Filtering, Forward, ForwardProtocol, HashMode, Hooks, InterfacePattern,
+    Limits, LoadError, Mode, MssClamp, Nat, OnDown, Policy, PortRange, Timeouts, Uplink, check, load, warning_lines,
 };
 use super::{ONE_UPLINK, config, faults, loaded};
 
@@ -33,8 +33,10 @@ fn everything_that_may_be_left_out_has_its_default() {
                 on_down: OnDown::Reset,
                 mss_clamp: MssClamp::Auto,
                 nat: true,
+                damping: Damping::default(),
+                probe: None,
             }],
-            default_policy: Policy { members: vec![(0, 1)], hash: HashMode::Flow },
+            default_policy: Policy { tiers: vec![vec![(0, 1)]], hash: HashMode::Flow },
             forwards: vec![],
             nat: Nat { filtering: Filtering::EndpointIndependent },
             limits: Limits { bindings_per_source: 16_384, new_flows_per_source: 5000 },
@@ -56,7 +58,7 @@ fn uplinks_keep_the_order_of_the_file() {
     let config = config(text);
     let names: Vec<&str> = config.uplinks.iter().map(|u| u.name.as_str()).collect();
     assert_eq!(names, ["z", "m", "a"]);
-    assert_eq!(config.default_policy.members, [(2, 1), (0, 2)]);
+    assert_eq!(config.default_policy.tiers, [[(2, 1), (0, 2)]]);
     assert_eq!(config.uplink_index("m"), Some(1));
     assert_eq!(config.uplink_index("x"), None);
     assert!(config.is_lan("lan0") && !config.is_lan("wan1"));
@@ -73,8 +75,12 @@ fn every_way_to_write_a_table_is_the_same() {
 }
 
 #[test]
-fn values_without_effect_are_kept() {
-    assert_eq!(loaded(&format!("{ONE_UPLINK}on_down = \"reset\"")).config.uplinks[0].on_down, OnDown::Reset);
+fn what_damping_leaves_out_has_its_default() {
+    let damping = |text: &str| config(&format!("{ONE_UPLINK}damping = {text}")).uplinks[0].damping;
+    let default = Damping::default();
+    assert_eq!(damping("{ losses = 0 }"), Damping { losses: 0, ..default });
+    assert_eq!(damping("{ within = \"1m\" }"), Damping { within: Duration::from_secs(60), ..default });
+    assert_eq!(damping("{ hold = \"1s\" }"), Damping { hold: Duration::from_secs(1), ..default });
 }
 
 #[test]
@@ -315,11 +321,13 @@ fn faults_of_a_file_name_the_file() {
 
 #[test]
 fn warnings_say_that_they_are() {
-    let warnings = loaded(&format!("{ONE_UPLINK}on_down = \"reset\"\n[timeouts]\nicmp = \"1s\"\n")).warnings;
+    let warnings =
+        loaded(&format!("{ONE_UPLINK}[policy.default]\ntiers = [{{ isp1 = 0 }}]\n[timeouts]\nicmp = \"1s\"\n"))
+            .warnings;
     assert_eq!(
         warning_lines(Path::new("mh.toml"), &warnings),
-        "mh.toml:4:11: warning: on_down = \"reset\" sends no RST in this version of mh yet: TCP connections are held, all other flows are bound anew\n\
-         mh.toml:6:8: warning: icmp is less than the 60s that RFC 5508 REQ-2 asks for: flows that are idle, but in use, may be cut"
+        "mh.toml:5:10: warning: no uplink has a weight above 0: no new flow will get an uplink; give at least one uplink a weight\n\
+         mh.toml:7:8: warning: icmp is less than the 60s that RFC 5508 REQ-2 asks for: flows that are idle, but in use, may be cut"
     );
     assert_eq!(warning_lines(Path::new("mh.toml"), &[]), "");
 }
