@@ -13,8 +13,8 @@ use crate::{
     wire::Mac,
 };
 
-/// The version of everything in this module.
-pub const VERSION: u32 = 2;
+/// The version of everything in this module. 3: two more stages; [`flow::ASKED`] in every flow that the remote end began.
+pub const VERSION: u32 = 3;
 
 /// The most uplinks; one health bit each.
 pub const MAX_UPLINKS: usize = 32;
@@ -153,6 +153,10 @@ pub enum Stage {
     Release = 7,
     /// A packet at egress that mh's own ingress has not sent.
     HostAttend = 8,
+    /// A TCP segment of an inside host that is to be answered with a RST.
+    Reset = 9,
+    /// The same of the machine itself.
+    HostReset = 10,
 }
 
 impl Stage {
@@ -167,6 +171,8 @@ impl Stage {
         (Self::Later, "mh_later"),
         (Self::Release, "mh_release"),
         (Self::HostAttend, "mh_host_attend"),
+        (Self::Reset, "mh_reset"),
+        (Self::HostReset, "mh_host_reset"),
     ];
 }
 
@@ -304,7 +310,8 @@ pub struct Uplink {
 pub const UPLINK_NAT: u32 = 1 << 0;
 /// When the uplink is down, flows that are pinned to it stay on it.
 pub const UPLINK_HOLD: u32 = 1 << 1;
-/// When the uplink is down, TCP flows too are bound anew on another one (without this flag or [`UPLINK_HOLD`]: all but TCP).
+/// When the uplink is down, TCP flows too are bound anew on another one (without this flag or [`UPLINK_HOLD`]: all but TCP, which is
+/// answered with a RST).
 pub const UPLINK_REPIN: u32 = 1 << 2;
 
 /// The addresses of one family that an uplink sends with and to.

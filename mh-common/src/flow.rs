@@ -92,7 +92,7 @@ pub const XDP: u8 = 1 << 2;
 pub const HOST: u8 = 1 << 3;
 /// Both ends are inside and meet by outside addresses (RFC 4787 REQ-9): both halves take packets from inside and lead there.
 pub const HAIRPIN: u8 = 1 << 4;
-/// With [`HOST`]: the remote end began the flow, by the very address and port that the machine answers from.
+/// The remote end began the flow. With [`HOST`] and without translation: by the very address and port that the machine answers from.
 pub const ASKED: u8 = 1 << 5;
 
 // SAFETY: repr(C) of an address of 4 or 16 bytes aligned to 4 and of fields that fill up whole words: no padding, and every

@@ -27,8 +27,8 @@ pub struct Range {
 }
 
 impl Range {
-    /// Every port and identifier.
-    pub const ALL: Self = Self { first: 0, last: u16::MAX };
+    /// Every ICMP identifier but zero, which is left to the machine's own probes.
+    pub const IDENTIFIERS: Self = Self { first: 1, last: u16::MAX };
 
     /// Whether the port lies within.
     #[inline(always)]

@@ -65,6 +65,9 @@ verdicts! {
     Send FragmentHeld = 8, "fragment_held";
     /// From or to the machine itself, on a flow that mh follows.
     Send Host = 9, "host";
+    /// A TCP segment from inside or from the machine itself, on a flow whose uplink is down or has lost the flow's address: answered with
+    /// a RST.
+    Send Reset = 10, "reset";
 
     /// The interface is not managed by mh (the program outlived its place in the interface table).
     Pass Unmanaged = 16, "pass_unmanaged";
@@ -92,7 +95,7 @@ verdicts! {
     Pass ToTc = 27, "xdp_to_tc";
     /// Larger than the next link's MTU and not to be kept whole: the kernel fragments it.
     Pass ToFragment = 28, "pass_to_fragment";
-    /// Sent by the machine itself, or forwarded by the kernel, and left as it is.
+    /// Sent by the machine itself, or forwarded by the kernel, and left as it is; or a RST that mh sends to the machine itself.
     Pass HostUntouched = 29, "pass_host";
 
     /// The conntrack took no entry.

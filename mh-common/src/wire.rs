@@ -42,6 +42,12 @@ pub const ETHERNET_TYPE: usize = offset_of!(EthHdr, ether_type);
 pub const IPV4_LEN: usize = Ipv4Hdr::LEN;
 /// Length of the longest IPv4 header.
 pub const IPV4_MAX_LEN: usize = 60;
+/// The first byte of an IPv4 header without options: version and length.
+pub const IPV4_VERSION_LEN: u8 = 0x45;
+/// The bits of TOS or traffic class that are for congestion notification (RFC 3168 section 5).
+pub const TOS_ECN: u8 = 0x03;
+/// The TTL of what mh sends by itself (RFC 1700).
+pub const DEFAULT_TTL: u8 = 64;
 /// Offset of the fragment flags and offset in an IPv4 header.
 pub const IPV4_FRAGMENT: usize = offset_of!(Ipv4Hdr, frags);
 /// Offset of the TTL.
@@ -63,6 +69,10 @@ pub const IPV4_DONT_FRAGMENT: u16 = 0x4000;
 
 /// Length of a TCP header without options.
 pub const TCP_LEN: usize = TcpHdr::LEN;
+/// Offset of the sequence number in a TCP header.
+pub const TCP_SEQ: usize = offset_of!(TcpHdr, seq);
+/// Offset of the acknowledgement number.
+pub const TCP_ACK_SEQ: usize = offset_of!(TcpHdr, ack_seq);
 /// Offset of the data offset and flags in a TCP header.
 pub const TCP_OFFSET_FLAGS: usize = offset_of!(TcpHdr, _bitfield_1);
 /// Offset of the checksum.
@@ -140,7 +150,7 @@ mod tests {
     fn layouts_are_those_of_the_standards() {
         assert_eq!((ETHERNET_LEN, ETHERNET_SRC, ETHERNET_TYPE), (14, 6, 12));
         assert_eq!((IPV4_LEN, IPV4_FRAGMENT, IPV4_TTL, IPV4_CHECKSUM, IPV4_SRC, IPV4_DST), (20, 6, 8, 10, 12, 16));
-        assert_eq!((TCP_LEN, TCP_OFFSET_FLAGS, TCP_CHECKSUM), (20, 12, 16));
+        assert_eq!((TCP_LEN, TCP_SEQ, TCP_ACK_SEQ, TCP_OFFSET_FLAGS, TCP_CHECKSUM), (20, 4, 8, 12, 16));
         assert_eq!((UDP_LEN, UDP_CHECKSUM), (8, 6));
         assert_eq!((ICMP_LEN, ICMP_CHECKSUM, ICMP_ID), (8, 2, 4));
         assert_eq!((ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, ETHERTYPE_QINQ), (0x0800, 0x86dd, 0x8100, 0x88a8));

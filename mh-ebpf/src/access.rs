@@ -25,7 +25,7 @@ use mh_common::{
 const BPF_F_PSEUDO_HDR: u64 = 0x10;
 /// `bpf_l4_csum_replace`: zero means no checksum (UDP).
 const BPF_F_MARK_MANGLED_0: u64 = 0x20;
-/// `bpf_clone_redirect`: the copy comes in by the interface.
+/// `bpf_clone_redirect`, `bpf_redirect`: the packet comes in by the interface.
 const BPF_F_INGRESS: u64 = 1;
 /// `bpf_skb_store_bytes`: keep what the hardware summed up (CHECKSUM_COMPLETE) right.
 const RECOMPUTE_CHECKSUM: u64 = 1;
@@ -256,6 +256,51 @@ impl<const EGRESS: bool> TcFrame<EGRESS> {
                 _ => Err(()),
             }
         }
+    }
+
+    /// Cuts the frame to its first `len` bytes; what stood for several segments is one packet afterwards. Pointers are invalid afterwards.
+    #[inline(always)]
+    pub fn cut(&mut self, len: usize) -> Result<(), ()> {
+        // SAFETY: a helper call on the hook's own context.
+        match unsafe { bpf_skb_change_tail(self.skb(), len as u32, 0) } {
+            0 => Ok(()),
+            _ => Err(()),
+        }
+    }
+
+    /// Replaces the bytes at `offset` by words as they stand in memory. Pointers are invalid afterwards.
+    #[inline(always)]
+    pub fn replace<const N: usize>(&mut self, offset: usize, words: &[u16; N]) -> Result<(), ()> {
+        let len = size_of::<[u16; N]>() as u32;
+        // SAFETY: a helper call on the hook's own context, with `len` live bytes.
+        match unsafe { bpf_skb_store_bytes(self.skb(), offset as u32, words.as_ptr().cast(), len, RECOMPUTE_CHECKSUM) }
+        {
+            0 => Ok(()),
+            _ => Err(()),
+        }
+    }
+
+    /// Whether the transport checksum at `offset` holds the sum of the pseudo-header only, and the device adds the rest
+    /// (CHECKSUM_PARTIAL). Pointers are invalid afterwards.
+    ///
+    /// No helper tells. One that changes a checksum by something that is not in the pseudo-header leaves such a field as it is.
+    #[inline(always)]
+    pub fn is_checksum_partial(&mut self, offset: usize) -> Result<bool, ()> {
+        let before: u16 = self.read(offset).ok_or(())?;
+        // SAFETY: a helper call on the hook's own context; the kernel checks the offset.
+        if unsafe { bpf_l4_csum_replace(self.skb(), offset as u32, 0, 1, 0) } != 0 {
+            return Err(());
+        }
+        let after: u16 = self.read(offset).ok_or(())?;
+        self.write(offset, before)?;
+        Ok(after == before)
+    }
+
+    /// Lets the frame come in by the interface; returns the hook's return code.
+    #[inline(always)]
+    pub fn receive(&mut self, ifindex: u32) -> i32 {
+        // SAFETY: a helper call without pointers.
+        unsafe { bpf_redirect(ifindex, BPF_F_INGRESS) as i32 }
     }
 
     /// Lets a copy of the frame come in by the interface again. Pointers are invalid afterwards.

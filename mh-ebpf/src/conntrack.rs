@@ -106,7 +106,8 @@ fn is_other_half<A: Address>(half: *const Entry<A>, key: &Key<A>, uplink: u8, fl
 }
 
 /// The uplink and the translated key of a flow whose forward half was evicted, if what is left tells them: its reply half, or, for a
-/// TCP segment in mid-stream and for protocols without ports, its binding. Flows of an uplink that is down are not restored.
+/// TCP segment in mid-stream and for protocols without ports, its binding. Flows of an uplink that is down, or has lost their outside address, are not
+/// restored.
 #[inline(always)]
 pub fn evicted<Fam: Tables>(packet: &Packet<Fam::Address>, scene: &Scene) -> Option<(u8, Key<Fam::Address>)> {
     let key = &packet.key;
@@ -144,7 +145,9 @@ pub fn evicted<Fam: Tables>(packet: &Packet<Fam::Address>, scene: &Scene) -> Opt
             Transport::ECHO_REPLY => Key::new(outside.address, key.dst, 0, outside.port, key.protocol),
             _ => Key::new(outside.address, key.dst, outside.port, key.dport, key.protocol),
         };
-        let ours = !portless || owner::<Fam>(end).is_some_and(|owner| owner == key.src);
+        // Not with an address that the uplink has lost.
+        let lasts = Fam::owners(outside.address) >> (outside.uplink & 31) & 1 != 0;
+        let ours = lasts && (!portless || owner::<Fam>(end).is_some_and(|owner| owner == key.src));
         if ours && (midstream || reply_uplink::<Fam>(&swapped(&sent)) == Some(outside.uplink)) {
             return Some((outside.uplink, sent));
         }

@@ -156,7 +156,7 @@ const fn inside_end<A: Address>(key: &Key<A>, entry: &Entry<A>) -> End<A> {
 ///
 /// What only the remote side sends keeps no binding alive (RFC 4787 REQ-6).
 #[inline(always)]
-fn extend_binding<Fam: Tables>(key: &Key<Fam::Address>, entry: &Entry<Fam::Address>, scene: &Scene, closes: bool) {
+pub fn extend_binding<Fam: Tables>(key: &Key<Fam::Address>, entry: &Entry<Fam::Address>, scene: &Scene, closes: bool) {
     let &Scene { settings, now, .. } = scene;
     let Some(binding) = Fam::by_inside().get_ptr_mut(inside_end(key, entry)) else { return };
     let protocol = key.protocol;

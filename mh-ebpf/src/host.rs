@@ -25,7 +25,7 @@ use crate::{
     outbound,
     parse::{self, FROM_INSIDE, Header, Packet, Part, Transport},
     rewrite, socket, steer,
-    track::{self, Note, Scene, TCP_EVENTS},
+    track::{self, Fate, Note, Scene, TCP_EVENTS},
 };
 
 /// The egress program. Not counted: what mh's own ingress sent, which was counted there.
@@ -77,12 +77,15 @@ pub fn sent<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> R
         let entry = unsafe { &*hit.entry };
         if entry.leads_outside() && (fragmented || entry.flags & flow::HOST != 0) {
             let note = frame.note();
-            if !fragmented
-                && note == Note::None as u32
-                && (track::has_expired::<Fam>(&packet.key, entry, scene) || track::is_over(entry, &packet, scene))
-            {
-                conntrack::forget::<Fam>(&packet.key, entry);
-                return Err(maps::stage(frame, Stage::Host, Note::None));
+            if !fragmented && note == Note::None as u32 {
+                let fate = track::fate::<Fam, _>(frame, entry, &packet, scene);
+                if fate == Fate::OVER {
+                    conntrack::forget::<Fam>(&packet.key, entry);
+                    return Err(maps::stage(frame, Stage::Host, Note::None));
+                }
+                if fate == Fate::RESET {
+                    return Err(maps::stage(frame, Stage::HostReset, Note::None));
+                }
             }
             return forward::forward_on::<Fam, true>(frame, &packet, &hit, note, scene);
         }
@@ -149,12 +152,13 @@ fn asked_by<Fam: Tables>(packet: &Packet<Fam::Address>, scene: &Scene) -> Option
             let entry = unsafe { &*hit.entry };
             // By an uplink that is down no answer arrives; and where both ends begin by turns, as in tunnels, it may be none.
             if asked == steer::ANY
-                && entry.flags & (flow::ASKED | flow::REPLY) == flow::ASKED
+                && entry.flags & (flow::ASKED | flow::HOST | flow::REPLY) == flow::ASKED | flow::HOST
+                && entry.is_plain()
                 && scene.is_healthy(entry.uplink)
                 && !track::has_expired::<Fam>(&key, entry, scene)
             {
                 asked = entry.uplink;
-                sent.src = entry.src;
+                sent.src = key.src;
             }
         }
         index += 1;

@@ -91,7 +91,7 @@ fn enter<Fam: Tables + Header>(
         if packet.tcp & (wire::TCP_FIN | wire::TCP_RST) != 0 {
             return Err(Verdict::TcpStray);
         }
-        let flags = if Fam::is_local(inside.address) { flow::HOST } else { 0 };
+        let flags = flow::ASKED | if Fam::is_local(inside.address) { flow::HOST } else { 0 };
         conntrack::insert::<Fam>(&forward_key, &swapped(key), uplink, flags, scene.now)?;
         return Ok(Note::Inbound);
     }

@@ -7,7 +7,7 @@
 //! The stages of the pipeline are modules, in the order in which a packet meets them: [`access`] and [`parse`] (bytes to a flow key),
 //! [`track`] and [`conntrack`] (find the flow), [`forward`] and [`rewrite`] (count, translate, redirect). What is rare has programs of its own, which the TC programs
 //! tail-call (see [`mh_common::abi::Stage`]): [`outbound`] and [`inbound`] (new flows, with [`steer`], [`nat`] and [`limit`]),
-//! [`host`], [`error`] (ICMP errors), [`fragment`]. [`maps`] names all tables. Everything behind the entry points is generic over the
+//! [`host`], [`error`] (ICMP errors), [`fragment`], [`reset`]. [`maps`] names all tables. Everything behind the entry points is generic over the
 //! address family and over the hook.
 //!
 //! Failure behaviour: a stage that cannot go on returns a [`mh_common::verdict::Verdict`]; [`count::finish`] is the one place that
@@ -42,6 +42,7 @@ mod nat;
 mod outbound;
 mod parse;
 mod port;
+mod reset;
 mod rewrite;
 mod socket;
 mod steer;
@@ -105,6 +106,14 @@ tc_stage!(
 tc_stage!(
     /// A first fragment for which others are waiting.
     mh_release, egress: false, headers: MAX_HEADERS_LEN, fragment::release::<V4>
+);
+tc_stage!(
+    /// A TCP segment of an inside host that is to be answered with a RST.
+    mh_reset, egress: false, headers: MAX_HEADERS_LEN, reset::run::<V4, false>
+);
+tc_stage!(
+    /// A TCP segment of the machine itself that is to be answered with a RST.
+    mh_host_reset, egress: true, headers: MAX_HEADERS_LEN, reset::run::<V4, true>
 );
 tc_stage!(
     /// A packet that mh's own ingress has not sent.

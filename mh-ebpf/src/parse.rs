@@ -6,7 +6,7 @@
 use mh_common::{
     abi::{self, Interface},
     address::{Address, Family, Ipv4, V4},
-    checksum::{Delta, TTL_DECREMENT},
+    checksum::{Delta, TTL_DECREMENT, fold},
     flow::Key,
     fragment,
     verdict::Verdict,
@@ -138,6 +138,9 @@ pub const fn arrival(interface: &Interface, egress: bool) -> u8 {
 
 /// The header of an address family.
 pub trait Header: Family {
+    /// Its length without options.
+    const HEADER_LEN: usize;
+
     /// Parses the IP header.
     fn parse<F: Frame>(frame: &F) -> Result<Ip<Self::Address>, Verdict>;
 
@@ -152,6 +155,10 @@ pub trait Header: Family {
 
     /// Source and destination address of the IP header at `l3`.
     fn addresses<F: Frame>(frame: &F, l3: usize) -> Option<(Self::Address, Self::Address)>;
+
+    /// Makes the header at the beginning of a frame that of a TCP segment of `len` bytes that answers the packet. Returns the sum of the
+    /// pseudo-header. Pointers are invalid afterwards.
+    fn answer<const EGRESS: bool>(frame: &mut TcFrame<EGRESS>, ip: &Ip<Self::Address>, len: u16) -> Result<u16, ()>;
 
     /// An address as words for helpers, the unused ones zero.
     fn words(address: Self::Address) -> [u32; 4];
@@ -203,6 +210,8 @@ pub fn pair<F: Frame>(frame: &F, offset: usize) -> Option<[u8; 2]> {
 }
 
 impl Header for V4 {
+    const HEADER_LEN: usize = wire::IPV4_LEN;
+
     #[inline(always)]
     fn parse<F: Frame>(frame: &F) -> Result<Ip<Ipv4>, Verdict> {
         let l3 = frame.l3();
@@ -250,6 +259,33 @@ impl Header for V4 {
         let src = Ipv4::from_be(frame.read(l3 + wire::IPV4_SRC)?);
         let dst = Ipv4::from_be(frame.read(l3 + wire::IPV4_DST)?);
         Some((src, dst))
+    }
+
+    #[inline(always)]
+    fn answer<const EGRESS: bool>(frame: &mut TcFrame<EGRESS>, ip: &Ip<Ipv4>, len: u16) -> Result<u16, ()> {
+        let (src, dst) = (ip.dst.to_be(), ip.src.to_be());
+        // The same class of service, and no congestion to tell of.
+        let tos = ip.tos & !wire::TOS_ECN;
+        let mut header = [
+            u16::from_ne_bytes([wire::IPV4_VERSION_LEN, tos]),
+            (wire::IPV4_LEN as u16 + len).to_be(),
+            // An identification is of no use to what is never fragmented (RFC 6864 section 4.1).
+            0,
+            wire::IPV4_DONT_FRAGMENT.to_be(),
+            u16::from_ne_bytes([wire::DEFAULT_TTL, wire::PROTOCOL_TCP]),
+            0,
+            src as u16,
+            (src >> 16) as u16,
+            dst as u16,
+            (dst >> 16) as u16,
+        ];
+        let mut sum = 0;
+        for word in header {
+            sum += word as u32;
+        }
+        header[wire::IPV4_CHECKSUM / 2] = !fold(sum);
+        frame.replace(frame.l3(), &header)?;
+        Ok(fold(ip.src.sum() + ip.dst.sum() + (wire::PROTOCOL_TCP as u16).to_be() as u32 + len.to_be() as u32))
     }
 
     #[inline(always)]

@@ -57,7 +57,8 @@ pub extern "C" fn mh_take_port4(skb: *mut __sk_buff) -> u32 {
 fn search<Fam: Tables + Header>(frame: &TcFrame<false>, request: &mut PortRequest<Fam::Address>) -> u32 {
     let transport = Transport::from_number(request.transport);
     let identifiers = transport == Transport::ECHO_REQUEST;
-    let range = if identifiers { Range::ALL } else { Range { first: request.first_port, last: request.last_port } };
+    let range =
+        if identifiers { Range::IDENTIFIERS } else { Range { first: request.first_port, last: request.last_port } };
     let own = request.own != 0;
     let wanted = request.inside.port;
     // SAFETY: a helper call without arguments.

@@ -29,7 +29,7 @@ use crate::{
     forward, fragment,
     maps::{self, Tables},
     parse::{self, Header, Packet, Part, Transport},
-    rewrite,
+    reset, rewrite,
 };
 
 /// TCP flags that change more than counters.
@@ -64,6 +64,12 @@ impl Scene {
     #[inline(always)]
     pub const fn is_healthy(&self, uplink: u8) -> bool {
         self.live.is_healthy(uplink)
+    }
+
+    /// Whether any uplink takes new flows: one that is healthy, has a weight and is not drained.
+    #[inline(always)]
+    pub fn takes_new_flows(&self) -> bool {
+        maps::policy(abi::DEFAULT_POLICY).is_some_and(|policy| policy.members & self.live.healthy != 0)
     }
 }
 
@@ -195,6 +201,11 @@ pub fn attend<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -
     }
     let note = frame.note();
     let from_lan = scene.interface.role == abi::ROLE_LAN;
+    if !from_lan && packet.tcp & wire::TCP_RST != 0 && frame.mark(scene.settings) == mark::DONE {
+        // By mh itself, in the remote's name: no packet that comes by the wire has a mark. The flow has learned of it.
+        frame.set_mark(scene.settings, mark::NONE);
+        return Err(Verdict::HostUntouched);
+    }
     let miss = if from_lan { Stage::Outbound } else { Stage::Inbound };
     let Some(hit) = conntrack::find::<Fam>(&packet.key) else {
         // What was inserted a moment ago is gone.
@@ -210,9 +221,13 @@ pub fn attend<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -
         if packet.ip.ttl <= 1 {
             return Err(Verdict::TtlExpired);
         }
-        if has_expired::<Fam>(&packet.key, entry, scene) || is_over(entry, &packet, scene) {
+        let fate = fate::<Fam, _>(frame, entry, &packet, scene);
+        if fate == Fate::OVER {
             conntrack::forget::<Fam>(&packet.key, entry);
             return Err(maps::stage(frame, miss, Note::None));
+        }
+        if fate == Fate::RESET {
+            return Err(maps::stage(frame, Stage::Reset, Note::None));
         }
     }
     forward::forward_on::<Fam, false>(frame, &packet, &hit, note, scene)
@@ -262,20 +277,58 @@ impl Note {
     }
 }
 
-/// Whether a packet begins a new flow under the key of an old one: a SYN after the end of a TCP connection (RFC 9293 section 3.6.1),
-/// or, from inside, an uplink that is down and does not hold its flows while another one is up.
+/// What a packet finds its flow to be.
+// VERIFIER: a number, as all choices.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Fate(u8);
+
+impl Fate {
+    /// It goes on.
+    pub const GOES_ON: Self = Self(0);
+    /// It is over, and the packet begins a new one under the same key.
+    pub const OVER: Self = Self(1);
+    /// It is lost, and whoever sent the packet is to be told by a RST.
+    pub const RESET: Self = Self(2);
+}
+
+/// What becomes of the flow of this packet, which has been idle too long, or gets a SYN after its end (RFC 9293 section 3.6.1), or whose
+/// uplink is down, or has lost the address that the flow has outside. In the last two cases `on_down` decides, if new flows find an
+/// uplink at all: if not, nothing is gained by giving up what is there.
 #[inline(always)]
-pub fn is_over<A: Address>(entry: &Entry<A>, packet: &Packet<A>, scene: &Scene) -> bool {
+pub fn fate<Fam: Tables + Header, F: Frame>(
+    frame: &F,
+    entry: &Entry<Fam::Address>,
+    packet: &Packet<Fam::Address>,
+    scene: &Scene,
+) -> Fate {
     let opens = packet.tcp & (TCP_EVENTS | wire::TCP_ACK) == wire::TCP_SYN;
-    if opens && entry.tcp & (wire::TCP_FIN | wire::TCP_RST) != 0 {
-        return true;
+    if has_expired::<Fam>(&packet.key, entry, scene) || opens && entry.tcp & (wire::TCP_FIN | wire::TCP_RST) != 0 {
+        return Fate::OVER;
     }
-    if entry.leads_outside() && !scene.is_healthy(entry.uplink) && scene.live.healthy != 0 {
-        let flags = maps::uplink(entry.uplink).map_or(abi::UPLINK_HOLD, |u| u.flags);
-        let rebind = packet.transport != Transport::TCP || opens || flags & abi::UPLINK_REPIN != 0;
-        return flags & abi::UPLINK_HOLD == 0 && rebind;
+    if !entry.leads_outside() {
+        return Fate::GOES_ON;
     }
-    false
+    let orphaned = is_due(entry, scene.live, scene.now) && is_orphan::<Fam>(entry, packet);
+    if !orphaned && scene.is_healthy(entry.uplink) || !scene.takes_new_flows() {
+        return Fate::GOES_ON;
+    }
+    let flags = maps::uplink(entry.uplink).map_or(abi::UPLINK_HOLD, |u| u.flags);
+    if flags & abi::UPLINK_HOLD != 0 {
+        return Fate::GOES_ON;
+    }
+    if packet.transport != Transport::TCP || opens || flags & abi::UPLINK_REPIN != 0 {
+        return Fate::OVER;
+    }
+    // A remote end that began the flow does not learn of a RST here, and can't be reached by another uplink: it may come back by this
+    // one, but not to an address that is gone.
+    let resets = orphaned || entry.flags & flow::ASKED == 0;
+    if resets && reset::can_answer::<Fam, F>(frame, packet) { Fate::RESET } else { Fate::GOES_ON }
+}
+
+/// Whether the flow's outside address is none of its uplink's any more. A source that is not translated is somebody else's affair.
+#[inline(always)]
+fn is_orphan<Fam: Tables>(entry: &Entry<Fam::Address>, packet: &Packet<Fam::Address>) -> bool {
+    entry.src != packet.key.src && Fam::owners(entry.src) >> (entry.uplink & 31) & 1 == 0
 }
 
 /// Whether the flow has been idle longer than its state allows: lazy expiry, since the controller sweeps every few seconds only (or

@@ -12,8 +12,8 @@ use std::{
 
 use mh_userspace::control::{
     api::{
-        Backend, Binding, ControlError, Count, EventKind, Flow, FlowFilter, HealthOverride, Reloaded, Stats, Status,
-        Version, Weight, WeightsRequest,
+        Backend, Binding, ControlError, Count, DrainRequest, EventKind, Flow, FlowFilter, HealthOverride,
+        HealthRequest, Reloaded, Stats, Status, Version, Weight, WeightsRequest,
     },
     client::{Client, ClientError},
     events::{EventLog, Happening, MAX_FOLLOWERS},
@@ -52,10 +52,10 @@ impl Backend for Fake {
         }
         self.weights().await
     }
-    async fn set_drain(&self, uplink: String, _: bool) -> Result<(), ControlError> {
+    async fn set_drain(&self, uplink: String, _: bool, _: DrainRequest) -> Result<(), ControlError> {
         known(&uplink)
     }
-    async fn set_health(&self, uplink: String, _: HealthOverride) -> Result<(), ControlError> {
+    async fn set_health(&self, uplink: String, _: HealthRequest) -> Result<(), ControlError> {
         known(&uplink)
     }
     async fn flows(&self, filter: FlowFilter) -> Result<Vec<Flow>, ControlError> {
@@ -159,6 +159,8 @@ fn bad_requests_get_their_reason_as_json() {
                 "too large",
             ),
             ("PUT /v1/uplinks/isp9/drain HTTP/1.1\r\nhost: mh\r\ncontent-length: 0\r\n\r\n", "404", "isp9"),
+            ("PUT /v1/uplinks/isp1/drain HTTP/1.1\r\nhost: mh\r\ncontent-length: 9\r\n\r\n{\"wat\":1}", "400", "wat"),
+            ("PUT /v1/uplinks/isp1/health HTTP/1.1\r\nhost: mh\r\ncontent-length: 5\r\n\r\n\"ill\"", "400", "auto"),
             ("GET /v1/flows?limit=many HTTP/1.1\r\nhost: mh\r\n\r\n", "400", "limit"),
             ("GET /v1/flows?colour=red HTTP/1.1\r\nhost: mh\r\n\r\n", "400", "colour"),
             ("POST /v1/reload HTTP/1.1\r\nhost: mh\r\ncontent-length: 0\r\n\r\n", "400", "mh.toml:1:1"),
@@ -177,14 +179,30 @@ fn bad_requests_get_their_reason_as_json() {
 }
 
 #[test]
+fn bodies_that_say_less_are_taken() {
+    served(async |path| {
+        for request in [
+            "PUT /v1/uplinks/isp1/drain HTTP/1.1\r\nhost: mh\r\n\r\n",
+            "PUT /v1/uplinks/isp1/drain HTTP/1.1\r\nhost: mh\r\ncontent-length: 2\r\n\r\n{}",
+            "DELETE /v1/uplinks/isp1/drain HTTP/1.1\r\nhost: mh\r\ncontent-length: 13\r\n\r\n{\"save\":true}",
+            "PUT /v1/uplinks/isp1/health HTTP/1.1\r\nhost: mh\r\ncontent-length: 6\r\n\r\n\"down\"",
+            "PUT /v1/uplinks/isp1/health HTTP/1.1\r\nhost: mh\r\ncontent-length: 15\r\n\r\n{\"health\":\"up\"}",
+        ] {
+            let answer = raw(&path, request).await;
+            assert!(answer.starts_with("HTTP/1.1 200 "), "{request:?}: {answer}");
+        }
+    });
+}
+
+#[test]
 fn the_client_and_the_server_understand_each_other() {
     served(async |path| {
         let client = Client::new(&path);
         assert_eq!(client.weights().await.unwrap()[0].weight, 3);
-        client.set_drain("isp1", true).await.unwrap();
-        client.set_drain("isp1", false).await.unwrap();
-        client.set_health("isp1", HealthOverride::Down).await.unwrap();
-        let error = client.set_drain("is/p 9", true).await.unwrap_err().to_string();
+        client.set_drain("isp1", true, &DrainRequest::default()).await.unwrap();
+        client.set_drain("isp1", false, &DrainRequest { save: true }).await.unwrap();
+        client.set_health("isp1", &HealthRequest { health: HealthOverride::Down, save: true }).await.unwrap();
+        let error = client.set_drain("is/p 9", true, &DrainRequest::default()).await.unwrap_err().to_string();
         assert!(error.contains("is/p 9"), "{error}");
         let filter = FlowFilter { src: Some("192.168.1.0/24".parse().unwrap()), ..FlowFilter::default() };
         assert_eq!(client.count_flows(&filter).await.unwrap().count, 17);

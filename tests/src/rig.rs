@@ -10,6 +10,7 @@
 //! Neighbours are permanent; the far ends of the links are in a namespace that does nothing.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use anyhow::{Context as _, Result};
@@ -73,7 +74,7 @@ const INGRESS_IFINDEX: usize = 36;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Hook {
     Xdp,
-    Tc,
+    Tc { mark: u32 },
     Egress { mark: u32, forwarded: bool },
 }
 
@@ -292,12 +293,40 @@ impl Rig {
         Ok(self.desired.neighbour_epoch)
     }
 
+    /// Gives an uplink another outside address in place of the one that it has, as when it is renumbered. Returns the neighbour epoch.
+    ///
+    /// # Errors
+    /// If a map can't be read or written.
+    pub fn renumber(&mut self, uplink: u8, address: Ipv4Addr, healthy: u64) -> Result<u32> {
+        let index = u32::from(uplink);
+        let record = self.tables.uplinks.get(&index, 0)?;
+        let mut pool = self.tables.pools.get(&index, 0)?;
+        pool.ranges[0].first = u32::from(address);
+        self.tables.uplinks.set(
+            index,
+            abi::Uplink { v4: abi::Route { address: address.into(), ..record.v4 }, ..record },
+            0,
+        )?;
+        self.datapath.apply(&Action::SetPool(uplink, pool))?;
+        self.datapath.apply(&Action::RemoveOutside(record.v4.address.into()))?;
+        self.datapath.apply(&Action::SetOutside(address, 1 << uplink))?;
+        self.next_neighbour_epoch(healthy)
+    }
+
     /// Runs the TC program on a packet that came in by the interface.
     ///
     /// # Errors
     /// If the kernel refuses the run.
     pub fn tc(&mut self, interface: &str, packet: &[u8]) -> Result<Outcome> {
-        self.once(Hook::Tc, interface, packet)
+        self.once(Hook::Tc { mark: 0 }, interface, packet)
+    }
+
+    /// The same on a packet that comes with a mark: from the machine itself.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run.
+    pub fn tc_marked(&mut self, interface: &str, mark: u32, packet: &[u8]) -> Result<Outcome> {
+        self.once(Hook::Tc { mark }, interface, packet)
     }
 
     /// Runs the XDP program on a packet that came in by the interface.
@@ -329,7 +358,7 @@ impl Rig {
     /// # Errors
     /// If the kernel refuses the run.
     pub fn cost_ns(&mut self, xdp: bool, interface: &str, packet: &[u8], repeat: u32) -> Result<u128> {
-        let hook = if xdp { Hook::Xdp } else { Hook::Tc };
+        let hook = if xdp { Hook::Xdp } else { Hook::Tc { mark: 0 } };
         Ok(self.test_run(hook, interface, packet, None, None, repeat)?.duration.as_nanos())
     }
 
@@ -368,11 +397,11 @@ impl Rig {
         } else {
             context[40..44].copy_from_slice(&ifindex);
         }
-        if let Hook::Egress { mark, forwarded } = hook {
+        if let Hook::Tc { mark } | Hook::Egress { mark, .. } = hook {
             context[MARK..MARK + 4].copy_from_slice(&mark.to_ne_bytes());
-            if forwarded {
-                context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&self.index("lan0")?.to_ne_bytes());
-            }
+        }
+        if let Hook::Egress { forwarded: true, .. } = hook {
+            context[INGRESS_IFINDEX..INGRESS_IFINDEX + 4].copy_from_slice(&self.index("lan0")?.to_ne_bytes());
         }
         let options = TestRunOptions {
             data_in: Some(packet),
@@ -385,7 +414,7 @@ impl Rig {
         let ebpf = self.datapath.ebpf();
         Ok(match hook {
             Hook::Xdp => program_of::<Xdp>(ebpf, program::XDP)?.test_run(options)?,
-            Hook::Tc => program_of::<SchedClassifier>(ebpf, program::TC)?.test_run(options)?,
+            Hook::Tc { .. } => program_of::<SchedClassifier>(ebpf, program::TC)?.test_run(options)?,
             Hook::Egress { .. } => program_of::<SchedClassifier>(ebpf, program::EGRESS)?.test_run(options)?,
         })
     }

@@ -12,13 +12,57 @@
 use anyhow::Result;
 use mh_tests::in_both_modes;
 use mh_tests::lab::traffic::{Direction, OpenTransfer, Split, TcpFlow, tcp_flows, udp_flows};
-use mh_tests::lab::{SERVER, Scene};
+use mh_tests::lab::{Mode, SERVER, Scene, run};
 
 in_both_modes!(
     sigterm_and_start_in_the_middle_of_transfers,
     sigkill_and_start_in_the_middle_of_transfers,
     runtime_changes_and_flows_are_adopted,
 );
+
+#[test]
+fn orders_by_hand_survive_as_far_as_they_were_saved() -> Result<()> {
+    run(Mode::Tc, |scene| {
+        let states = |scene: &Scene| -> Result<[String; 2]> {
+            let state = |name| Ok::<_, anyhow::Error>(scene.mhd.uplink(name)?["state"].as_str().unwrap().to_owned());
+            Ok([state("isp1")?, state("isp2")?])
+        };
+        scene.mhd.ctl(&["weights", "isp1=7", "--save"])?;
+        scene.mhd.ctl(&["drain", "isp2", "--save"])?;
+        scene.mhd.ctl(&["health", "isp1", "down"])?;
+        assert_eq!(states(scene)?, ["down", "draining"]);
+        scene.mhd.ctl(&["reload"])?;
+        assert_eq!(states(scene)?, ["down", "draining"], "a reload forgets nothing");
+
+        scene.mhd.restart()?;
+        assert_eq!(states(scene)?, ["up", "draining"], "health was not saved");
+        assert_eq!(scene.mhd.uplink("isp1")?["weight"], 7);
+        let flows = udp_flows(&scene.lab.client1, scene.udp.address(), 20)?;
+        Split::of(flows.iter().map(|flow| flow.seen)).check(&[(scene.lab.uplink(0)?.address, 1)])?;
+
+        // Each kind for itself: saving health saves no drain that is by hand alone.
+        scene.mhd.ctl(&["undrain", "isp2"])?;
+        scene.mhd.ctl(&["health", "isp1", "down", "--save"])?;
+        scene.mhd.sigkill()?;
+        scene.mhd.start_again()?;
+        assert_eq!(states(scene)?, ["down", "draining"]);
+
+        // What is saved of an uplink that is configured no more is said, and there when it is again.
+        let config = std::fs::read_to_string(scene.mhd.config())?;
+        scene.mhd.write_config(&config.replace("isp1", "other"))?;
+        scene.mhd.restart()?;
+        assert!(scene.mhd.log().contains("saved for isp1 is not used"), "{}", scene.mhd.log());
+        scene.mhd.ctl(&["undrain", "isp2", "--save"])?;
+        scene.mhd.write_config(&config)?;
+        scene.mhd.restart()?;
+        assert_eq!(states(scene)?, ["down", "up"]);
+        assert_eq!(scene.mhd.uplink("isp1")?["weight"], 7);
+        scene.mhd.ctl(&["health", "isp1", "auto", "--save"])?;
+        scene.mhd.restart()?;
+        assert_eq!(states(scene)?, ["up", "up"]);
+        Ok(())
+    })
+}
 
 /// More than all the sockets' buffers along the way take.
 const BYTES: u64 = 50_000_000;

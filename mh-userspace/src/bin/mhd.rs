@@ -35,7 +35,7 @@ struct Arguments {
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/mh")]
     bpffs: PathBuf,
 
-    /// Where saved weights are kept.
+    /// Where weights, drains and health that were set by hand with --save are kept.
     #[arg(long, value_name = "DIR", default_value = "/var/lib/mh")]
     state: PathBuf,
 

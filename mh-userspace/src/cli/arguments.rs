@@ -41,11 +41,17 @@ pub enum Command {
     Drain {
         /// The uplink.
         name: String,
+        /// Keep all drains across restarts of mhd.
+        #[arg(long)]
+        save: bool,
     },
     /// Give a drained uplink new flows again.
     Undrain {
         /// The uplink.
         name: String,
+        /// Keep all drains that are left across restarts of mhd.
+        #[arg(long)]
+        save: bool,
     },
     /// Override what is observed of an uplink.
     Health {
@@ -53,6 +59,9 @@ pub enum Command {
         name: String,
         /// Up, down, or as observed (auto).
         health: Health,
+        /// Keep all health set by hand across restarts of mhd.
+        #[arg(long)]
+        save: bool,
     },
     /// The conntrack: list, count or flush flows.
     Flows(FlowsArguments),

@@ -19,7 +19,7 @@ use self::arguments::{Arguments, Command, FlowsAction, FlowsArguments};
 use crate::{
     config,
     control::{
-        api::{FlowFilter, WeightsRequest},
+        api::{DrainRequest, FlowFilter, HealthRequest, WeightsRequest},
         client::{Client, ClientError},
     },
 };
@@ -67,16 +67,16 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
             let list = if unchanged { client.weights().await? } else { client.set_weights(&request).await? };
             output.show(&list, |list, colour| render::weights(list, colour))
         }
-        Command::Drain { name } => {
-            client.set_drain(&name, true).await?;
+        Command::Drain { name, save } => {
+            client.set_drain(&name, true, &DrainRequest { save }).await?;
             output.done(&format!("{name} takes no new flows"))
         }
-        Command::Undrain { name } => {
-            client.set_drain(&name, false).await?;
+        Command::Undrain { name, save } => {
+            client.set_drain(&name, false, &DrainRequest { save }).await?;
             output.done(&format!("{name} takes new flows again"))
         }
-        Command::Health { name, health } => {
-            client.set_health(&name, health.into()).await?;
+        Command::Health { name, health, save } => {
+            client.set_health(&name, &HealthRequest { health: health.into(), save }).await?;
             output.done(&format!("health of {name}: {health}"))
         }
         Command::Flows(flows) => {

@@ -151,6 +151,26 @@ pub enum HealthOverride {
     Auto,
 }
 
+/// `PUT /v1/uplinks/NAME/health` with more to say than the health alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HealthRequest {
+    /// What it is set to.
+    pub health: HealthOverride,
+    /// Keep all health set by hand across restarts of mhd.
+    #[serde(default)]
+    pub save: bool,
+}
+
+/// `PUT` and `DELETE /v1/uplinks/NAME/drain`; the body may be left out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// Keep all drains across restarts of mhd.
+    #[serde(default)]
+    pub save: bool,
+}
+
 /// Which flows a command is about; conditions that are left out hold for all.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -371,12 +391,17 @@ pub trait Backend: Send + Sync + 'static {
     /// `PUT /v1/weights`.
     fn set_weights(&self, request: WeightsRequest) -> impl Future<Output = Result<Vec<Weight>, ControlError>> + Send;
     /// `PUT /v1/uplinks/NAME/drain` (true) and `DELETE /v1/uplinks/NAME/drain` (false).
-    fn set_drain(&self, uplink: String, drain: bool) -> impl Future<Output = Result<(), ControlError>> + Send;
+    fn set_drain(
+        &self,
+        uplink: String,
+        drain: bool,
+        request: DrainRequest,
+    ) -> impl Future<Output = Result<(), ControlError>> + Send;
     /// `PUT /v1/uplinks/NAME/health`.
     fn set_health(
         &self,
         uplink: String,
-        health: HealthOverride,
+        request: HealthRequest,
     ) -> impl Future<Output = Result<(), ControlError>> + Send;
     /// `GET /v1/flows`.
     fn flows(&self, filter: FlowFilter) -> impl Future<Output = Result<Vec<Flow>, ControlError>> + Send;

@@ -17,8 +17,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::api::{
-    Binding, Count, ErrorBody, Event, EventsRequest, Flow, FlowFilter, HealthOverride, Reloaded, Stats, Status,
-    Version, Weight, WeightsRequest,
+    Binding, Count, DrainRequest, ErrorBody, Event, EventsRequest, Flow, FlowFilter, HealthRequest, Reloaded, Stats,
+    Status, Version, Weight, WeightsRequest,
 };
 
 /// How long an answer may take, a list of a million flows included.
@@ -78,14 +78,14 @@ impl Client {
     }
 
     /// Drains an uplink, or stops draining it.
-    pub async fn set_drain(&self, uplink: &str, drain: bool) -> Result<(), ClientError> {
+    pub async fn set_drain(&self, uplink: &str, drain: bool, request: &DrainRequest) -> Result<(), ClientError> {
         let method = if drain { Method::PUT } else { Method::DELETE };
-        self.send(method, &format!("/v1/uplinks/{}/drain", encode(uplink)), None::<&()>).await
+        self.send(method, &format!("/v1/uplinks/{}/drain", encode(uplink)), Some(request)).await
     }
 
     /// Sets an uplink's health.
-    pub async fn set_health(&self, uplink: &str, health: HealthOverride) -> Result<(), ClientError> {
-        self.send(Method::PUT, &format!("/v1/uplinks/{}/health", encode(uplink)), Some(&health)).await
+    pub async fn set_health(&self, uplink: &str, request: &HealthRequest) -> Result<(), ClientError> {
+        self.send(Method::PUT, &format!("/v1/uplinks/{}/health", encode(uplink)), Some(request)).await
     }
 
     /// Flows.

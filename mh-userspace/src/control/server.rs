@@ -31,7 +31,7 @@ use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::{Semaphore, watch},
@@ -40,7 +40,10 @@ use tokio::{
 };
 
 use super::{
-    api::{Backend, ControlError, ErrorBody, Event, EventsRequest, FlowFilter, HealthOverride, WeightsRequest},
+    api::{
+        Backend, ControlError, ErrorBody, Event, EventsRequest, FlowFilter, HealthOverride, HealthRequest,
+        WeightsRequest,
+    },
     events::Follower,
 };
 
@@ -210,15 +213,19 @@ fn router<B: Backend>(backend: Arc<B>) -> Router {
         )
         .route(
             "/v1/uplinks/{name}/drain",
-            put(async |State(b): State<Arc<B>>, Segment(name): Segment<String>| answer(b.set_drain(name, true).await))
-                .delete(async |State(b): State<Arc<B>>, Segment(name): Segment<String>| {
-                    answer(b.set_drain(name, false).await)
-                }),
+            put(async |State(b): State<Arc<B>>, Segment(name): Segment<String>, Optional(request): Optional<_>| {
+                answer(b.set_drain(name, true, request).await)
+            })
+            .delete(
+                async |State(b): State<Arc<B>>, Segment(name): Segment<String>, Optional(request): Optional<_>| {
+                    answer(b.set_drain(name, false, request).await)
+                },
+            ),
         )
         .route(
             "/v1/uplinks/{name}/health",
-            put(async |State(b): State<Arc<B>>, Segment(name): Segment<String>, Body(health): Body<HealthOverride>| {
-                answer(b.set_health(name, health).await)
+            put(async |State(b): State<Arc<B>>, Segment(name): Segment<String>, Body(health): Body<Health>| {
+                answer(b.set_health(name, health.request()).await)
             }),
         )
         .route(
@@ -328,6 +335,37 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
                 Err(refuse(StatusCode::BAD_REQUEST, rejection.body_text()))
             }
             Err(rejection) => Err(refuse(rejection.status(), rejection.body_text())),
+        }
+    }
+}
+
+/// A JSON body as [`Body`], or its default if there is none.
+struct Optional<T>(T);
+
+impl<T: DeserializeOwned + Default, S: Send + Sync> FromRequest<S> for Optional<T> {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Response> {
+        if hyper::body::Body::is_end_stream(request.body()) {
+            return Ok(Self(T::default()));
+        }
+        Body::from_request(request, state).await.map(|Body(body)| Self(body))
+    }
+}
+
+/// The body of a request for an uplink's health: the word alone, or with more to say.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "give \"up\", \"down\" or \"auto\", or {\"health\": \"up\", \"save\": true}")]
+enum Health {
+    Word(HealthOverride),
+    Request(HealthRequest),
+}
+
+impl Health {
+    const fn request(self) -> HealthRequest {
+        match self {
+            Self::Word(health) => HealthRequest { health, save: false },
+            Self::Request(request) => request,
         }
     }
 }

@@ -11,8 +11,8 @@ use tokio::{
 use crate::{
     control::{
         api::{
-            self, Backend, Binding, ControlError, Count, Flow, FlowFilter, FlowTotals, HealthOverride, Reloaded, Stats,
-            Status, UplinkStatus, Usage, Version, Weight, WeightsRequest,
+            self, Backend, Binding, ControlError, Count, DrainRequest, Flow, FlowFilter, FlowTotals, HealthRequest,
+            Reloaded, Stats, Status, UplinkStatus, Usage, Version, Weight, WeightsRequest,
         },
         events::EventLog,
     },
@@ -30,9 +30,9 @@ pub enum Command {
     /// Set weights.
     SetWeights(WeightsRequest, oneshot::Sender<Result<Views, ControlError>>),
     /// Drain an uplink (true) or stop draining it.
-    SetDrain(String, bool, oneshot::Sender<Result<(), ControlError>>),
+    SetDrain(String, bool, DrainRequest, oneshot::Sender<Result<(), ControlError>>),
     /// Set an uplink's health.
-    SetHealth(String, HealthOverride, oneshot::Sender<Result<(), ControlError>>),
+    SetHealth(String, HealthRequest, oneshot::Sender<Result<(), ControlError>>),
     /// Read the configuration again.
     Reload(oneshot::Sender<Result<Reloaded, ControlError>>),
     /// Remove every trace, and end.
@@ -197,12 +197,12 @@ impl Backend for Handle {
         self.ask(|reply| Command::SetWeights(request, reply)).await.map(|views| views.weights())
     }
 
-    async fn set_drain(&self, uplink: String, drain: bool) -> Result<(), ControlError> {
-        self.ask(|reply| Command::SetDrain(uplink, drain, reply)).await
+    async fn set_drain(&self, uplink: String, drain: bool, request: DrainRequest) -> Result<(), ControlError> {
+        self.ask(|reply| Command::SetDrain(uplink, drain, request, reply)).await
     }
 
-    async fn set_health(&self, uplink: String, health: HealthOverride) -> Result<(), ControlError> {
-        self.ask(|reply| Command::SetHealth(uplink, health, reply)).await
+    async fn set_health(&self, uplink: String, request: HealthRequest) -> Result<(), ControlError> {
+        self.ask(|reply| Command::SetHealth(uplink, request, reply)).await
     }
 
     async fn flows(&self, filter: FlowFilter) -> Result<Vec<Flow>, ControlError> {

@@ -13,8 +13,9 @@ use tokio::sync::oneshot;
 use super::{
     Options,
     backend::{Command, Views},
+    nudges::Nudges,
     probes::Probes,
-    saved,
+    saved::{self, Saved},
 };
 use crate::{
     config::{self, Config, Forward, Hooks},
@@ -42,12 +43,15 @@ pub struct Controller {
     config_path: PathBuf,
     state_dir: PathBuf,
     core: Core,
+    /// What of the orders by hand outlasts mhd.
+    saved: Saved,
     datapath: Datapath,
     in_force: Option<Desired>,
     events: EventLog,
     probes: Probes,
     /// Uplinks that were down when this controller took over.
     down_before: BTreeSet<String>,
+    nudges: Nudges,
     /// An action failed: what is in force is not what is recorded.
     retry: Option<Retry>,
     clock: Instant,
@@ -76,27 +80,27 @@ impl Controller {
         for gone in indices.assign(&config) {
             datapath.apply(&Action::RemoveUplink(gone))?;
         }
-        let mut overrides = Overrides::default();
-        match saved::load(&options.state, &options.config) {
-            Ok(weights) => overrides.weights = weights,
-            Err(error) => {
-                warn(
-                    &events,
-                    &format!("saved weights in {} can't be read and are not used: {error}", options.state.display()),
-                );
-            }
+        let saved = saved::load(&options.state, &options.config).unwrap_or_else(|error| {
+            let dir = options.state.display();
+            warn(&events, &format!("what was saved in {dir} can't be read and is not used: {error}"));
+            Saved::default()
+        });
+        for name in saved.strangers(&config) {
+            warn(&events, &format!("what was saved for {name} is not used: there is no such uplink; it is kept"));
         }
-        let core = Core::new(config, indices, overrides, live.neighbour_epoch);
+        let core = Core::new(config, indices, saved.overrides(), live.neighbour_epoch);
         Ok(Self {
             config_path: options.config.clone(),
             state_dir: options.state.clone(),
             core,
+            saved,
             datapath,
             in_force: None,
             probes,
             down_before,
             retry: None,
             clock: Instant::now(),
+            nudges: Nudges::default(),
             events,
         })
     }
@@ -228,6 +232,7 @@ impl Controller {
             let path = source.map(|source| Path { interface: view.interface.clone(), source, mark });
             self.probes.set_path(&view.name, path);
         }
+        self.nudges.follow(self.datapath.dir(), self.in_force.as_ref(), &desired);
         self.in_force = Some(desired);
     }
 
@@ -313,24 +318,28 @@ impl Controller {
                 let result = self.set_weights(&request);
                 answer(reply, result.map(|()| self.views()));
             }
-            Command::SetDrain(name, drain, reply) => {
-                let result = self.known(&name).map(|()| {
+            Command::SetDrain(name, drain, request, reply) => {
+                let mut overrides = self.core.overrides().clone();
+                let result = self.known(&name).and_then(|()| {
                     if drain {
-                        self.core.overrides_mut().drained.insert(name)
+                        overrides.drained.insert(name)
                     } else {
-                        self.core.overrides_mut().drained.remove(&name)
+                        overrides.drained.remove(&name)
                     };
-                    self.reconcile();
+                    let saved = Saved { drained: overrides.drained.clone(), ..self.saved.clone() };
+                    self.order(overrides, request.save.then_some(saved))
                 });
                 answer(reply, result);
             }
-            Command::SetHealth(name, health, reply) => {
-                let result = self.known(&name).map(|()| {
-                    match health {
-                        HealthOverride::Auto => self.core.overrides_mut().health.remove(&name),
-                        by_hand => self.core.overrides_mut().health.insert(name, by_hand),
+            Command::SetHealth(name, request, reply) => {
+                let mut overrides = self.core.overrides().clone();
+                let result = self.known(&name).and_then(|()| {
+                    match request.health {
+                        HealthOverride::Auto => overrides.health.remove(&name),
+                        by_hand => overrides.health.insert(name, by_hand),
                     };
-                    self.reconcile();
+                    let saved = Saved { health: overrides.health.clone(), ..self.saved.clone() };
+                    self.order(overrides, request.save.then_some(saved))
                 });
                 answer(reply, result);
             }
@@ -353,15 +362,19 @@ impl Controller {
             })?;
             weights.insert(name.clone(), weight);
         }
-        if request.save {
-            saved::store(&self.state_dir, &self.config_path, &weights).map_err(|error| {
-                ControlError::Internal(format!(
-                    "cannot save weights in {}: {error}; nothing changed",
-                    self.state_dir.display()
-                ))
+        let saved = Saved { weights: weights.clone(), ..self.saved.clone() };
+        self.order(Overrides { weights, ..self.core.overrides().clone() }, request.save.then_some(saved))
+    }
+
+    /// Puts orders by hand in force, when what is to be saved of them is saved.
+    fn order(&mut self, overrides: Overrides, saved: Option<Saved>) -> Result<(), ControlError> {
+        if let Some(saved) = saved {
+            saved::store(&self.state_dir, &self.config_path, &saved).map_err(|error| {
+                ControlError::Internal(format!("cannot save in {}: {error}; nothing changed", self.state_dir.display()))
             })?;
+            self.saved = saved;
         }
-        self.core.overrides_mut().weights = weights;
+        *self.core.overrides_mut() = overrides;
         self.reconcile();
         Ok(())
     }
@@ -394,11 +407,16 @@ impl Controller {
         Views { health, mode: self.core.config().datapath.mode.as_str(), uplinks, hooks }
     }
 
-    /// One line about what is in force.
-    pub fn summary(&self) -> String {
+    /// A few words about the uplinks: `1 of 2 uplinks up`.
+    pub fn state(&self) -> String {
         let views = self.in_force.as_ref().map(|d| d.views.as_slice()).unwrap_or_default();
         let up = views.iter().filter(|v| v.state == UplinkState::Up).count();
-        format!("{up} of {} uplinks up, pinned in {}", views.len(), self.datapath.dir().display())
+        format!("{up} of {} uplinks up", views.len())
+    }
+
+    /// One line about what is in force.
+    pub fn summary(&self) -> String {
+        format!("{}, pinned in {}", self.state(), self.datapath.dir().display())
     }
 
     /// The idle timeouts in force.

@@ -311,7 +311,8 @@ mod tests {
     #[tokio::test]
     async fn a_hook_is_told_what_changed() {
         let script = Script::new(
-            "echo $# $MH_UPLINK $MH_INTERFACE $MH_PREVIOUS_STATE $MH_STATE $MH_REASON, $MH_TIME > told; cat >> told; ps -o pgid= $$ > group; echo $$ > id",
+            "echo $# $MH_UPLINK $MH_INTERFACE $MH_PREVIOUS_STATE $MH_STATE $MH_REASON, $MH_TIME > told; cat >> told
+             ps -o pgid= $$ > group; echo $$ > id",
         );
         let event = event();
         run_one(&script.path(), LONG, &event).await.unwrap();

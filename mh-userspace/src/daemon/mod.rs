@@ -9,8 +9,10 @@
 mod backend;
 mod controller;
 mod hooks;
+mod nudges;
 mod probes;
 mod saved;
+mod supervisor;
 
 use std::{
     path::{Path, PathBuf},
@@ -32,6 +34,7 @@ use self::{
     backend::{Command, Handle, Views},
     controller::Controller,
     probes::Probes,
+    supervisor::Supervisor,
 };
 use crate::{
     config,
@@ -125,9 +128,8 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
     tracing::info!("ready: {}", controller.summary());
     events
         .push(Happening::new(EventKind::Start, format!("mhd {}: {}", env!("CARGO_PKG_VERSION"), controller.summary())));
-    if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
-        tracing::debug!("no readiness notification: {error}");
-    }
+    let mut supervisor = Supervisor::new();
+    supervisor.ready(&controller.state());
 
     let every = |period| {
         let mut interval = interval(period);
@@ -152,12 +154,22 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
                     detached = Some(reply);
                     break Ok(());
                 }
+                Command::Reload(reply) => {
+                    supervisor.reloading();
+                    controller.execute(Command::Reload(reply));
+                    supervisor.ready(&controller.state());
+                }
                 command => controller.execute(command),
             },
-            _ = hangup.recv() => match controller.reload() {
-                Ok(reloaded) => tracing::info!("reloaded: {} changes", reloaded.changed.len()),
-                Err(error) => tracing::error!("reload refused, nothing changed: {error}"),
-            },
+            _ = hangup.recv() => {
+                supervisor.reloading();
+                match controller.reload() {
+                    Ok(reloaded) => tracing::info!("reloaded: {} changes", reloaded.changed.len()),
+                    Err(error) => tracing::error!("reload refused, nothing changed: {error}"),
+                }
+                supervisor.ready(&controller.state());
+            }
+            () = supervisor.watchdog_due() => supervisor.alive(),
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
             _ = timer.tick() => {
@@ -171,12 +183,14 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
             },
         }
         views.send_replace(controller.views());
+        supervisor.status(&controller.state());
         hooks.send_if_modified(|hooks| {
             let changed = hooks != controller.hooks();
             hooks.clone_from(controller.hooks());
             changed
         });
     };
+    supervisor.stopping();
     drop(logger);
     // A hook that runs is killed with its runner.
     hook_runner.abort();

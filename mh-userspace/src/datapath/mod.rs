@@ -7,6 +7,7 @@
 //!   requests, and the qdisc that they are for.
 //! - [`routing`]: the kernel's routing rules by which packets are fragmented and refused.
 //! - [`tables`]: the maps by name and type, opened from their pins; [`batch`] reads large ones.
+//! - [`nudge`]: has clients that only wait notice that their connection is lost.
 //! - [`flows`]: the conntrack and the bindings as people see them; [`sweep`] expires what is idle.
 //!
 //! Fail static: nothing in here takes anything out of force because the controller ends. Only [`load::detach`] does.
@@ -18,6 +19,7 @@ pub mod flows;
 mod forwards;
 mod kernel;
 pub mod load;
+pub mod nudge;
 mod qdisc;
 mod requests;
 pub mod routing;

@@ -112,7 +112,8 @@ impl Mhd {
         let level = std::env::var("MH_LAB_LOG").unwrap_or_else(|_| "info".into());
         let config = self.config.display().to_string();
         let socket = self.socket.display().to_string();
-        let options = ["--config", &config, "--socket", &socket, "--bpffs", BPFFS, "--log", &level];
+        let state = self.config.with_extension("state").display().to_string();
+        let options = ["--config", &config, "--socket", &socket, "--state", &state, "--bpffs", BPFFS, "--log", &level];
         arguments.extend(options.map(str::to_owned));
         Ok(arguments)
     }

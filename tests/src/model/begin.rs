@@ -95,7 +95,8 @@ impl Model {
             let end = End { address, port: key.sport, protocol: key.protocol, uplink };
             let binding = self.bindings.get(&end)?;
             let sent = Key { src: binding.address, sport: binding.port, ..*key };
-            let ours = plain || self.owners.get(&end).is_some_and(|owner| owner.address == key.src);
+            let lasts = self.outside_of(binding.address) == Some(uplink);
+            let ours = lasts && (plain || self.owners.get(&end).is_some_and(|owner| owner.address == key.src));
             (ours && (midstream || answered_by(&sent) == Some(uplink))).then_some((uplink, sent))
         })
     }
@@ -128,6 +129,14 @@ impl Model {
         }
         let inside = End { address: key.src, port: key.sport, protocol, uplink };
         self.touched_bindings.insert(inside);
+        if let Some(stale) = self.bindings.get(&inside).filter(|b| self.outside_of(b.address) != Some(uplink)).cloned()
+        {
+            // To an address that the uplink has lost.
+            let end = End { address: stale.address, port: stale.port, protocol, uplink };
+            self.owners.remove(&end);
+            self.touched_owners.insert(end);
+            self.bindings.remove(&inside);
+        }
         if let Some(binding) = self.bindings.get_mut(&inside) {
             binding.expires = later(expires, binding.expires);
             let (address, port) = (binding.address, binding.port);
@@ -135,7 +144,7 @@ impl Model {
             return Ok((address, port));
         }
         let end = |port| End { address, port, protocol, uplink };
-        let (first, last) = if protocol == ICMP { (0, u16::MAX) } else { self.setup.ports[usize::from(uplink)] };
+        let (first, last) = if protocol == ICMP { (1, u16::MAX) } else { self.setup.ports[usize::from(uplink)] };
         let own = kind == Kind::Host && address == key.src;
         let within = |port: u16| first <= port && port <= last;
         let keeps = (within(key.sport) || own) && self.is_free(&end(key.sport), key.src, now);

@@ -2,7 +2,7 @@
 
 use mh_common::{abi::mark, time::Tick};
 
-use super::rules::{Expected, Lot, Refusal, Side, drop, pass};
+use super::rules::{Expected, Fate, Lot, Refusal, Side, drop, pass};
 use super::send::whose;
 use super::tables::{Half, Kind, Model};
 use super::wire::{ACK, Body, Datagram, Frame, Key, Part, SYN, UDP};
@@ -66,8 +66,15 @@ impl Model {
         if fragmented && ours.is_none() {
             return drop("misrouted");
         }
-        let lives = ours.is_some_and(|half| fragmented || !self.has_expired(&half, now) && !self.is_over(&half, frame));
-        if !lives {
+        let fate = match &ours {
+            Some(_) if fragmented => Fate::GoesOn,
+            Some(half) => self.fate(&key, half, frame, now),
+            None => Fate::Over,
+        };
+        if fate == Fate::Reset {
+            return Ok(self.reset(&key, side, frame, now));
+        }
+        if fate == Fate::Over {
             if self.halves.get(&key).is_some_and(|half| half.leads_outside() && half.kind == Kind::Host) {
                 self.forget(&key);
             }
@@ -96,7 +103,12 @@ impl Model {
         let udp = self.setup.outside.iter().filter(|_| key.protocol == UDP);
         udp.map(|address| Key { src: *address, ..*key }).find_map(|answer| {
             let half = self.halves.get(&answer)?;
-            (half.asked && self.is_up(half.uplink) && !self.has_expired(half, now)).then_some((half.uplink, answer))
+            (half.asked
+                && half.kind == Kind::Host
+                && half.to == answer
+                && self.is_up(half.uplink)
+                && !self.has_expired(half, now))
+            .then_some((half.uplink, answer))
         })
     }
 

@@ -8,8 +8,8 @@ use mh_common::{
 };
 
 use super::tables::{End, Half, Kind, MAINTENANCE, Model, OnDown, Owner, has_ports};
-use super::wire::{ACK, Body, FIN, Frame, Key, Part, RST, SYN, TCP, UDP};
-use crate::rig::{TC_DROP, TC_NEXT, XDP_PASS, XDP_REDIRECT};
+use super::wire::{ACK, Body, Datagram, FIN, Frame, Key, Part, RST, SYN, TCP, UDP};
+use crate::rig::{TC_DROP, TC_NEXT, TC_REDIRECT, XDP_PASS, XDP_REDIRECT};
 
 /// Where a packet comes in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +33,17 @@ pub struct Expected {
     pub mark: u32,
     /// The packet afterwards.
     pub frame: Frame,
+}
+
+/// What a packet finds its flow to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It goes on.
+    GoesOn,
+    /// It is over, and another one begins.
+    Over,
+    /// It is lost, and the packet is answered with a RST.
+    Reset,
 }
 
 /// The machine's address on the LAN.
@@ -132,18 +143,51 @@ impl Model {
             || since(now, half.maintained) >= MAINTENANCE
     }
 
-    /// Whether the packet begins another flow in place of this one.
-    pub(super) fn is_over(&self, half: &Half, frame: &Frame) -> bool {
+    /// What the packet finds its flow to be.
+    pub(super) fn fate(&self, key: &Key, half: &Half, frame: &Frame, now: Tick) -> Fate {
         let flags = frame.datagram.tcp_flags();
         let opens = flags & (SYN | ACK | FIN | RST) == SYN;
-        if opens && half.tcp & (FIN | RST) != 0 {
-            return true;
+        if self.has_expired(half, now) || opens && half.tcp & (FIN | RST) != 0 {
+            return Fate::Over;
         }
-        let down = half.leads_outside() && !self.is_up(half.uplink) && self.healthy != 0;
-        down && match self.setup.on_down[usize::from(half.uplink)] {
-            OnDown::Hold => false,
-            OnDown::Repin => true,
-            OnDown::Reset => half.to.protocol != TCP || opens,
+        let translated = half.to.src != key.src;
+        let orphaned = translated && self.outside_of(half.to.src) != Some(half.uplink) && self.is_due(half, now);
+        let lost = orphaned || !self.is_up(half.uplink);
+        if !half.leads_outside() || !lost || self.setup.members & self.healthy == 0 {
+            return Fate::GoesOn;
+        }
+        match self.setup.on_down[usize::from(half.uplink)] {
+            OnDown::Hold => Fate::GoesOn,
+            OnDown::Repin => Fate::Over,
+            OnDown::Reset if half.to.protocol != TCP || opens => Fate::Over,
+            // A SYN with ACK, a RST, a fragment; or a connection that the remote end began, which may come back.
+            OnDown::Reset if flags & (SYN | RST) != 0 || frame.part != Part::Whole => Fate::GoesOn,
+            OnDown::Reset if half.asked && !orphaned => Fate::GoesOn,
+            OnDown::Reset => Fate::Reset,
+        }
+    }
+
+    /// The segment is answered in the remote end's name (RFC 9293 section 3.10.7.1), and the flow is as good as reset.
+    pub(super) fn reset(&mut self, key: &Key, side: Side, frame: &Frame, now: Tick) -> Expected {
+        let flags = frame.datagram.tcp_flags();
+        let first = self.halves.get_mut(key).is_some_and(|half| {
+            let first = half.tcp & RST == 0;
+            half.tcp |= RST;
+            first
+        });
+        if first {
+            self.extend_binding(key, true, now);
+        }
+        let fin = usize::from(flags & FIN != 0);
+        let end = u32::try_from(1 + frame.datagram.payload.len() + fin).unwrap_or(0);
+        let (seq, ack) = if flags & ACK != 0 { (2, None) } else { (0, Some(end)) };
+        let body = Body::Reset { sport: key.dport, dport: key.sport, seq, ack };
+        let datagram = Datagram { src: key.dst, dst: key.src, ttl: 64, id: 0, df: true, body, payload: Vec::new() };
+        Expected {
+            code: TC_REDIRECT,
+            verdict: "reset",
+            mark: if side == Side::Lan { mark::NONE } else { mark::DONE },
+            frame: Frame { to: frame.from, from: frame.to, datagram, part: Part::Whole },
         }
     }
 
@@ -160,10 +204,11 @@ impl Model {
             if frame.datagram.ttl <= 1 {
                 return pass("pass_ttl_expired");
             }
-            if !self.has_expired(&half, now) && !self.is_over(&half, frame) {
-                return self.send(&key, side, frame, None, now);
+            match self.fate(&key, &half, frame, now) {
+                Fate::GoesOn => return self.send(&key, side, frame, None, now),
+                Fate::Reset => return Ok(self.reset(&key, side, frame, now)),
+                Fate::Over => self.forget(&key),
             }
-            self.forget(&key);
         }
         let verdict = match side {
             Side::Lan | Side::Egress(_) => self.outbound(&key, frame, now, lot)?,
@@ -317,6 +362,7 @@ impl Model {
             }
             let kind = if Self::is_own(inside.dst) { Kind::Host } else { Kind::Lan };
             self.insert(&forward_key, &key.swapped(), uplink, kind, now)?;
+            self.halves.entry(forward_key).and_modify(|half| half.asked = true);
             return Ok("inbound");
         }
         if !Self::is_own(key.dst) {

@@ -104,6 +104,10 @@ impl World<'_> {
             Step::NeighbourEpoch => {
                 model.epoch = self.rig.next_neighbour_epoch(model.healthy)?.to_le_bytes()[0];
             }
+            Step::Renumber(uplink, address) => {
+                model.setup.outside[usize::from(*uplink)] = *address;
+                model.epoch = self.rig.renumber(*uplink, *address, model.healthy)?.to_le_bytes()[0];
+            }
         }
         Ok(())
     }

@@ -77,6 +77,8 @@ pub enum Step {
     Evict(Vec<Key>),
     /// Ethernet addresses may have changed.
     NeighbourEpoch,
+    /// An uplink has another outside address.
+    Renumber(u8, Ipv4Addr),
 }
 
 const HOSTS: [Ipv4Addr; 3] =
@@ -87,6 +89,11 @@ const REMOTES: [Ipv4Addr; 5] = [
     Ipv4Addr::new(192, 0, 2, 30),
     Ipv4Addr::new(198, 51, 100, 77),
     Ipv4Addr::new(203, 0, 113, 77),
+];
+/// What uplinks may be renumbered to: an own address of the machine, and one that is routed to it.
+const ADDRESSES: [[Ipv4Addr; 2]; 2] = [
+    [Ipv4Addr::new(198, 51, 100, 2), Ipv4Addr::new(198, 51, 100, 9)],
+    [Ipv4Addr::new(203, 0, 113, 2), Ipv4Addr::new(203, 0, 113, 9)],
 ];
 const PORTS: [u16; 5] = [40001, 40002, 40003, 700, 0];
 const SERVICES: [u16; 2] = [443, 53];
@@ -130,7 +137,11 @@ impl Steps {
                 let other = model.halves[&key].to.swapped();
                 Step::Evict(if self.random.one_in(3) { vec![key, other] } else { vec![key] })
             }
-            50..52 => Step::NeighbourEpoch,
+            50 => Step::NeighbourEpoch,
+            51 => {
+                let uplink = u8::from(random.one_in(2));
+                Step::Renumber(uplink, random.of(&ADDRESSES[usize::from(uplink)]))
+            }
             _ => self.packet(model, now),
         }
     }
@@ -144,7 +155,10 @@ impl Steps {
         }
         if let Part::First(_) = arrived.part {
             self.started.push((side, arrived.clone()));
-        } else if arrived.part == Part::Whole && !matches!(arrived.datagram.body, Body::Error { .. }) {
+        } else if arrived.part == Part::Whole
+            && !matches!(arrived.datagram.body, Body::Error { .. })
+            && expected.verdict != "reset"
+        {
             self.recent.push(expected.frame.datagram.clone());
             if self.recent.len() > 40 {
                 let oldest = self.random.below(30);

@@ -50,7 +50,7 @@ pub struct Half {
     pub reply: bool,
     /// Whose flow.
     pub kind: Kind,
-    /// The answers to what the machine itself was asked.
+    /// The answers to what a remote end has begun.
     pub asked: bool,
     /// Whether the flow has been answered, so that a flood of new ones can't displace it.
     pub answered: bool,
@@ -197,7 +197,7 @@ pub struct Setup {
 /// What becomes of the flows of an uplink that is down.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnDown {
-    /// All but TCP in mid-stream move.
+    /// All but TCP in mid-stream move, and that is reset.
     Reset,
     /// All move.
     Repin,

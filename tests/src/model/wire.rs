@@ -67,6 +67,17 @@ pub enum Body {
         /// The MSS option, if there is one.
         mss: Option<u16>,
     },
+    /// A TCP RST that belongs to the segment that it answers, with a window of zero.
+    Reset {
+        /// Source port.
+        sport: u16,
+        /// Destination port.
+        dport: u16,
+        /// Sequence number.
+        seq: u32,
+        /// What it acknowledges, if anything.
+        ack: Option<u32>,
+    },
     /// UDP.
     Udp {
         /// Source port.
@@ -153,7 +164,9 @@ impl Datagram {
     #[must_use]
     pub const fn key(&self) -> Option<Key> {
         let (sport, dport) = match self.body {
-            Body::Tcp { sport, dport, .. } | Body::Udp { sport, dport, .. } => (sport, dport),
+            Body::Tcp { sport, dport, .. } | Body::Reset { sport, dport, .. } | Body::Udp { sport, dport, .. } => {
+                (sport, dport)
+            }
             Body::Echo { request: true, id } => (id, 0),
             Body::Echo { request: false, id } => (0, id),
             Body::Error { .. } | Body::Other(DCCP | AH | UDPLITE) => return None,
@@ -167,7 +180,7 @@ impl Datagram {
     pub fn with(&self, key: &Key) -> Self {
         let mut new = Self { src: key.src, dst: key.dst, ..self.clone() };
         match &mut new.body {
-            Body::Tcp { sport, dport, .. } | Body::Udp { sport, dport, .. } => {
+            Body::Tcp { sport, dport, .. } | Body::Reset { sport, dport, .. } | Body::Udp { sport, dport, .. } => {
                 (*sport, *dport) = (key.sport, key.dport);
             }
             Body::Echo { request: true, id } => *id = key.sport,
@@ -181,7 +194,7 @@ impl Datagram {
     #[must_use]
     pub const fn protocol(&self) -> u8 {
         match self.body {
-            Body::Tcp { .. } => TCP,
+            Body::Tcp { .. } | Body::Reset { .. } => TCP,
             Body::Udp { .. } => UDP,
             Body::Echo { .. } | Body::Error { .. } => ICMP,
             Body::Other(protocol) => protocol,
@@ -193,6 +206,7 @@ impl Datagram {
     pub const fn tcp_flags(&self) -> u8 {
         match self.body {
             Body::Tcp { flags, .. } => flags,
+            Body::Reset { .. } => RST,
             _ => 0,
         }
     }
@@ -211,10 +225,17 @@ impl Datagram {
     pub fn transport(&self) -> Vec<u8> {
         let (mut bytes, at, pseudo) = match &self.body {
             Body::Tcp { sport, dport, flags, mss } => {
+                // Sequence number 1, of which 2 is acknowledged.
                 let options = mss.map_or(Vec::new(), |mss| [&[2, 4][..], &mss.to_be_bytes()].concat());
                 let offset = if options.is_empty() { 0x50 } else { 0x60 };
                 let rest = [0, 0, 0, 1, 0, 0, 0, 2, offset, *flags, 0x20, 0, 0, 0, 0, 0];
                 ([&sport.to_be_bytes()[..], &dport.to_be_bytes(), &rest, &options].concat(), Some(16), true)
+            }
+            Body::Reset { sport, dport, seq, ack } => {
+                let flags = if ack.is_some() { RST | ACK } else { RST };
+                let numbers = [seq.to_be_bytes(), ack.unwrap_or(0).to_be_bytes()].concat();
+                let ports = [sport.to_be_bytes(), dport.to_be_bytes()].concat();
+                ([&ports[..], &numbers, &[0x50, flags, 0, 0, 0, 0, 0, 0]].concat(), Some(16), true)
             }
             Body::Udp { sport, dport, summed } => {
                 let len = length(8 + self.payload.len());

@@ -157,7 +157,8 @@ fn columns_count_characters() {
     whole(
         "# ü\r\n\"ü\" = 1\r\nlan = [\"ü\", \"ü ü\"]\r\n[uplink.\"ü\"]\r\ninterface = \"wan1\"",
         &[
-            "2:1: unknown key \"ü\" at the top level; the keys here are lan, datapath, uplink, policy, forward, nat, limits, timeouts, hooks",
+            "2:1: unknown key \"ü\" at the top level; the keys here are lan, datapath, uplink, policy, forward, nat, limits, \
+         timeouts, hooks",
             "3:13: lan must name interfaces, such as \"lan0\" or \"vlan*\", not \"ü ü\": white space, \"/\", \":\", \".\" and \"..\" are \
          not allowed",
             "4:9: \"ü\" is no name for an uplink; use 1 to 32 of the characters a-z, A-Z, 0-9, _ and -",
