@@ -50,6 +50,8 @@ impl Scene {
             host.sysctl("ipv4/conf/all/arp_ignore", "1")?;
         }
         far.sysctl("ipv4/ip_forward", "1")?;
+        // Two kinds of refusal go to one address at a time.
+        far.sysctl("ipv4/icmp_ratelimit", "0")?;
         far.ip(&[
             "route add local 192.0.2.0/24 dev lo",
             "route add blackhole 198.51.100.0/24",
