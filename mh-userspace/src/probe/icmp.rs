@@ -1,6 +1,6 @@
 //! ICMP echo (RFC 792): one raw socket for all targets of an uplink.
 //!
-//! Requests have the identifier 0, which NAT gives to no inside host ([`Range::ALL`](mh_common::ports::Range::ALL)), so that no binding
+//! Requests have the identifier 0, which NAT gives to no inside host ([`Range::IDENTIFIERS`](mh_common::ports::Range::IDENTIFIERS)), so that no binding
 //! takes the replies. They are told apart by their sequence numbers, and from those of others by a random number in the payload,
 //! without which a reply is none.
 
