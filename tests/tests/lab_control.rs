@@ -13,11 +13,9 @@ use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use aya::programs::{SchedClassifier, TcAttachType};
-use aya::util::KernelVersion;
 use mh_tests::in_both_modes;
 use mh_tests::lab::traffic::{Split, TcpFlow, tcp_flows, udp_flows};
-use mh_tests::lab::{Host, SERVER, Scene, binary, wait_until};
+use mh_tests::lab::{SERVER, Scene, binary, programs_on, wait_until};
 use nix::sys::signal::Signal;
 
 in_both_modes!(
@@ -137,32 +135,11 @@ fn reload_changes_weights(scene: &mut Scene) -> Result<()> {
     flows.iter_mut().try_for_each(TcpFlow::echo)
 }
 
-fn tcx_programs(interface: &str) -> Result<usize> {
-    let (_, ingress) = SchedClassifier::query_tcx(interface, TcAttachType::Ingress)?;
-    let (_, egress) = SchedClassifier::query_tcx(interface, TcAttachType::Egress)?;
-    Ok(ingress.len() + egress.len())
-}
-
-/// How many programs are attached to an interface: XDP, tcx and clsact together.
-fn attached(host: &Host, interface: &str) -> Result<usize> {
-    let link = host.run(&["ip", "-d", "link", "show", "dev", interface])?;
-    let xdp = link.matches("prog/xdp").count();
-    let mut tc = 0;
-    for direction in ["ingress", "egress"] {
-        // Without a clsact qdisc, tc complains instead of listing nothing.
-        tc += host.output(&["tc", "filter", "show", "dev", interface, direction])?.stdout.matches("bpf").count();
-    }
-    // Before 6.6 there are no tcx links, and asking for them is refused.
-    let has_tcx = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0));
-    let tcx = if has_tcx { host.enter(|| tcx_programs(interface))?? } else { 0 };
-    Ok(xdp + tc + tcx)
-}
-
 fn check_no_trace(scene: &Scene) -> Result<()> {
     let pins = scene.lab.router.output(&["ls", "-A", scene.mhd.bpffs()])?;
     assert!(pins.stdout.is_empty(), "pins are left: {}", pins.stdout);
     for interface in INTERFACES {
-        assert_eq!(attached(&scene.lab.router, interface)?, 0, "programs are left on {interface}");
+        assert_eq!(programs_on(&scene.lab.router, interface)?, 0, "programs are left on {interface}");
         let qdiscs = scene.lab.router.run(&["tc", "qdisc", "show", "dev", interface])?;
         assert!(!qdiscs.contains("clsact"), "{qdiscs}");
     }
@@ -184,7 +161,7 @@ fn detach_after_the_end_leaves_no_trace(scene: &mut Scene) -> Result<()> {
     tcp_flows(&scene.lab.client1, scene.tcp.address(), 10)?;
     assert_eq!(scene.mhd.sigterm()?.code(), Some(0));
     for interface in INTERFACES {
-        assert!(attached(&scene.lab.router, interface)? > 0, "nothing is attached to {interface} after SIGTERM");
+        assert!(programs_on(&scene.lab.router, interface)? > 0, "nothing is attached to {interface} after SIGTERM");
     }
     scene.mhd.detach()?;
     check_no_trace(scene)?;

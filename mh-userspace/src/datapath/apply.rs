@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     config,
-    core::{Indices, ManagedInterface},
+    core::{Hook, Indices, ManagedInterface},
     reconcile::Action,
 };
 
@@ -189,7 +189,9 @@ impl Datapath {
             record.flags = flags;
             write(&mut self.tables, record)?;
         }
-        if self.attached.insert(ifindex, xdp).is_none() {
+        if interface.hook == Hook::None {
+            self.attached.remove(&ifindex);
+        } else if self.attached.insert(ifindex, xdp).is_none() {
             let name = &interface.name;
             tracing::info!("{} runs on {name}", if xdp { "XDP and TC" } else { "TC" });
         }
