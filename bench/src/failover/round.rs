@@ -131,10 +131,10 @@ pub fn measure(lab: &TwoIsps, tcp: SocketAddrV4, cut: Cut, sources: &mut Sources
             wait_until("the time of the cut", GIVE_UP, || Ok(begun.elapsed() >= BEFORE))?;
             let cut_at = Instant::now();
             cut.make(lab)?;
-            wait_until("flows by the other ISP and an answer", GIVE_UP, || {
-                Ok(first_packet(&flows(shared)?, cut_at, other).is_some()
-                    && served(&answers(shared)?, cut_at).is_some())
+            wait_until("flows by the other ISP", GIVE_UP, || {
+                Ok(first_packet(&flows(shared)?, cut_at, other).is_some())
             })?;
+            wait_until("an answer over a new connection", GIVE_UP, || Ok(served(&answers(shared)?, cut_at).is_some()))?;
             let begun = Instant::now();
             wait_until("the end", GIVE_UP, || Ok(begun.elapsed() >= AFTER))?;
             anyhow::Ok(cut_at)

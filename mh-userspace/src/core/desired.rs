@@ -31,6 +31,8 @@ pub struct Overrides {
 /// Where on an interface the programs run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Hook {
+    /// Nowhere: the interface is enslaved. That it is an uplink's is known all the same, so that what the kernel would send by it is steered.
+    None,
     /// TC alone.
     Tc,
     /// XDP in front of TC; it has to work.
@@ -197,7 +199,8 @@ impl Desired {
             }
             let place = config.default_policy.place(position);
             desired.views.push(view(index, uplink, condition, place, overrides));
-            if let Some(link) = link.filter(|link| link.master.is_none()) {
+            if let Some(link) = link {
+                let hook = if link.master.is_some() { Hook::None } else { hook };
                 desired.manage(link, abi::ROLE_UPLINK, index, hook);
             }
         }

@@ -143,7 +143,9 @@ fn an_enslaved_interface_is_left_alone() {
     let mut core = core();
     core.observe(vec![Event::Link(Link { master: Some(4), ..link(WAN1, "wan1") })]);
     core.observe(vec![Event::Link(Link { master: Some(4), ..link(1, "lan0") })]);
-    assert_eq!(core.desired(s(0)).interfaces.keys().copied().collect::<Vec<_>>(), [WAN2]);
+    let desired = core.desired(s(0));
+    let hooks = desired.interfaces.iter().map(|(ifindex, interface)| (*ifindex, interface.hook)).collect::<Vec<_>>();
+    assert_eq!(hooks, [(WAN1, Hook::None), (WAN2, Hook::Auto)]);
 }
 
 #[test]

@@ -68,6 +68,10 @@ const XDP_DRIVERS: &[&str] = &[
 /// [`INTERFACE_XDP`] and [`INTERFACE_CLSACT`].
 pub fn attach(ebpf: &mut Ebpf, dir: &Path, ifindex: u32, interface: &ManagedInterface) -> Result<u8, DatapathError> {
     let name = interface.name.as_str();
+    if interface.hook == Hook::None {
+        detach(dir, ifindex, interface.interface.flags)?;
+        return Ok(0);
+    }
     let clsact = if !has_tcx() && qdisc::add(ifindex)? { INTERFACE_CLSACT } else { 0 };
     attach_tc(ebpf, dir, ifindex, name, &INGRESS)?;
     if interface.interface.role == ROLE_UPLINK {
@@ -77,7 +81,7 @@ pub fn attach(ebpf: &mut Ebpf, dir: &Path, ifindex: u32, interface: &ManagedInte
     }
     let ethernet = interface.interface.flags & INTERFACE_L3 == 0;
     let wanted = match interface.hook {
-        Hook::Tc => false,
+        Hook::None | Hook::Tc => false,
         Hook::Xdp => ethernet,
         Hook::Auto => ethernet && driver(name).is_some_and(|driver| XDP_DRIVERS.contains(&driver.as_str())),
     };
