@@ -1,8 +1,8 @@
 //! What crosses the kernel boundary: the names, limits and layouts of the maps.
 //!
-//! Maps are pinned under their names and outlive the controller. A controller adopts pinned maps only if [`VERSION`] is the one it
-//! was built with; so whoever changes a layout, a meaning or a name here raises it. The `const` assertions at the end hold the
-//! layouts fast.
+//! Maps are pinned under their names and outlive the controller. A controller adopts the maps of an older [`VERSION`] one by one: those
+//! whose [`LAYOUTS`] have not changed since. So whoever changes a layout, a meaning or a name here raises the version, and writes it
+//! into the layouts of the maps that it is about. The `const` assertions at the end hold the layouts fast.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -121,6 +121,51 @@ pub mod map {
     ];
 }
 
+/// The layout of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Its name.
+    pub map: &'static str,
+    /// The [`VERSION`] since which the layout, and the meaning of what is in it, is as it is now.
+    pub since: u32,
+    /// The size of its keys in bytes.
+    pub key: usize,
+    /// The size of its values in bytes; of a per-CPU map, of one CPU's.
+    pub value: usize,
+}
+
+const fn layout<K, V>(map: &'static str, since: u32) -> Layout {
+    Layout { map, since, key: size_of::<K>(), value: size_of::<V>() }
+}
+
+/// The layouts of all maps, in the order of [`map::ALL`]. What was in version 1 is not told apart from what came with version 2.
+pub const LAYOUTS: &[Layout] = &[
+    layout::<flow::Key<Ipv4>, flow::Entry<Ipv4>>(map::FLOWS4, 2),
+    layout::<flow::Key<Ipv4>, flow::Entry<Ipv4>>(map::NEW_FLOWS4, 2),
+    layout::<binding::End<Ipv4>, binding::Outside<Ipv4>>(map::BY_INSIDE4, 2),
+    layout::<binding::End<Ipv4>, binding::Inside<Ipv4>>(map::BY_OUTSIDE4, 2),
+    layout::<Ipv4, u8>(map::LOCAL4, 2),
+    layout::<Ipv4, u32>(map::OUTSIDE4, 2),
+    layout::<binding::Peer<Ipv4>, crate::time::Tick>(map::PEERS4, 2),
+    layout::<Ipv4, Source>(map::SOURCES4, 2),
+    layout::<Ipv4, u32>(map::ENDED4, 2),
+    layout::<fragment::Key<Ipv4>, flow::Entry<Ipv4>>(map::FRAGMENTS4, 2),
+    layout::<fragment::Key<Ipv4>, fragment::Waiting>(map::WAITING4, 2),
+    layout::<fragment::HeldKey<Ipv4>, fragment::Held>(map::HELD4, 2),
+    layout::<u32, fragment::Held>(map::SCRATCH, 2),
+    layout::<u32, binding::PortRequest<Ipv4>>(map::PORT_REQUEST, 2),
+    layout::<u32, u32>(map::STAGES, 3),
+    layout::<u32, Pool>(map::POOLS, 2),
+    layout::<u32, Uplink>(map::UPLINKS, 2),
+    layout::<u32, Interface>(map::INTERFACES, 2),
+    layout::<u32, Policy>(map::POLICIES, 2),
+    layout::<u32, SlotTable>(map::SLOTS, 2),
+    layout::<u32, Settings>(map::SETTINGS, 2),
+    layout::<u32, Live>(map::LIVE, 2),
+    layout::<u32, u64>(map::VERDICTS, 2),
+    layout::<u32, UplinkCounters>(map::UPLINK_COUNTERS, 2),
+];
+
 /// Names of the programs.
 pub mod program {
     /// TC ingress: packets of flows that exist; the rest goes to the stages.
@@ -203,7 +248,7 @@ pub mod mark {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Settings {
-    /// [`VERSION`] of whoever made the maps.
+    /// [`VERSION`] of the set of maps; zero while it is being made. It stands first in every version.
     pub abi_version: u32,
     /// One more than the highest index of an uplink.
     pub uplinks: u32,
@@ -469,6 +514,8 @@ pub struct UplinkCounters {
 }
 
 const _: () = {
+    assert!(core::mem::offset_of!(Settings, abi_version) == 0);
+    assert!(LAYOUTS.len() == map::ALL.len());
     assert!(MAX_UPLINKS <= u64::BITS as usize);
     assert!(size_of::<flow::Key<Ipv4>>() == 16);
     assert!(size_of::<flow::Key<Ipv6>>() == 40);
@@ -538,4 +585,15 @@ mod user {
         fragment::Waiting,
         fragment::HeldKey<Ipv4>,
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_map_has_a_layout_of_a_version_that_there_was() {
+        assert!(LAYOUTS.iter().map(|layout| &layout.map).eq(map::ALL));
+        assert!(LAYOUTS.iter().all(|layout| (1..=VERSION).contains(&layout.since)));
+    }
 }

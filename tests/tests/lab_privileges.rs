@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use mh_tests::in_both_modes;
 use mh_tests::lab::traffic::{Split, TcpFlow, tcp_flows, udp_flows};
-use mh_tests::lab::{Mode, Scene, run};
+use mh_tests::lab::{Mode, SERVER, Scene, run, wait_until};
 
 in_both_modes!(an_ordinary_user_runs_it_all);
 
@@ -53,6 +53,12 @@ fn prepare(scene: &mut Scene, capabilities: &[&str]) -> Result<()> {
 
 fn an_ordinary_user_runs_it_all(scene: &mut Scene) -> Result<()> {
     prepare(scene, &CAPABILITIES)?;
+    // Raw sockets, and sockets bound to interfaces.
+    let config = std::fs::read_to_string(scene.mhd.config())?;
+    let targets = format!("[\"icmp://{SERVER}\", \"tcp://{}\"]", scene.tcp.address());
+    scene.mhd.write_config(&format!(
+        "{config}\n[uplink.isp1.probe]\ntargets = {targets}\ninterval = \"100ms\"\ntimeout = \"90ms\"\n"
+    ))?;
     scene.mhd.start_again()?;
     let status = scene.lab.router.run(&["ps", "-C", "mhd", "-o", "uid="])?;
     assert!(status.split_whitespace().any(|uid| uid == USER.to_string()), "{status}");
@@ -60,6 +66,10 @@ fn an_ordinary_user_runs_it_all(scene: &mut Scene) -> Result<()> {
     let mut flows = tcp_flows(&scene.lab.client1, scene.tcp.address(), 30)?;
     assert_eq!(Split::of(flows.iter().map(|flow| flow.seen)).iter().count(), 2);
     let datagrams = udp_flows(&scene.lab.client2, scene.udp.address(), 30)?;
+    wait_until("answers to nearly all probes", Duration::from_secs(20), || {
+        let uplink = scene.mhd.uplink("isp1")?;
+        Ok(uplink["rtt_ms"].is_number() && uplink["loss"].as_f64().is_some_and(|loss| loss < 0.2))
+    })?;
     // Everything that mhctl asks.
     for command in [&["status"][..], &["flows"], &["bindings"], &["stats"], &["reload"], &["events"]] {
         scene.mhd.ctl(command)?;

@@ -143,6 +143,7 @@ impl Controller {
             self.datapath.apply(&action)?;
         }
         self.datapath.remove_leftovers(&desired)?;
+        self.datapath.finish_upgrade()?;
         self.put_on_record(desired);
         Ok(())
     }

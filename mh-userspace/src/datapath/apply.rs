@@ -16,6 +16,7 @@ use super::{
     load::{self, Loaded},
     routing,
     tables::Tables,
+    upgrade,
 };
 use crate::{
     config,
@@ -144,6 +145,16 @@ impl Datapath {
             self.apply(&Action::RemoveForward(port))?;
         }
         Ok(())
+    }
+
+    /// All interfaces have this version's programs: so have the maps this version, and nothing of an older one is needed any more.
+    pub fn finish_upgrade(&mut self) -> Result<(), DatapathError> {
+        let found = self.tables.settings.get(&0, 0).map_err(DatapathError::map("read the settings"))?;
+        if found.abi_version != abi::VERSION {
+            let settings = abi::Settings { abi_version: abi::VERSION, ..found };
+            self.tables.settings.set(0, settings, 0).map_err(DatapathError::map("write the settings"))?;
+        }
+        upgrade::remove(&self.dir)
     }
 
     /// Fills the slot table that is not in force and then puts it in force with one write.

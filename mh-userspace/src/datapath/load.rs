@@ -1,7 +1,8 @@
 //! Loading and pinning.
 //!
 //! Layout below the pin directory: one pin per map under its own name, and `links/` with one pin per attachment (see
-//! [`super::attach`]). Maps that are there already are adopted, if their layout's version fits; nothing is changed otherwise.
+//! [`super::attach`]). Maps that are there already are adopted; those of an older version as far as [`super::upgrade`] says, those of a
+//! newer one not at all: nothing is changed then.
 
 use std::{
     fs, io,
@@ -25,7 +26,11 @@ use nix::sys::{
     statfs::{BPF_FS_MAGIC, statfs},
 };
 
-use super::{DatapathError, attach, kernel, routing, tables::Tables};
+use super::{
+    DatapathError, attach, kernel, routing,
+    tables::Tables,
+    upgrade::{self, Pins},
+};
 use crate::config;
 
 /// The BPF object, as the build script made it.
@@ -50,10 +55,8 @@ pub struct Loaded {
 pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded, DatapathError> {
     check_bpffs(dir)?;
     let mut notes = Vec::new();
-    let adopted = dir.join(map::SETTINGS).exists();
-    if adopted {
-        check_version(dir)?;
-    }
+    let pins = upgrade::look(dir)?;
+    let adopted = !matches!(pins, Pins::None);
     // Up to 5.10 maps are accounted against the limit for locked memory; later it does not matter.
     let _ = setrlimit(Resource::RLIMIT_MEMLOCK, libc::RLIM_INFINITY, libc::RLIM_INFINITY);
     make_dir(dir)?;
@@ -65,7 +68,12 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
     });
     let level: u8 = if debug { 0xff } else { 0 };
     let new_flows = (sizes.conntrack_entries / NEW_FLOWS_DIVISOR).max(1);
-    let mut ebpf = EbpfLoader::new()
+    let mut loader = EbpfLoader::new();
+    let renewed = if let Pins::Older(upgrade) = &pins { upgrade.prepare()? } else { Vec::new() };
+    for (name, path) in renewed {
+        loader.map_pin_path(name, path);
+    }
+    let mut ebpf = loader
         .default_map_pin_directory(dir)
         .map_max_entries(map::FLOWS4, sizes.conntrack_entries.saturating_sub(new_flows).max(1))
         .map_max_entries(map::NEW_FLOWS4, new_flows)
@@ -76,6 +84,15 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
         .override_global("MH_SOCK_USERLOCKS", &userlocks, true)
         .load(OBJECT)?;
     verify(&mut ebpf)?;
+    if let Pins::Older(upgrade) = &pins {
+        if let Some(path) = upgrade.new_settings() {
+            write_version(&path, upgrade.found)?;
+        }
+        upgrade.replace()?;
+        let flows = if upgrade.keeps_flows() { "flows go on" } else { "flows had to end: their layout is another" };
+        let (from, to, kept) = (upgrade.found, abi::VERSION, upgrade.kept());
+        notes.push(format!("the maps are brought from layout version {from} to {to}: {kept} are kept, and {flows}"));
+    }
 
     let mut tables = Tables::open(dir)?;
     for &(stage, name) in Stage::ALL {
@@ -101,8 +118,7 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
             ));
         }
     } else {
-        let settings = Settings { abi_version: abi::VERSION, seed: random_seed()?, ..Settings::default() };
-        tables.settings.set(0, settings, 0).map_err(DatapathError::map("write the settings"))?;
+        write_version(&dir.join(map::SETTINGS), abi::VERSION)?;
     }
     Ok(Loaded { ebpf, dir: dir.to_owned(), notes, adopted })
 }
@@ -167,6 +183,7 @@ pub fn detach(dir: &Path) -> Result<bool, DatapathError> {
     if links.exists() {
         fs::remove_dir(&links).map_err(DatapathError::io(format!("remove {}", links.display())))?;
     }
+    upgrade::remove(dir)?;
     for name in map::ALL {
         let path = dir.join(name);
         match fs::remove_file(&path) {
@@ -199,22 +216,18 @@ fn check_bpffs(dir: &Path) -> Result<(), DatapathError> {
     }
 }
 
-fn check_version(dir: &Path) -> Result<(), DatapathError> {
-    let path = dir.join(map::SETTINGS);
-    let version = MapData::from_pin(&path)
+/// Writes the first settings of all.
+fn write_version(path: &Path, abi_version: u32) -> Result<(), DatapathError> {
+    let settings = Settings { abi_version, seed: random_seed()?, ..Settings::default() };
+    MapData::from_pin(path)
         .and_then(Map::from_map_data)
         .and_then(Array::<_, Settings>::try_from)
-        .and_then(|settings: Array<MapData, Settings>| settings.get(&0, 0))
-        .map(|settings| settings.abi_version);
-    match version {
-        Ok(found) if found == abi::VERSION => Ok(()),
-        // Settings of another size can't be read as ours: another version too.
-        Ok(found) => Err(DatapathError::AbiVersion { dir: dir.to_owned(), found, expected: abi::VERSION }),
-        Err(source) => Err(DatapathError::Pin { path, source }),
-    }
+        .and_then(|mut array: Array<MapData, Settings>| array.set(0, settings, 0))
+        .map_err(DatapathError::map("write the settings"))
 }
 
-fn make_dir(dir: &Path) -> Result<(), DatapathError> {
+/// Makes a directory of mhd's alone, if it is not there.
+pub(super) fn make_dir(dir: &Path) -> Result<(), DatapathError> {
     match fs::create_dir(dir) {
         Ok(()) => fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
             .map_err(DatapathError::io(format!("set the mode of {}", dir.display()))),

@@ -1,6 +1,7 @@
 //! The datapath as the controller handles it: loading, pinning, attaching, and the tables.
 //!
 //! - [`load`]: programs and maps, pinned below one directory of a bpffs, adopted if they are there.
+//! - [`upgrade`]: pins of an older version.
 //! - [`attach`]: programs on interfaces, as pinned links (tcx, XDP) or clsact filters.
 //! - [`apply`]: the actions of [`crate::reconcile`].
 //! - `kernel`: what is read of the running kernel's own structures; `forwards`: port forwards as bindings; `requests`, `qdisc`: netlink
@@ -25,6 +26,7 @@ mod requests;
 pub mod routing;
 pub mod sweep;
 pub mod tables;
+pub mod upgrade;
 
 use std::{io, path::PathBuf};
 
@@ -34,10 +36,10 @@ pub enum DatapathError {
     /// The pin directory does not lie on a bpffs.
     #[error("{0} is not on a bpffs; mount one with: mount -t bpf bpf /sys/fs/bpf")]
     NoBpffs(PathBuf),
-    /// The maps that are pinned there have another layout.
+    /// The maps that are pinned there are of a newer version.
     #[error(
-        "the maps pinned in {dir} have layout version {found}, this mhd has version {expected}; run the mhd that made them, \
-         or remove them with `mhd --detach` (flows are then lost)"
+        "the maps pinned in {dir} have layout version {found}, newer than version {expected} of this mhd; start the mhd that made them, or \
+         a newer one, or remove them with `mhd --detach` (all flows end then)"
     )]
     AbiVersion {
         /// The pin directory.
