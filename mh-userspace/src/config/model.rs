@@ -303,7 +303,7 @@ pub struct Damping {
 
 impl Default for Damping {
     fn default() -> Self {
-        Self { losses: 5, within: Duration::from_secs(30), hold: Duration::from_secs(10) }
+        Self { losses: 5, within: Duration::from_secs(60), hold: Duration::from_secs(3) }
     }
 }
 
