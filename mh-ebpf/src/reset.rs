@@ -1,5 +1,5 @@
 //! A TCP segment on a flow that is lost is answered with a RST in the remote's name, so that its sender connects anew, by another uplink,
-//! now and not after minutes. Which flows are lost: [`track::fate`].
+//! now and not after minutes. Which flows are lost: [`crate::track::fate`].
 //!
 //! The segment itself is turned round: cut to its headers, with addresses and ports swapped, and sent back the way it came. It is the
 //! RST that a remote end would send that knows nothing of the connection (RFC 9293 section 3.10.7.1), and is exact (RFC 5961 section 3.2):
@@ -7,7 +7,7 @@
 //!
 //! - To an inside host it leaves by the interface that the segment came in by.
 //! - To the machine itself it comes in by the interface that the segment was to leave by, where the kernel expects answers of this remote,
-//!   with [`mark::DONE`]: [`track::attend`] lets it through to the socket, which knows the flow by these addresses.
+//!   with [`mark::DONE`]: [`crate::track::attend`] lets it through to the socket, which knows the flow by these addresses.
 //!
 //! Every further segment is answered as well. The flow counts as reset from the first one on.
 //!

@@ -1,7 +1,7 @@
 //! The socket's server side.
 //!
 //! Invariants: access is the socket file's mode (0660, group `mh` where it exists); a client that stalls holds up nobody else; every answer
-//! that is not a success has a body that says what is wrong and what mends it. A connection has [`CONNECTION_TIMEOUT`], unless it follows
+//! that is not a success has a body that says what is wrong and what mends it. A connection has `CONNECTION_TIMEOUT`, unless it follows
 //! the events: it then lasts until the client or the server ends it.
 
 use std::{

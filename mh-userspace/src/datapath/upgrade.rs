@@ -1,7 +1,7 @@
 //! Pins of an older version: which of them are adopted, and how the others are replaced.
 //!
 //! A map is adopted if its layout is still the same ([`abi::LAYOUTS`], and what the kernel says of its sizes). One whose layout changed is
-//! made anew, and with it what can't be right without it ([`TOGETHER`]): so no flow is left without the binding that it needs.
+//! made anew, and with it what can't be right without it (`TOGETHER`): so no flow is left without the binding that it needs.
 //!
 //! What is replaced is moved aside, below `upgrade-VERSION/old`, and stays pinned until the programs on all interfaces are the new ones:
 //! the old ones go on with it until then, their stages included. The version is written last of all. Interrupted at any step, the next start
