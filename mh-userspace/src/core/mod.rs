@@ -63,9 +63,26 @@ impl Core {
         }
     }
 
-    /// Takes in what has changed. Returns whether anything did.
+    /// Takes in what has changed. Returns whether anything that matters did: of neighbours, there may be thousands.
     pub fn observe(&mut self, events: Vec<Event>) -> bool {
-        events.into_iter().fold(false, |changed, event| self.observed.apply(event) | changed)
+        let epoch = self.observed.neighbour_epoch();
+        let mut changed = false;
+        for event in events {
+            let matters = self.matters(&event);
+            changed |= self.observed.apply(event) && matters;
+        }
+        changed || self.observed.neighbour_epoch() != epoch
+    }
+
+    fn matters(&self, event: &Event) -> bool {
+        match *event {
+            Event::Neighbour { ifindex, address, .. }
+            | Event::NeighbourFailed(ifindex, address)
+            | Event::NeighbourGone(ifindex, address) => self.last.as_ref().is_none_or(|last| {
+                last.uplinks.values().any(|u| u.ifindex == ifindex && u.v4.gateway == address.into())
+            }),
+            _ => true,
+        }
     }
 
     /// Takes in all that holds now, in place of what was known. Returns whether anything changed.

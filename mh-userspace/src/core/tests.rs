@@ -169,6 +169,18 @@ fn a_gateway_that_has_not_answered_stays_dead_until_it_is_heard_of() {
 }
 
 #[test]
+fn neighbours_other_than_gateways_decide_nothing() {
+    let mut core = core();
+    core.desired(s(0));
+    let known = |address, mac| Event::Neighbour { ifindex: WAN1, address, mac, fixed: false };
+    let host = Ipv4Addr::new(198, 51, 100, 77);
+    assert!(!core.observe(vec![known(host, [1; 6]), Event::NeighbourFailed(1, host)]));
+    assert!(core.observe(vec![known(host, [2; 6])]), "another Ethernet address begins an epoch");
+    assert!(core.observe(vec![known(GATEWAY1, [1; 6])]));
+    assert!(core.observe(vec![Event::NeighbourFailed(WAN1, GATEWAY1)]));
+}
+
+#[test]
 fn a_gateway_that_somebody_has_set_is_not_touched() {
     let mut core = core();
     core.observe(vec![Event::Neighbour { ifindex: WAN2, address: GATEWAY2, mac: [1; 6], fixed: true }]);

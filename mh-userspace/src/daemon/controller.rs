@@ -241,8 +241,10 @@ impl Controller {
     fn configure_probes(&mut self) {
         let uplinks = self.core.config().uplinks.clone();
         self.probes.retain(|name| uplinks.iter().any(|uplink| uplink.name == name));
+        // What was before says nothing about a probe that is configured later.
+        let down_before = std::mem::take(&mut self.down_before);
         for uplink in &uplinks {
-            let start = if self.down_before.contains(&uplink.name) { Start::Down } else { Start::Up };
+            let start = if down_before.contains(&uplink.name) { Start::Down } else { Start::Up };
             if let Some(health) = self.probes.configure(&uplink.name, uplink.probe.as_ref(), start) {
                 self.core.set_health(&uplink.name, health);
             }
