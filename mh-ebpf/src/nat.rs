@@ -28,6 +28,9 @@ use crate::{
 const EEXIST: i32 = -17;
 /// `BPF_F_CURRENT_NETNS`.
 const CURRENT_NETNS: u64 = u64::MAX;
+/// The kernel's states of sockets that are connected to nobody: TCP's that listen, and UDP's.
+const TCP_LISTEN: u32 = 10;
+const TCP_CLOSE: u32 = 7;
 
 /// The binding of the packet's source on this uplink; makes one if there is none.
 #[inline(always)]
@@ -158,7 +161,8 @@ pub fn inside<Fam: Tables>(end: End<Fam::Address>) -> Option<Inside<Fam::Address
 }
 
 /// Whether a binding stands for an inside host still: it has not expired, and no socket of the machine itself, made after the binding,
-/// wants packets from `remote` to its `address`.
+/// wants packets from `remote` to its `address`. A port forward does not expire, and has precedence over sockets but those that are
+/// connected to the remote: what the machine itself asked for (a probe, a name) is not answered to an inside host.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "two ends, each an address and a port, and what they are looked up in")]
 pub fn is_open<Fam: Tables + Header, const EGRESS: bool>(
@@ -172,9 +176,7 @@ pub fn is_open<Fam: Tables + Header, const EGRESS: bool>(
     remote_port: u16,
     scene: &Scene,
 ) -> bool {
-    if inside.flags & binding::STATIC as u16 != 0 {
-        return true;
-    }
+    let forward = inside.flags & binding::STATIC as u16 != 0;
     let inside_end = if packet.transport == Transport::OTHER {
         end
     } else {
@@ -183,9 +185,13 @@ pub fn is_open<Fam: Tables + Header, const EGRESS: bool>(
     match Fam::by_inside().get_ptr(inside_end) {
         // SAFETY: a live map value of which a word is read.
         Some(binding) if !time::passed(scene.now, unsafe { (*binding).expires }) => {}
+        _ if forward => {}
         _ => return false,
     }
-    !has_socket::<Fam, EGRESS>(frame, packet.transport, address, port, remote, remote_port)
+    match socket_state::<Fam, EGRESS>(frame, packet.transport, address, port, remote, remote_port) {
+        Some(state) => forward && (state == TCP_LISTEN || state == TCP_CLOSE),
+        None => true,
+    }
 }
 
 /// Whether the filter lets the packet's source send to this binding (RFC 4787 REQ-8, RFC 5382 REQ-3).
@@ -229,6 +235,19 @@ pub fn has_socket<Fam: Header, const EGRESS: bool>(
     remote: Fam::Address,
     remote_port: u16,
 ) -> bool {
+    socket_state::<Fam, EGRESS>(frame, transport, address, port, remote, remote_port).is_some()
+}
+
+/// The state of the socket of the machine itself that would take a packet from the remote to this address and port.
+#[inline(always)]
+fn socket_state<Fam: Header, const EGRESS: bool>(
+    frame: &TcFrame<EGRESS>,
+    transport: Transport,
+    address: Fam::Address,
+    port: u16,
+    remote: Fam::Address,
+    remote_port: u16,
+) -> Option<u32> {
     let mut tuple = SocketTuple { remote, local: address, remote_port, local_port: port };
     let (ctx, tuple, size) = (frame.context(), (&raw mut tuple).cast(), size_of::<SocketTuple<Fam::Address>>() as u32);
     // SAFETY: the tuple has the kernel's layout and lives through the call; a socket that is found is released at once.
@@ -236,12 +255,13 @@ pub fn has_socket<Fam: Header, const EGRESS: bool>(
         let socket = match transport {
             Transport::TCP => bpf_sk_lookup_tcp(ctx, tuple, size, CURRENT_NETNS, 0),
             Transport::UDP => bpf_sk_lookup_udp(ctx, tuple, size, CURRENT_NETNS, 0),
-            _ => return false,
+            _ => return None,
         };
         if socket.is_null() {
-            return false;
+            return None;
         }
+        let state = (*socket).state;
         bpf_sk_release(socket.cast());
+        Some(state)
     }
-    true
 }

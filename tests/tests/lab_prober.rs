@@ -12,16 +12,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may")]
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
-use std::sync::{Arc, Mutex};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::time::Duration;
 
 use anyhow::Result;
+use mh_tests::lab::traffic::Asked;
 use mh_tests::lab::{Host, Lab, skipped, wait_until};
 use mh_userspace::config::{self, Probe};
 use mh_userspace::health::{Failure, Outcome};
 use mh_userspace::probe::{Path, Prober, Round};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::runtime;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
@@ -35,8 +34,8 @@ const DNS: u16 = 53;
 struct Scene {
     router: Host,
     far: Host,
-    /// Who connected to the HTTP server.
-    peers: Arc<Mutex<Vec<IpAddr>>>,
+    /// The far one's HTTP and DNS.
+    asked: Asked,
     _lab: Lab,
 }
 
@@ -57,7 +56,12 @@ impl Scene {
             "route add blackhole 198.51.100.0/24",
             "route add unreachable 198.51.101.0/24",
         ])?;
-        let scene = Self { router, far, peers: Arc::default(), _lab: lab };
+        let asked = Asked::start(
+            &far,
+            SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, HTTP),
+            SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 3), DNS),
+        )?;
+        let scene = Self { router, far, asked, _lab: lab };
         scene.wire(0)?;
         scene.wire(1)?;
         scene.router.ip(&["route add default via 10.0.1.1"])?;
@@ -79,18 +83,11 @@ impl Scene {
 
     /// Runs a test in the router, at most for a minute, while the far host serves.
     fn run<T: Send>(&self, test: impl AsyncFnOnce() -> T + Send) -> Result<T> {
-        let any = Ipv4Addr::UNSPECIFIED;
-        let (http, mute, dns) = self.far.enter(|| {
-            let listen = |port| TcpListener::bind((any, port)).unwrap();
-            (listen(HTTP), listen(MUTE), UdpSocket::bind((Ipv4Addr::new(192, 0, 2, 3), DNS)).unwrap())
-        })?;
-        let peers = Arc::clone(&self.peers);
+        let mute = self.far.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, MUTE)).unwrap())?;
         self.router.enter(|| {
             // Its threads are in the router's namespace, as this one is.
             let runtime = runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
             runtime.block_on(async {
-                tokio::spawn(serve_http(http, peers));
-                tokio::spawn(serve_dns(dns));
                 let result = timeout(Duration::from_secs(60), test()).await.expect("the test takes a minute");
                 // Connections to it stay in its queue, until that is full.
                 drop(mute);
@@ -118,43 +115,6 @@ fn mark(uplink: u8) -> u32 {
 
 fn path(uplink: u8) -> Path {
     Path { interface: format!("up{uplink}"), source: Ipv4Addr::new(10, 0, uplink, 2), mark: mark(uplink) }
-}
-
-/// Answers requests for /bad with a status of 503, all others with 200.
-async fn serve_http(listener: TcpListener, peers: Arc<Mutex<Vec<IpAddr>>>) {
-    listener.set_nonblocking(true).unwrap();
-    let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-    loop {
-        let Ok((mut stream, peer)) = listener.accept().await else { continue };
-        peers.lock().unwrap().push(peer.ip());
-        tokio::spawn(async move {
-            let mut request = Vec::new();
-            while !request.ends_with(b"\r\n\r\n") && stream.read_buf(&mut request).await.is_ok_and(|length| length > 0)
-            {
-            }
-            let status = if request.starts_with(b"GET /bad ") { "503 Unavailable" } else { "200 OK" };
-            let answer = format!("HTTP/1.1 {status}\r\nContent-Length: 1000000\r\n\r\n");
-            let _ = stream.write_all(answer.as_bytes()).await;
-            // Until the client has gone.
-            while stream.read_buf(&mut request).await.is_ok_and(|length| length > 0) {}
-        });
-    }
-}
-
-/// Answers questions for fail.example with SERVFAIL, all others with no error.
-async fn serve_dns(socket: UdpSocket) {
-    socket.set_nonblocking(true).unwrap();
-    let socket = tokio::net::UdpSocket::from_std(socket).unwrap();
-    let mut buffer = [0; 512];
-    loop {
-        let Ok((length, client)) = socket.recv_from(&mut buffer).await else { continue };
-        let fails = buffer[..length].windows(4).any(|window| window == b"fail");
-        // A response, and its code.
-        buffer[2] |= 0x80;
-        buffer[3] = if fails { 2 } else { 0 };
-        let client: SocketAddr = client;
-        let _ = socket.send_to(&buffer[..length], client).await;
-    }
 }
 
 /// The probe of a config with these targets and lines.
@@ -244,7 +204,7 @@ fn each_kind_of_target() -> Result<()> {
         }
     })?;
     // Each uplink's connections came from its own address.
-    let peers = scene.peers.lock().unwrap().clone();
+    let peers = scene.asked.peers();
     for uplink in [0, 1] {
         assert!(peers.contains(&path(uplink).source.into()), "{peers:?}");
     }

@@ -138,6 +138,8 @@ impl Controller {
     pub fn start(&mut self, facts: Vec<Event>) -> Result<(), DatapathError> {
         self.core.observe_anew(facts);
         self.configure_probes();
+        // Of uplinks that are probed from a later time on, more is known by then.
+        self.down_before.clear();
         let desired = self.core.desired(self.now());
         for action in reconcile::plan(None, &desired) {
             self.datapath.apply(&action)?;

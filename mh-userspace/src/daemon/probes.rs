@@ -1,6 +1,6 @@
 //! The probes of all uplinks: who is probed, by which way, and what follows.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use tokio::sync::{mpsc, watch};
 
@@ -21,7 +21,7 @@ pub struct Probes {
 
 /// The probes of one uplink.
 struct Running {
-    config: config::Probe,
+    config: Arc<config::Probe>,
     monitor: Monitor,
     path: watch::Sender<Option<Path>>,
     /// Probing ends with it.
@@ -42,7 +42,7 @@ impl Probes {
             return self.running.remove(uplink).map(|_| None);
         };
         let former = self.running.get(uplink);
-        if former.is_some_and(|former| former.config == *config) {
+        if former.is_some_and(|former| *former.config == *config) {
             return None;
         }
         let start = match former.map(|former| former.monitor.health().up) {
@@ -52,9 +52,10 @@ impl Probes {
         };
         let (path, latest) = watch::channel(former.and_then(|former| former.path.borrow().clone()));
         let monitor = Monitor::new(config, start);
+        let config = Arc::new(config.clone());
         let health = monitor.health();
-        let prober = Prober::start(uplink.to_owned(), config.clone(), latest, self.rounds.clone());
-        let running = Running { config: config.clone(), monitor, path, _prober: prober };
+        let prober = Prober::start(uplink.to_owned(), Arc::clone(&config), latest, self.rounds.clone());
+        let running = Running { config, monitor, path, _prober: prober };
         self.running.insert(uplink.to_owned(), running);
         Some(Some(health))
     }
@@ -78,8 +79,8 @@ impl Probes {
     /// Takes in a round. Returns the uplink's health after it; `None` if it is not probed any more.
     pub fn take(&mut self, round: &Round) -> Option<Health> {
         let running = self.running.get_mut(&round.uplink)?;
-        // A former prober's last words are about other targets.
-        if round.outcomes.len() != running.config.targets.len() {
+        // A former prober's last words may be about other targets.
+        if !Arc::ptr_eq(&round.probe, &running.config) {
             return None;
         }
         running.monitor.round(&round.outcomes);

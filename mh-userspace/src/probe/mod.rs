@@ -23,9 +23,11 @@ mod tests;
 mod tls;
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 pub use prober::Prober;
 
+use crate::config::Probe;
 use crate::health::Outcome;
 
 /// The way that an uplink's probes take.
@@ -44,6 +46,8 @@ pub struct Path {
 pub struct Round {
     /// The uplink's name.
     pub uplink: String,
+    /// What the prober was started with.
+    pub probe: Arc<Probe>,
     /// What became of each target, in the config's order.
     pub outcomes: Vec<Outcome>,
 }

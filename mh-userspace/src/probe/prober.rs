@@ -34,11 +34,11 @@ impl Prober {
     #[must_use]
     pub fn start(
         uplink: String,
-        probe: Probe,
+        probe: impl Into<Arc<Probe>>,
         path: watch::Receiver<Option<Path>>,
         rounds: mpsc::Sender<Round>,
     ) -> Self {
-        Self { task: tokio::spawn(Task::new(uplink, probe, path).run(rounds)) }
+        Self { task: tokio::spawn(Task::new(uplink, probe.into(), path).run(rounds)) }
     }
 }
 
@@ -64,13 +64,13 @@ struct Task {
 }
 
 impl Task {
-    fn new(uplink: String, probe: Probe, mut follow: watch::Receiver<Option<Path>>) -> Self {
+    fn new(uplink: String, probe: Arc<Probe>, mut follow: watch::Receiver<Option<Path>>) -> Self {
         let path = follow.borrow_and_update().clone().map(Arc::new);
         Self {
             schedule: Schedule::new(stagger(&uplink, probe.interval), probe.interval),
             rounds: Rounds::new(probe.targets.len()),
             uplink,
-            probe: Arc::new(probe),
+            probe,
             follow,
             path,
             begun: Instant::now(),
@@ -92,7 +92,7 @@ impl Task {
                 },
                 permit = reports.reserve(), if self.rounds.is_ready() => match permit {
                     Ok(permit) => if let Some(outcomes) = self.rounds.take() {
-                        permit.send(Round { uplink: self.uplink.clone(), outcomes });
+                        permit.send(Round { uplink: self.uplink.clone(), probe: Arc::clone(&self.probe), outcomes });
                     },
                     Err(_) => return,
                 },

@@ -3,6 +3,7 @@
 //! Sockets are made inside a host's namespace and used from wherever; every read has a deadline, so that a path that loses
 //! packets fails a test with a message and doesn't hang it.
 
+mod asked;
 mod datagram;
 mod datagrams;
 mod fragment;
@@ -13,6 +14,7 @@ mod stream;
 mod tcp;
 mod udp;
 
+pub use self::asked::Asked;
 pub use self::datagram::DatagramSocket;
 pub use self::datagrams::Datagrams;
 pub use self::fragment::{ArrivalCounter, Datagram, Fragment, RawSender, UDP};
