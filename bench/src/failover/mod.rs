@@ -153,10 +153,11 @@ fn config(lab: &TwoIsps, on_down: &str, probe: Option<Probe>) -> String {
         }
         more += " }\n";
     }
-    // The flows of many rounds; few ports are shared by all of them.
-    lab.config(&[65_535, 1])
-        .replace("bindings = 16384", "bindings = 131072")
-        .replace("weight = ", &format!("{more}weight = "))
+    // One client begins the flows of many.
+    let limits = "\n[limits]\nbindings_per_source = 0\nnew_flows_per_source = 0\n";
+    let config = lab.config(&[65_535, 1]).replace("weight = ", &format!("{more}weight = "));
+    config.replace("conntrack_entries = 65536\nbindings = 16384", "conntrack_entries = 262144\nbindings = 131072")
+        + limits
 }
 
 /// Measures all cases, prints the table and writes the results.

@@ -66,7 +66,11 @@ impl Cut {
         let isp = &lab.uplink(0)?.isp;
         match self {
             Self::Carrier => isp.set_link("eth0", well),
-            Self::BlackHole => isp.sysctl("ipv4/ip_forward", if well { "1" } else { "0" }),
+            // Where forwarding is off, the kernel may answer with ICMP; this says nothing.
+            Self::BlackHole if well => isp.nft("delete table ip hole"),
+            Self::BlackHole => isp.nft(
+                "table ip hole {\n  chain forward {\n    type filter hook forward priority -300;\n    drop\n  }\n}\n",
+            ),
         }
     }
 }
@@ -111,12 +115,19 @@ struct Shared {
     flows: Mutex<Vec<Flow>>,
     /// Answers over each connection: its number, and when.
     answers: Mutex<Vec<(usize, Instant)>>,
+    /// No more flows are begun.
+    enough: AtomicBool,
     stop: AtomicBool,
 }
 
 /// Measures one failure. Afterwards isp1 is still cut.
 pub fn measure(lab: &TwoIsps, tcp: SocketAddrV4, cut: Cut, sources: &mut Sources) -> Result<Times> {
-    let shared = Shared { flows: Mutex::default(), answers: Mutex::default(), stop: AtomicBool::new(false) };
+    let shared = Shared {
+        flows: Mutex::default(),
+        answers: Mutex::default(),
+        enough: AtomicBool::new(false),
+        stop: AtomicBool::new(false),
+    };
     let counter = lab.server.enter(|| UdpSocket::bind(COUNTER))?.context("bind the counter")?;
     counter.set_read_timeout(Some(Duration::from_millis(50)))?;
     let other = lab.uplink(1)?.address;
@@ -134,9 +145,10 @@ pub fn measure(lab: &TwoIsps, tcp: SocketAddrV4, cut: Cut, sources: &mut Sources
             wait_until("flows by the other ISP", GIVE_UP, || {
                 Ok(first_packet(&flows(shared)?, cut_at, other).is_some())
             })?;
-            wait_until("an answer over a new connection", GIVE_UP, || Ok(served(&answers(shared)?, cut_at).is_some()))?;
             let begun = Instant::now();
             wait_until("the end", GIVE_UP, || Ok(begun.elapsed() >= AFTER))?;
+            shared.enough.store(true, Ordering::Relaxed);
+            wait_until("an answer over a new connection", GIVE_UP, || Ok(served(&answers(shared)?, cut_at).is_some()))?;
             anyhow::Ok(cut_at)
         })();
         shared.stop.store(true, Ordering::Relaxed);
@@ -187,7 +199,7 @@ fn served(answers: &[(usize, Instant)], cut_at: Instant) -> Option<Instant> {
 /// Begins a flow at each interval, from a port of its own.
 fn send(shared: &Shared, interval: Duration, sources: &mut Sources) -> Result<()> {
     let mut next = Instant::now();
-    while !shared.stop.load(Ordering::Relaxed) {
+    while !shared.enough.load(Ordering::Relaxed) && !shared.stop.load(Ordering::Relaxed) {
         thread::sleep(next.saturating_duration_since(Instant::now()));
         next += interval;
         let Ok(socket) = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, sources.next())) else { continue };
