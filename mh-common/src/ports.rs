@@ -27,7 +27,8 @@ pub struct Range {
 }
 
 impl Range {
-    /// Every ICMP identifier but zero, which is left to the machine's own probes.
+    /// Every ICMP identifier but zero, which is that of the pings by which mh probes its uplinks: bound for an inside host, it would take
+    /// their replies.
     pub const IDENTIFIERS: Self = Self { first: 1, last: u16::MAX };
 
     /// Whether the port lies within.
@@ -102,6 +103,14 @@ mod tests {
             let mut candidates = Candidates::new(wanted, range, random, plain);
             for n in 0..MAX_TRIES {
                 prop_assert!(range.contains(candidates.get(n)));
+            }
+        }
+
+        #[test]
+        fn an_identifier_is_never_that_of_probes(wanted in prop_oneof![Just(0), any::<u16>()], random: u64) {
+            let mut candidates = Candidates::new(wanted, Range::ALL, random, true);
+            for n in 0..MAX_TRIES {
+                prop_assert_ne!(candidates.get(n), 0);
             }
         }
 

@@ -189,7 +189,8 @@ impl Rig {
         indices.assign(&config);
         let named = ["isp1", "isp2"].into_iter().map(String::from).zip(weights);
         let overrides = Overrides { weights: named.collect(), ..Overrides::default() };
-        let mut core = Core::new(config, indices, overrides, datapath.live()?.neighbour_epoch);
+        // The first neighbour epoch follows this one: it is zero, as the model's.
+        let mut core = Core::new(config, indices, overrides, u32::MAX);
         core.observe(facts);
         let desired = core.desired(std::time::Duration::ZERO);
         let mut tables = Tables::open(pins)?;

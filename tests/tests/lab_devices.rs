@@ -292,3 +292,28 @@ fn large_packets_stay_large() -> Result<()> {
         Ok(())
     })
 }
+
+/// Without an Ethernet header there is nothing to swap but addresses: to an inside host, and to the machine itself.
+fn connections_are_reset(scene: &mut Scene) -> Result<()> {
+    for (host, down) in [(&scene.lab.client3, "isp1"), (&scene.lab.client3, "isp2"), (&scene.lab.router, "isp2")] {
+        let flows = tcp_flows(host, scene.tcp.address(), 30)?;
+        let (lost, kept): (Vec<_>, Vec<_>) =
+            flows.into_iter().partition(|flow| scene.lab.uplink_of(*flow.seen.ip()) == Some(down));
+        assert!(lost.len() > 3 && kept.len() > 3, "both uplinks take part: {} and {}", lost.len(), kept.len());
+        scene.mhd.ctl(&["health", down, "down"])?;
+        for mut flow in lost {
+            flow.wait_for_reset(Duration::from_secs(2))?;
+        }
+        for mut flow in kept {
+            flow.echo()?;
+        }
+        scene.mhd.ctl(&["health", down, "auto"])?;
+        scene.mhd.wait_for_state(down, "up")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn connections_over_devices_without_ethernet_are_reset() -> Result<()> {
+    with_tunnels(Mode::Tc, connections_are_reset)
+}

@@ -88,7 +88,7 @@ fn a_follower_sees_changes_reloads_and_the_end() -> Result<()> {
         assert_eq!((&event["uplink"], &event["previous_state"]), (&"isp2".into(), &"up".into()), "{event}");
         human.wait_for_line("down", TIMEOUT)?;
 
-        let config = std::fs::read_to_string(scene.mhd.config())?;
+        let config = fs::read_to_string(scene.mhd.config())?;
         scene.mhd.write_config("lan = 3\n")?;
         scene.mhd.signal(Signal::SIGHUP)?;
         json.wait_for_line("refused", TIMEOUT)?;

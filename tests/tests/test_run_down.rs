@@ -333,6 +333,37 @@ fn flows_with_an_address_that_is_gone_end() {
     }
 }
 
+/// isp2's interface was deleted and made again, as by PPPoE: what exists goes by the new one.
+#[test]
+fn flows_follow_their_uplink_to_its_new_interface() {
+    on_isp2("reset", |rig| {
+        connect(rig)?;
+        let index = |name: &str| nix::net::if_::if_nametoindex(name);
+        let halves = |rig: &Rig| -> Result<Vec<(bool, u32)>> {
+            let mut halves = Vec::new();
+            rig.tables.flows4.walk(|_, half| halves.push((half.is_reply(), half.ifindex)))?;
+            halves.sort_unstable();
+            Ok(halves)
+        };
+        assert_eq!(halves(rig)?, [(false, index("wan2")?), (true, index("lan0")?)]);
+        std::process::Command::new("ip").args("link add wan9 type veth peer name far9".split(' ')).status()?;
+        std::process::Command::new("ip").args("link set wan9 up".split(' ')).status()?;
+        let new = index("wan9")?;
+        let record = rig.tables.uplinks.get(&1, 0)?;
+        rig.tables.uplinks.set(1, mh_common::abi::Uplink { ifindex: new, ..record }, 0)?;
+        let interface = rig.tables.interfaces.get(&index("wan2")?, 0)?;
+        rig.tables.interfaces.insert(new, interface, 0)?;
+        rig.tables.interfaces.forget(&index("wan2")?)?;
+        rig.next_neighbour_epoch(ISP1 | ISP2)?;
+        let segment = out(Transport::Tcp(ACK)).build();
+        assert_eq!(rig.xdp("lan0", &segment)?.code, XDP_PASS, "due");
+        let sent = rig.tc("lan0", &segment)?;
+        assert_eq!((sent.counted, sent.code), (counted("forward"), TC_REDIRECT));
+        assert_eq!(halves(rig)?, [(false, new), (true, index("lan0")?)]);
+        Ok(())
+    });
+}
+
 /// A binding to an address that is gone restores nothing.
 #[test]
 fn nothing_is_restored_with_an_address_that_is_gone() {

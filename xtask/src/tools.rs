@@ -79,6 +79,7 @@ pub const TOOLS: &[Tool] = &[
         "bpf",
     ),
     laboratory("ps", "shows processes", &["--version"], &["procps"], "procps-ng", "procps-ng"),
+    laboratory("setpriv", "takes privileges away", &["--version"], &["util-linux"], "util-linux", "util-linux"),
     laboratory("turnserver", "serves STUN", &["--version"], &["coturn"], "coturn", "coturn"),
     laboratory(
         "turnutils_natdiscovery",

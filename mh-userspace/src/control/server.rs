@@ -115,7 +115,16 @@ pub fn bind(path: &Path) -> Result<Listener, BindError> {
     let listener = Listener { listener, path: path.to_owned() };
     fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(failed("set the mode of"))?;
     if let Ok(Some(group)) = nix::unistd::Group::from_name(GROUP) {
-        chown(path, None, Some(group.gid.as_raw())).map_err(failed("set the group of"))?;
+        match chown(path, None, Some(group.gid.as_raw())) {
+            // A user who is not of that group; the socket is then the user's alone.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                tracing::warn!(
+                    "{} can't be given to the group {GROUP}: {error}; run mhd as a member of it",
+                    path.display()
+                );
+            }
+            result => result.map_err(failed("set the group of"))?,
+        }
     }
     Ok(listener)
 }

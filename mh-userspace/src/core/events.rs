@@ -106,9 +106,9 @@ mod tests {
     #[test]
     fn uplinks_come_and_go() {
         let (a, b) = (view("a", Up, "link up"), view("b", Draining, "by hand"));
-        assert_eq!(told(&[], &[a.clone()]), [("a".into(), None, Some(Up), "link up".into())]);
+        assert_eq!(told(&[], std::slice::from_ref(&a)), [("a".into(), None, Some(Up), "link up".into())]);
         assert_eq!(
-            told(&[a.clone(), b.clone()], &[b.clone()]),
+            told(&[a.clone(), b.clone()], std::slice::from_ref(&b)),
             [("a".into(), Some(Up), None, "removed from the configuration".into())]
         );
         // The order of the list says nothing.

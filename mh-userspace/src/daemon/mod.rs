@@ -10,6 +10,7 @@ mod backend;
 mod controller;
 mod hooks;
 mod nudges;
+pub mod privileges;
 mod probes;
 mod saved;
 mod supervisor;
@@ -81,6 +82,9 @@ pub enum DaemonError {
     /// The control socket could not be opened.
     #[error(transparent)]
     Socket(#[from] server::BindError),
+    /// mhd may not do what it has to.
+    #[error(transparent)]
+    Privileges(#[from] privileges::PrivilegeError),
     /// Something of the runtime failed.
     #[error("cannot {what}: {source}")]
     Io {
@@ -102,6 +106,7 @@ fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> DaemonError {
 pub async fn run(options: Options) -> Result<bool, DaemonError> {
     let loaded = config::load(&options.config)?;
     warn_of(&options.config, &loaded);
+    privileges::check()?;
     // First of all the socket: a second mhd must not touch what the first one runs.
     let listener = server::bind(&options.socket)?;
     let mut hangup = signal(SignalKind::hangup()).map_err(io("handle SIGHUP"))?;

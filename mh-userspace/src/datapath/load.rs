@@ -176,11 +176,19 @@ pub fn detach(dir: &Path) -> Result<bool, DatapathError> {
             _ => {}
         }
     }
-    fs::remove_dir(dir).map_err(DatapathError::io(format!(
-        "remove {}, in which mhd left nothing behind, but somebody else did",
-        dir.display()
-    )))?;
-    Ok(true)
+    match fs::remove_dir(dir) {
+        Ok(()) => Ok(true),
+        // The directory was made for mhd, which may not remove it: all that is in it, it may, and did.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && is_empty(dir) => Ok(true),
+        Err(source) => {
+            let what = format!("remove {}, in which mhd left nothing behind, but somebody else did", dir.display());
+            Err(DatapathError::Io { what, source })
+        }
+    }
+}
+
+fn is_empty(dir: &Path) -> bool {
+    fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none())
 }
 
 fn check_bpffs(dir: &Path) -> Result<(), DatapathError> {

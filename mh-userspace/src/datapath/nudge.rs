@@ -3,9 +3,9 @@
 //!
 //! A SYN with ACK on a connection that is established is answered with an ACK, whatever its numbers (RFC 5961 section 4.2, RFC 9293
 //! section 3.10.7.4), and that ACK meets the datapath, which resets the connection with the exact number that it carries. A stack from before
-//! RFC 5961 answers likewise if the number is out of its window, and else resets the connection itself. Nothing else does as well: stateful
-//! filters on the client drop other segments that are out of the window, and numbers that fit nobody here knows. The segment has a timestamp,
-//! as without one a peer that has agreed on timestamps may drop it (RFC 7323 section 3.2).
+//! RFC 5961 answers likewise if the number is out of its window, and else resets the connection itself. A bare ACK that is out of the window
+//! is answered by fewer stacks and dropped by stateful filters, and numbers that fit nobody here knows. The segment has a timestamp, as
+//! without one a peer that has agreed on timestamps may drop it (RFC 7323 section 3.2).
 //!
 //! The segments leave by the kernel's own routing: to the LANs, where no program of mh's sees them, or by the loopback device to the
 //! machine itself.

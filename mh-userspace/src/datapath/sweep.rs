@@ -5,12 +5,14 @@
 //! (RFC 6888 REQ-8). The walk reads in batches and removes one by one; packets go on meanwhile, and a flow that a packet revives between
 //! the look and the removal loses its entry only, which the next packet restores from the binding.
 //!
+//! What is on an address that its uplink has lost (DHCP) is over sooner, unless `on_down` holds it.
+//!
 //! The sweep also settles the limits per inside host: how many of its bindings have ended is how many it got less those that are there.
 
 use std::collections::HashMap;
 
 use mh_common::{
-    abi::Timeouts,
+    abi::{self, Timeouts},
     address::Ipv4,
     binding::{End, Inside, Outside, Peer, STATIC},
     flow::{Seen, State},
@@ -37,14 +39,18 @@ pub struct Swept {
 
 /// Removes what has expired as of `now`.
 pub fn sweep(tables: &mut Tables, timeouts: &Timeouts, now: Tick) -> Result<Swept, DatapathError> {
+    let lost = Lost::look(tables)?;
     let mut unused: HashMap<End<Ipv4>, Outside<Ipv4>> = tables
         .bindings()?
         .into_iter()
-        .filter(|(_, outside)| outside.flags & STATIC == 0 && time::passed(now, outside.expires))
+        .filter(|(inside, outside)| {
+            let over = time::passed(now, outside.expires) || lost.is(inside.uplink, outside.address);
+            outside.flags & STATIC == 0 && over
+        })
         .collect();
     let mut expired = Vec::new();
     tables.each_flow(&Filter::default(), |flow| {
-        if is_expired(&flow, timeouts, now) {
+        if is_expired(&flow, timeouts, now) || lost.ends(&flow) {
             expired.push(flow);
         } else if Seen::from(&flow.forward).any {
             unused.remove(&flow.inside_end());
@@ -74,6 +80,41 @@ pub fn sweep(tables: &mut Tables, timeouts: &Timeouts, now: Tick) -> Result<Swep
     }
     swept.rested = settle(tables, now)?;
     Ok(swept)
+}
+
+/// The addresses that uplinks have, to tell which ones they have lost.
+struct Lost {
+    uplinks: HashMap<u8, abi::Uplink>,
+    owners: HashMap<Ipv4, u32>,
+}
+
+impl Lost {
+    fn look(tables: &Tables) -> Result<Self, DatapathError> {
+        let uplinks = tables.uplinks()?.into_iter().collect();
+        let mut owners = HashMap::new();
+        tables.outside4.walk(|address, uplinks| {
+            owners.insert(address, uplinks);
+        })?;
+        Ok(Self { uplinks, owners })
+    }
+
+    /// Whether the uplink has lost this outside address, and does not hold what is on it.
+    fn is(&self, uplink: u8, address: Ipv4) -> bool {
+        let flags = self.uplinks.get(&uplink).map_or(abi::UPLINK_HOLD, |uplink| uplink.flags);
+        let owners = self.owners.get(&address).copied().unwrap_or_default();
+        flags & abi::UPLINK_HOLD == 0 && owners >> (uplink & 31) & 1 == 0
+    }
+
+    /// Whether a flow is over because of that: nothing comes back to it. A TCP connection that is to be reset waits for its client, who
+    /// is told with the next segment.
+    fn ends(&self, flow: &Flow) -> bool {
+        let translated = flow.forward.leads_outside() && flow.forward.src != flow.key.src;
+        let repins = self.uplinks.get(&flow.forward.uplink).is_some_and(|u| u.flags & abi::UPLINK_REPIN != 0);
+        let waits = flow.key.protocol == wire::PROTOCOL_TCP
+            && !repins
+            && matches!(flow.state(), State::Established | State::HalfClosed);
+        translated && !waits && self.is(flow.forward.uplink, flow.forward.src)
+    }
 }
 
 fn is_expired(flow: &Flow, timeouts: &Timeouts, now: Tick) -> bool {

@@ -1,7 +1,8 @@
 //! ICMP echo (RFC 792): one raw socket for all targets of an uplink.
 //!
-//! Requests have the identifier 0, the only one that NAT gives to no inside host, so that no binding takes the replies. They are told
-//! apart by their sequence numbers, and from those of others by a random number in the payload, without which a reply is none.
+//! Requests have the identifier 0, which NAT gives to no inside host ([`Range::IDENTIFIERS`](mh_common::ports::Range::IDENTIFIERS)), so that no binding
+//! takes the replies. They are told apart by their sequence numbers, and from those of others by a random number in the payload,
+//! without which a reply is none.
 
 use std::collections::HashMap;
 use std::io;
@@ -75,6 +76,11 @@ impl Pinger {
         Ok(())
     }
 
+    /// Is the interface that the socket was bound to still the one at `path`? It may be gone, and another have its name.
+    pub(super) fn is_on(&self, path: &Path) -> bool {
+        self.socket.get_ref().device().is_ok_and(|name| name.as_deref() == Some(path.interface.as_bytes()))
+    }
+
     /// Waits until there may be something to read.
     pub(super) async fn readable(&self) -> io::Result<()> {
         self.socket.readable().await.map(drop)
@@ -126,11 +132,6 @@ impl Pinger {
     }
 }
 
-/// Does the error say that the interface that the socket is bound to is gone? One of its name may be there again.
-pub(super) fn is_gone(error: &io::Error) -> bool {
-    matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::ENODEV | Errno::ENXIO))
-}
-
 fn retried(mut send: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     loop {
         match send() {
@@ -144,16 +145,10 @@ fn retried(mut send: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
 fn only_replies(socket: &Socket) -> io::Result<()> {
     use std::os::fd::AsRawFd as _;
     let refused: u32 = !(1 << ECHO_REPLY);
+    let length = u32::BITS / u8::BITS;
     // SAFETY: the option's value is the kernel's `struct icmp_filter`, 32 bits, which live through the call.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            SOL_RAW,
-            ICMP_FILTER,
-            (&raw const refused).cast(),
-            size_of::<u32>() as libc::socklen_t,
-        )
-    };
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), SOL_RAW, ICMP_FILTER, (&raw const refused).cast(), length) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

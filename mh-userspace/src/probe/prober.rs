@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::icmp::{self, Pinger, Request};
+use super::icmp::{Pinger, Request};
 use super::rounds::Rounds;
 use super::tls::Tls;
 use super::{Path, Round, dns, http, socket};
@@ -185,7 +185,7 @@ impl Task {
     fn ping(&mut self, path: &Path, request: Request) -> io::Result<()> {
         if let Some(pinger) = &mut self.pinger {
             match pinger.send(request) {
-                Err(error) if icmp::is_gone(&error) => self.pinger = None,
+                Err(_) if !pinger.is_on(path) => self.pinger = None,
                 sent => return sent,
             }
         }

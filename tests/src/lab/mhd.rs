@@ -44,6 +44,7 @@ pub struct Mhd {
     host: Host,
     config: PathBuf,
     socket: PathBuf,
+    prefix: Vec<String>,
     process: Option<Process>,
     old_logs: String,
     ready_after: Duration,
@@ -60,6 +61,7 @@ impl Mhd {
             host: host.clone(),
             config: file("mh.toml"),
             socket: file("mhd.sock"),
+            prefix: Vec::new(),
             process: None,
             old_logs: String::new(),
             ready_after: Duration::ZERO,
@@ -75,6 +77,11 @@ impl Mhd {
     /// If it can't be written.
     pub fn write_config(&self, config: &str) -> Result<()> {
         fs::write(&self.config, config).with_context(|| self.config.display().to_string())
+    }
+
+    /// Has mhd started by this command from now on, which is put in front of its own command line.
+    pub fn start_under(&mut self, prefix: &[&str]) {
+        self.prefix = prefix.iter().map(|&word| word.to_owned()).collect();
     }
 
     /// Starts mhd after its end, with the same config, socket and pins, and waits until it is ready.
@@ -108,7 +115,8 @@ impl Mhd {
     /// # Errors
     /// If mhd isn't built.
     pub fn arguments(&self) -> Result<Vec<String>> {
-        let mut arguments = vec![binary("mhd")?];
+        let mut arguments = self.prefix.clone();
+        arguments.push(binary("mhd")?);
         let level = std::env::var("MH_LAB_LOG").unwrap_or_else(|_| "info".into());
         let config = self.config.display().to_string();
         let socket = self.socket.display().to_string();

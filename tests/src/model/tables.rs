@@ -393,7 +393,10 @@ impl Model {
         let over: Vec<Key> = self
             .halves
             .iter()
-            .filter(|(_, half)| !half.reply && Self::has_expired_beside(half, self.answers(half), now))
+            .filter(|(key, half)| {
+                let expired = Self::has_expired_beside(half, self.answers(half), now);
+                !half.reply && (expired || self.is_stranded(key, half))
+            })
             .flat_map(|(key, half)| [Some(*key), self.answers(half).map(|_| half.to.swapped())])
             .flatten()
             .collect();
@@ -422,7 +425,10 @@ impl Model {
         let unused: Vec<End> = self
             .bindings
             .iter()
-            .filter(|(end, binding)| !binding.fixed && passed(now, binding.expires) && !used.contains(end))
+            .filter(|(end, binding)| {
+                let over = passed(now, binding.expires) || self.has_lost(end.uplink, binding.address);
+                !binding.fixed && over && !used.contains(end)
+            })
             .map(|(end, _)| *end)
             .collect();
         for end in unused {
@@ -434,6 +440,20 @@ impl Model {
         self.peers.retain(|(_, end), until| {
             !passed(now, *until) && owners.get(end).is_some_and(|owner| owner.resting.is_none())
         });
+    }
+
+    /// Whether an uplink does not have an address, and its flows are not held.
+    fn has_lost(&self, uplink: u8, address: Ipv4Addr) -> bool {
+        let on_down = self.setup.on_down[usize::from(uplink)];
+        on_down != OnDown::Hold && self.setup.outside[usize::from(uplink)] != address
+    }
+
+    /// Whether a flow is over for its address is lost: at once, but for a TCP connection that waits to be reset.
+    fn is_stranded(&self, key: &Key, half: &Half) -> bool {
+        let repins = self.setup.on_down[usize::from(half.uplink)] == OnDown::Repin;
+        let waits =
+            half.to.protocol == TCP && !repins && Self::timeout_beside(half, self.answers(half)) == TCP_ESTABLISHED;
+        half.leads_outside() && half.to.src != key.src && self.has_lost(half.uplink, half.to.src) && !waits
     }
 
     /// Ends a binding; its port rests.

@@ -24,6 +24,15 @@ pub enum Bound<'a> {
     Port(u16),
     /// An interface (`SO_BINDTODEVICE`), any address and port.
     Device(&'a str),
+    /// An interface and an address, with a mark (`SO_MARK`) on all that is sent.
+    Marked {
+        /// The interface.
+        device: &'a str,
+        /// The source address.
+        address: Ipv4Addr,
+        /// The mark.
+        mark: u32,
+    },
 }
 
 impl Bound<'_> {
@@ -37,6 +46,12 @@ impl Bound<'_> {
                 setsockopt(&socket, sockopt::BindToDevice, &device.into())
                     .with_context(|| format!("bind to {device}"))?;
                 return Ok(socket);
+            }
+            Self::Marked { device, address, mark } => {
+                setsockopt(&socket, sockopt::BindToDevice, &device.into())
+                    .with_context(|| format!("bind to {device}"))?;
+                setsockopt(&socket, sockopt::Mark, &mark).with_context(|| format!("mark {mark:#x}"))?;
+                SocketAddrV4::new(address, 0)
             }
         };
         socket::bind(socket.as_raw_fd(), &SockaddrIn::from(local)).with_context(|| format!("bind to {local}"))?;

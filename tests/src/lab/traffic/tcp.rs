@@ -3,13 +3,13 @@
 //! On a new connection the server sends one line, the peer's address as it sees it. The client then sends one byte that says
 //! what follows: `e` echo, `u` a stream from the client, `d` a stream from the server (see [`super::stream`]).
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::socket;
@@ -217,6 +217,20 @@ impl TcpFlow {
             Ok(())
         };
         exchange().with_context(|| format!("echo on {local} -> {remote}, seen as {seen}"))
+    }
+
+    /// Waits, without sending anything, until the connection is reset; tells how long that took.
+    ///
+    /// # Errors
+    /// If it is not reset within `timeout`, or ends otherwise.
+    pub fn wait_for_reset(&mut self, timeout: Duration) -> Result<Duration> {
+        let begun = Instant::now();
+        self.set_timeout(timeout)?;
+        let Self { local, remote, seen, .. } = *self;
+        match self.stream.read(&mut [0; 64]) {
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(begun.elapsed()),
+            other => bail!("{local} -> {remote}, seen as {seen}, was not reset within {timeout:?}: {other:?}"),
+        }
     }
 
     /// How long a read or a write may take from now on.
