@@ -84,10 +84,8 @@ impl Case {
             case(Cut::Carrier, Router::Classic(Probe::DEFAULT)),
             case(Cut::Carrier, Router::Classic(Probe::FAST)),
             case(Cut::BlackHole, mh("reset", Some(Probe::DEFAULT))),
-            case(Cut::BlackHole, mh("hold", Some(Probe::DEFAULT))),
             case(Cut::BlackHole, Router::Classic(Probe::DEFAULT)),
             case(Cut::BlackHole, mh("reset", Some(Probe::FAST))),
-            case(Cut::BlackHole, mh("hold", Some(Probe::FAST))),
             case(Cut::BlackHole, Router::Classic(Probe::FAST)),
         ]
     }
