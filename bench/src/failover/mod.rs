@@ -30,7 +30,7 @@ use self::round::{Cut, Sources};
 pub struct Arguments {
     /// How often each measurement is repeated.
     #[arg(long, default_value_t = 20)]
-    rounds: usize,
+    rounds: u32,
 
     /// Measures only what has this in its name.
     #[arg(long)]
@@ -176,7 +176,7 @@ pub fn measure(arguments: &Arguments) -> Result<()> {
             running.wait_until_well()?;
             settle(&lab, &udp)?;
             running.forget_flows(&lab)?;
-            let times = round::measure(&lab, tcp.address(), case.cut, &mut sources);
+            let times = round::measure(&lab, tcp.address(), case.cut, number, &mut sources);
             case.cut.mend(&lab)?;
             let times = times.with_context(|| format!("{}, round {number}", case.name()))?;
             eprintln!("{}, round {number}: {times:?}", case.name());

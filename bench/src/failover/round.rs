@@ -14,8 +14,11 @@ use mh_tests::lab::{SERVER, TwoIsps, wait_until};
 const COUNTER: SocketAddrV4 = SocketAddrV4::new(SERVER, 7100);
 /// The source ports of new flows, one after the other.
 const PORTS: std::ops::Range<u16> = 20_000..60_000;
-/// How long all is well before the cut.
+/// How long all is well before the cut, at the least; and how much longer in each round than in the one before, up to the longest interval of
+/// probes: so that cuts come at all times between two probes.
 const BEFORE: Duration = Duration::from_millis(300);
+const STEP: Duration = Duration::from_millis(25);
+const STEPS: u32 = 20;
 /// How long is measured after all is well again.
 const AFTER: Duration = Duration::from_millis(200);
 /// When a round is given up.
@@ -120,8 +123,9 @@ struct Shared {
     stop: AtomicBool,
 }
 
-/// Measures one failure. Afterwards isp1 is still cut.
-pub fn measure(lab: &TwoIsps, tcp: SocketAddrV4, cut: Cut, sources: &mut Sources) -> Result<Times> {
+/// Measures one failure, the `number`th. Afterwards isp1 is still cut.
+pub fn measure(lab: &TwoIsps, tcp: SocketAddrV4, cut: Cut, number: u32, sources: &mut Sources) -> Result<Times> {
+    let before = BEFORE + STEP * (number % STEPS);
     let shared = Shared {
         flows: Mutex::default(),
         answers: Mutex::default(),
@@ -139,7 +143,7 @@ pub fn measure(lab: &TwoIsps, tcp: SocketAddrV4, cut: Cut, sources: &mut Sources
         let outcome = (|| {
             wait_until("the first answers", GIVE_UP, || Ok(answers(shared)?.len() > 10))?;
             let begun = Instant::now();
-            wait_until("the time of the cut", GIVE_UP, || Ok(begun.elapsed() >= BEFORE))?;
+            wait_until("the time of the cut", GIVE_UP, || Ok(begun.elapsed() >= before))?;
             let cut_at = Instant::now();
             cut.make(lab)?;
             wait_until("flows by the other ISP", GIVE_UP, || {
@@ -160,10 +164,10 @@ pub fn measure(lab: &TwoIsps, tcp: SocketAddrV4, cut: Cut, sources: &mut Sources
         outcome
     })?;
     let (flows, answers) = (flows(&shared)?, answers(&shared)?);
-    let before = flows.iter().filter(|flow| flow.begun < cut_at);
-    let lost_before = before.clone().filter(|flow| flow.arrived.is_none()).count();
+    let all_well = flows.iter().filter(|flow| flow.begun < cut_at);
+    let lost_before = all_well.clone().filter(|flow| flow.arrived.is_none()).count();
     // The last ones before the cut may be on their way.
-    ensure!(lost_before * 10 < before.count(), "{lost_before} new flows were lost before the cut");
+    ensure!(lost_before * 10 < all_well.count(), "{lost_before} new flows were lost before the cut");
     // What was sent in the last moments has not arrived yet.
     let end = flows.last().context("no flows")?.begun - AFTER / 2;
     let lost = flows.iter().filter(|flow| flow.begun >= cut_at && flow.begun < end && flow.arrived.is_none());
