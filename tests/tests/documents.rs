@@ -37,3 +37,26 @@ fn rfc_compliance_names_tests_and_code_that_exist() {
     }
     assert!(tests > 40, "only {tests} tests are named: the page has another form than this test reads");
 }
+
+/// The table of `docs/failover.md` is what was measured.
+#[test]
+fn failover_tells_what_was_measured() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let text = std::fs::read_to_string(root.join("docs/failover.md")).unwrap();
+    let results = std::fs::read_to_string(root.join("bench/results/failover.json")).unwrap();
+    let results: serde_json::Value = serde_json::from_str(&results).unwrap();
+    assert!(text.contains(&format!("{} rounds of each", results["rounds"])), "the number of rounds is another one");
+    let cases = results["cases"].as_array().unwrap();
+    assert!(cases.len() >= 8);
+    let shown = |figure: &serde_json::Value| {
+        let milliseconds = figure.as_f64().unwrap();
+        if milliseconds < 100.0 { format!("{milliseconds:.1}") } else { format!("{milliseconds:.0}") }
+    };
+    for case in cases {
+        let mut row = format!("| {} |", case["name"].as_str().unwrap());
+        for column in ["first_packet_ms", "last_lost_ms", "served_ms"] {
+            row += &format!(" {} / {} ms |", shown(&case[column]["median"]), shown(&case[column]["worst"]));
+        }
+        assert!(text.contains(&row), "not in docs/failover.md: {row}");
+    }
+}

@@ -19,12 +19,12 @@ use mh_tests::lab::traffic::{Split, TcpFlow, UdpFlow, tcp_flows, udp_flows};
 use mh_tests::lab::{Frr, Lab, Mode, Options, Scene, TwoIsps, run_scene, wait_until};
 
 /// BFD: a packet every so many milliseconds, and how many may be lost.
-const BFD_INTERVAL_MS: u32 = 100;
+const BFD_INTERVAL_MS: u32 = 150;
 const BFD_MULTIPLIER: u32 = 3;
 /// The time that BFD takes to see that nothing comes any more.
 const BFD_DETECTION: Duration = Duration::from_millis((BFD_INTERVAL_MS * BFD_MULTIPLIER) as u64);
-/// What FRR, the kernel and mhd may take on top, on a busy machine.
-const SLACK: Duration = Duration::from_millis(700);
+/// What FRR, the kernel and mhd may take on top, on a busy machine. BGP by itself takes at least two seconds.
+const SLACK: Duration = Duration::from_millis(1400);
 /// How long sessions may take to be there.
 const SESSIONS: Duration = Duration::from_secs(60);
 

@@ -30,7 +30,7 @@ use self::round::{Cut, Sources};
 pub struct Arguments {
     /// How often each measurement is repeated.
     #[arg(long, default_value_t = 20)]
-    rounds: usize,
+    rounds: u32,
 
     /// Measures only what has this in its name.
     #[arg(long)]
@@ -84,10 +84,8 @@ impl Case {
             case(Cut::Carrier, Router::Classic(Probe::DEFAULT)),
             case(Cut::Carrier, Router::Classic(Probe::FAST)),
             case(Cut::BlackHole, mh("reset", Some(Probe::DEFAULT))),
-            case(Cut::BlackHole, mh("hold", Some(Probe::DEFAULT))),
             case(Cut::BlackHole, Router::Classic(Probe::DEFAULT)),
             case(Cut::BlackHole, mh("reset", Some(Probe::FAST))),
-            case(Cut::BlackHole, mh("hold", Some(Probe::FAST))),
             case(Cut::BlackHole, Router::Classic(Probe::FAST)),
         ]
     }
@@ -153,10 +151,11 @@ fn config(lab: &TwoIsps, on_down: &str, probe: Option<Probe>) -> String {
         }
         more += " }\n";
     }
-    // The flows of many rounds; few ports are shared by all of them.
-    lab.config(&[65_535, 1])
-        .replace("bindings = 16384", "bindings = 131072")
-        .replace("weight = ", &format!("{more}weight = "))
+    // One client begins the flows of many.
+    let limits = "\n[limits]\nbindings_per_source = 0\nnew_flows_per_source = 0\n";
+    let config = lab.config(&[65_535, 1]).replace("weight = ", &format!("{more}weight = "));
+    config.replace("conntrack_entries = 65536\nbindings = 16384", "conntrack_entries = 262144\nbindings = 131072")
+        + limits
 }
 
 /// Measures all cases, prints the table and writes the results.
@@ -177,7 +176,7 @@ pub fn measure(arguments: &Arguments) -> Result<()> {
             running.wait_until_well()?;
             settle(&lab, &udp)?;
             running.forget_flows(&lab)?;
-            let times = round::measure(&lab, tcp.address(), case.cut, &mut sources);
+            let times = round::measure(&lab, tcp.address(), case.cut, number, &mut sources);
             case.cut.mend(&lab)?;
             let times = times.with_context(|| format!("{}, round {number}", case.name()))?;
             eprintln!("{}, round {number}: {times:?}", case.name());

@@ -69,7 +69,7 @@ fn shown(milliseconds: f64) -> String {
 }
 
 /// Writes every sample.
-pub fn write(file: &Path, rounds: usize, rows: &[Row]) -> Result<()> {
+pub fn write(file: &Path, rounds: u32, rows: &[Row]) -> Result<()> {
     let cases = rows.iter().map(|row| {
         let columns =
             COLUMNS.iter().zip(row.figures()).zip(&row.samples).map(|(((key, _), (median, worst)), samples)| {

@@ -14,8 +14,11 @@ use mh_tests::lab::{SERVER, TwoIsps, wait_until};
 const COUNTER: SocketAddrV4 = SocketAddrV4::new(SERVER, 7100);
 /// The source ports of new flows, one after the other.
 const PORTS: std::ops::Range<u16> = 20_000..60_000;
-/// How long all is well before the cut.
+/// How long all is well before the cut, at the least; and how much longer in each round than in the one before, up to the longest interval of
+/// probes: so that cuts come at all times between two probes.
 const BEFORE: Duration = Duration::from_millis(300);
+const STEP: Duration = Duration::from_millis(25);
+const STEPS: u32 = 20;
 /// How long is measured after all is well again.
 const AFTER: Duration = Duration::from_millis(200);
 /// When a round is given up.
@@ -66,7 +69,11 @@ impl Cut {
         let isp = &lab.uplink(0)?.isp;
         match self {
             Self::Carrier => isp.set_link("eth0", well),
-            Self::BlackHole => isp.sysctl("ipv4/ip_forward", if well { "1" } else { "0" }),
+            // Where forwarding is off, the kernel may answer with ICMP; this says nothing.
+            Self::BlackHole if well => isp.nft("delete table ip hole"),
+            Self::BlackHole => isp.nft(
+                "table ip hole {\n  chain forward {\n    type filter hook forward priority -300;\n    drop\n  }\n}\n",
+            ),
         }
     }
 }
@@ -111,12 +118,20 @@ struct Shared {
     flows: Mutex<Vec<Flow>>,
     /// Answers over each connection: its number, and when.
     answers: Mutex<Vec<(usize, Instant)>>,
+    /// No more flows are begun.
+    enough: AtomicBool,
     stop: AtomicBool,
 }
 
-/// Measures one failure. Afterwards isp1 is still cut.
-pub fn measure(lab: &TwoIsps, tcp: SocketAddrV4, cut: Cut, sources: &mut Sources) -> Result<Times> {
-    let shared = Shared { flows: Mutex::default(), answers: Mutex::default(), stop: AtomicBool::new(false) };
+/// Measures one failure, the `number`th. Afterwards isp1 is still cut.
+pub fn measure(lab: &TwoIsps, tcp: SocketAddrV4, cut: Cut, number: u32, sources: &mut Sources) -> Result<Times> {
+    let before = BEFORE + STEP * (number % STEPS);
+    let shared = Shared {
+        flows: Mutex::default(),
+        answers: Mutex::default(),
+        enough: AtomicBool::new(false),
+        stop: AtomicBool::new(false),
+    };
     let counter = lab.server.enter(|| UdpSocket::bind(COUNTER))?.context("bind the counter")?;
     counter.set_read_timeout(Some(Duration::from_millis(50)))?;
     let other = lab.uplink(1)?.address;
@@ -128,15 +143,16 @@ pub fn measure(lab: &TwoIsps, tcp: SocketAddrV4, cut: Cut, sources: &mut Sources
         let outcome = (|| {
             wait_until("the first answers", GIVE_UP, || Ok(answers(shared)?.len() > 10))?;
             let begun = Instant::now();
-            wait_until("the time of the cut", GIVE_UP, || Ok(begun.elapsed() >= BEFORE))?;
+            wait_until("the time of the cut", GIVE_UP, || Ok(begun.elapsed() >= before))?;
             let cut_at = Instant::now();
             cut.make(lab)?;
             wait_until("flows by the other ISP", GIVE_UP, || {
                 Ok(first_packet(&flows(shared)?, cut_at, other).is_some())
             })?;
-            wait_until("an answer over a new connection", GIVE_UP, || Ok(served(&answers(shared)?, cut_at).is_some()))?;
             let begun = Instant::now();
             wait_until("the end", GIVE_UP, || Ok(begun.elapsed() >= AFTER))?;
+            shared.enough.store(true, Ordering::Relaxed);
+            wait_until("an answer over a new connection", GIVE_UP, || Ok(served(&answers(shared)?, cut_at).is_some()))?;
             anyhow::Ok(cut_at)
         })();
         shared.stop.store(true, Ordering::Relaxed);
@@ -148,10 +164,10 @@ pub fn measure(lab: &TwoIsps, tcp: SocketAddrV4, cut: Cut, sources: &mut Sources
         outcome
     })?;
     let (flows, answers) = (flows(&shared)?, answers(&shared)?);
-    let before = flows.iter().filter(|flow| flow.begun < cut_at);
-    let lost_before = before.clone().filter(|flow| flow.arrived.is_none()).count();
+    let all_well = flows.iter().filter(|flow| flow.begun < cut_at);
+    let lost_before = all_well.clone().filter(|flow| flow.arrived.is_none()).count();
     // The last ones before the cut may be on their way.
-    ensure!(lost_before * 10 < before.count(), "{lost_before} new flows were lost before the cut");
+    ensure!(lost_before * 10 < all_well.count(), "{lost_before} new flows were lost before the cut");
     // What was sent in the last moments has not arrived yet.
     let end = flows.last().context("no flows")?.begun - AFTER / 2;
     let lost = flows.iter().filter(|flow| flow.begun >= cut_at && flow.begun < end && flow.arrived.is_none());
@@ -187,7 +203,7 @@ fn served(answers: &[(usize, Instant)], cut_at: Instant) -> Option<Instant> {
 /// Begins a flow at each interval, from a port of its own.
 fn send(shared: &Shared, interval: Duration, sources: &mut Sources) -> Result<()> {
     let mut next = Instant::now();
-    while !shared.stop.load(Ordering::Relaxed) {
+    while !shared.enough.load(Ordering::Relaxed) && !shared.stop.load(Ordering::Relaxed) {
         thread::sleep(next.saturating_duration_since(Instant::now()));
         next += interval;
         let Ok(socket) = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, sources.next())) else { continue };
