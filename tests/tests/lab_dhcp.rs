@@ -17,7 +17,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use mh_tests::lab::traffic::{Split, TcpFlow, UdpFlow, tcp_flows, udp_flows};
+use mh_tests::lab::traffic::{Flows, TcpFlow};
 use mh_tests::lab::{Lab, Mode, Options, Process, SERVER, Scene, require_tools, run_scene, wait_for, wait_until};
 use nix::sys::signal::Signal;
 
@@ -164,34 +164,7 @@ fn learned(scene: &Scene, plan: Plan) -> Result<()> {
 /// New flows use isp1 with this address, and isp2.
 fn new_flows(scene: &Scene, plan: Plan) -> Result<()> {
     let address2 = scene.lab.uplink(1)?.address;
-    let tcp = tcp_flows(&scene.lab.client1, scene.tcp.address(), 20)?;
-    let udp = udp_flows(&scene.lab.client3, scene.udp.address(), 20)?;
-    let seen = tcp.iter().map(|flow| flow.seen).chain(udp.iter().map(|flow| flow.seen));
-    Split::of(seen).check(&[(plan.address, 1), (address2, 1)])
-}
-
-/// Flows opened before something happens.
-struct Before {
-    tcp: Vec<TcpFlow>,
-    udp: Vec<UdpFlow>,
-}
-
-impl Before {
-    fn open(scene: &Scene) -> Result<Self> {
-        let mut tcp = tcp_flows(&scene.lab.client1, scene.tcp.address(), 30)?;
-        let udp = udp_flows(&scene.lab.client3, scene.udp.address(), 30)?;
-        tcp.iter_mut().try_for_each(TcpFlow::echo)?;
-        Ok(Self { tcp, udp })
-    }
-
-    /// TCP connections that the server knows by this address.
-    fn tcp_of(&mut self, address: Ipv4Addr) -> impl Iterator<Item = &mut TcpFlow> {
-        self.tcp.iter_mut().filter(move |flow| *flow.seen.ip() == address)
-    }
-
-    fn udp_of(&self, address: Ipv4Addr) -> impl Iterator<Item = &UdpFlow> {
-        self.udp.iter().filter(move |flow| *flow.seen.ip() == address)
-    }
+    Flows::open(scene, 20)?.split().check(&[(plan.address, 1), (address2, 1)])
 }
 
 /// Runs a test with isp1's address by DHCP, and with this `on_down`.
@@ -232,7 +205,7 @@ fn reset(scene: &mut Scene, dhcp: &mut Dhcp) -> Result<()> {
     let address2 = scene.lab.uplink(1)?.address;
     for plan in [SAME_NETWORK, OTHER_NETWORK, FIRST] {
         let old = dhcp.plan.address;
-        let mut before = Before::open(scene)?;
+        let mut before = Flows::open(scene, 30)?;
         assert!(before.tcp_of(old).count() > 0 && before.udp_of(old).count() > 0);
         dhcp.renumber(scene, plan)?;
         learned(scene, plan)?;
@@ -257,7 +230,7 @@ fn reset(scene: &mut Scene, dhcp: &mut Dhcp) -> Result<()> {
 /// Flows are held, and go on once their address is there again.
 fn hold(scene: &mut Scene, dhcp: &mut Dhcp) -> Result<()> {
     let address2 = scene.lab.uplink(1)?.address;
-    let mut before = Before::open(scene)?;
+    let mut before = Flows::open(scene, 30)?;
     dhcp.renumber(scene, OTHER_NETWORK)?;
     learned(scene, OTHER_NETWORK)?;
     new_flows(scene, OTHER_NETWORK)?;
@@ -277,7 +250,7 @@ fn hold(scene: &mut Scene, dhcp: &mut Dhcp) -> Result<()> {
 /// UDP flows are bound anew.
 fn repin(scene: &mut Scene, dhcp: &mut Dhcp) -> Result<()> {
     let address2 = scene.lab.uplink(1)?.address;
-    let mut before = Before::open(scene)?;
+    let mut before = Flows::open(scene, 30)?;
     dhcp.renumber(scene, OTHER_NETWORK)?;
     learned(scene, OTHER_NETWORK)?;
     new_flows(scene, OTHER_NETWORK)?;

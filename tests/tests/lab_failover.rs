@@ -9,13 +9,12 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may")]
 
-use std::net::Ipv4Addr;
 use std::time::Instant;
 
 use anyhow::Result;
 use mh_tests::in_both_modes;
 use mh_tests::lab::Scene;
-use mh_tests::lab::traffic::{Split, TcpFlow, UdpFlow, tcp_flows, udp_flows};
+use mh_tests::lab::traffic::Flows;
 
 in_both_modes!(
     link_set_down,
@@ -26,55 +25,23 @@ in_both_modes!(
     no_uplink_left_and_back
 );
 
-/// Flows opened before something happens.
-struct Before {
-    tcp: Vec<TcpFlow>,
-    udp: Vec<UdpFlow>,
-}
-
-impl Before {
-    fn open(scene: &Scene) -> Result<Self> {
-        let tcp = tcp_flows(&scene.lab.client1, scene.tcp.address(), 40)?;
-        let udp = udp_flows(&scene.lab.client2, scene.udp.address(), 40)?;
-        let split = Split::of(tcp.iter().map(|flow| flow.seen).chain(udp.iter().map(|flow| flow.seen)));
-        assert_eq!(split.iter().count(), 2, "both uplinks take part: {split}");
-        Ok(Self { tcp, udp })
-    }
-
-    /// Flows on the uplink with this address work, unchanged.
-    fn check(&mut self, address: Ipv4Addr) -> Result<()> {
-        self.tcp.iter_mut().filter(|flow| *flow.seen.ip() == address).try_for_each(TcpFlow::echo)?;
-        for flow in self.udp.iter().filter(|flow| *flow.seen.ip() == address) {
-            assert_eq!(flow.ask()?, flow.seen);
-        }
-        Ok(())
-    }
-}
-
-/// The sources of 60 new flows.
-fn new_flows(scene: &Scene) -> Result<Split> {
-    let tcp = tcp_flows(&scene.lab.client1, scene.tcp.address(), 30)?;
-    let udp = udp_flows(&scene.lab.client2, scene.udp.address(), 30)?;
-    Ok(Split::of(tcp.iter().map(|flow| flow.seen).chain(udp.iter().map(|flow| flow.seen))))
-}
-
 /// isp1 fails by `cut`, and comes back by `mend`.
 fn isp1_fails(scene: &mut Scene, cut: fn(&Scene) -> Result<()>, mend: fn(&Scene) -> Result<()>) -> Result<()> {
     let address2 = scene.lab.uplink(1)?.address;
-    let mut before = Before::open(scene)?;
+    let mut before = Flows::open_by_both(scene, 40)?;
     let begun = Instant::now();
     cut(scene)?;
     scene.mhd.wait_for_state("isp1", "down")?;
     println!("isp1 is down {:?} after the cut began", begun.elapsed());
     assert_eq!(scene.mhd.uplink("isp1")?["effective_weight"], 0);
-    new_flows(scene)?.check(&[(address2, 1)])?;
+    Flows::open(scene, 30)?.split().check(&[(address2, 1)])?;
     before.check(address2)?;
 
     let begun = Instant::now();
     mend(scene)?;
     scene.mhd.wait_for_state("isp1", "up")?;
     println!("isp1 is up {:?} after mending began", begun.elapsed());
-    let split = new_flows(scene)?;
+    let split = Flows::open(scene, 30)?.split();
     assert_eq!(split.iter().count(), 2, "new flows use both again: {split}");
     before.check(address2)
 }
@@ -101,7 +68,7 @@ fn carrier_lost(scene: &mut Scene) -> Result<()> {
 /// A UDP flow on the dead uplink is bound anew on the other one with its next packet, and stays there when the dead one is back.
 fn udp_flows_leave_a_dead_uplink(scene: &mut Scene) -> Result<()> {
     let address2 = scene.lab.uplink(1)?.address;
-    let before = Before::open(scene)?;
+    let before = Flows::open_by_both(scene, 40)?;
     scene.lab.uplink(0)?.isp.ip(&["link set eth0 down"])?;
     scene.mhd.wait_for_state("isp1", "down")?;
     for flow in &before.udp {
@@ -132,15 +99,15 @@ fn health_by_hand(scene: &mut Scene) -> Result<()> {
 
 fn drain(scene: &mut Scene) -> Result<()> {
     let (address1, address2) = (scene.lab.uplink(0)?.address, scene.lab.uplink(1)?.address);
-    let mut before = Before::open(scene)?;
+    let mut before = Flows::open_by_both(scene, 40)?;
     scene.mhd.ctl(&["drain", "isp1"])?;
     assert_eq!(scene.mhd.uplink("isp1")?["state"], "draining");
-    new_flows(scene)?.check(&[(address2, 1)])?;
+    Flows::open(scene, 30)?.split().check(&[(address2, 1)])?;
     before.check(address1)?;
     before.check(address2)?;
     scene.mhd.ctl(&["undrain", "isp1"])?;
     assert_eq!(scene.mhd.uplink("isp1")?["state"], "up");
-    let split = new_flows(scene)?;
+    let split = Flows::open(scene, 30)?.split();
     assert_eq!(split.iter().count(), 2, "new flows use both again: {split}");
     before.check(address1)?;
     before.check(address2)
@@ -154,5 +121,5 @@ fn no_uplink_left_and_back(scene: &mut Scene) -> Result<()> {
     scene.mhd.wait_for_state("isp2", "down")?;
     scene.lab.uplink(1)?.isp.ip(&["link set eth0 up"])?;
     scene.mhd.wait_for_state("isp2", "up")?;
-    new_flows(scene)?.check(&[(scene.lab.uplink(1)?.address, 1)])
+    Flows::open(scene, 30)?.split().check(&[(scene.lab.uplink(1)?.address, 1)])
 }

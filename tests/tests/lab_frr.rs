@@ -15,7 +15,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use mh_tests::lab::traffic::{Split, TcpFlow, UdpFlow, tcp_flows, udp_flows};
+use mh_tests::lab::traffic::Flows;
 use mh_tests::lab::{Frr, Lab, Mode, Options, Scene, TwoIsps, run_scene, wait_until};
 
 /// BFD: a packet every so many milliseconds, and how many may be lost.
@@ -119,46 +119,6 @@ fn with_routing(mode: Mode, test: fn(&mut Scene, &Routing) -> Result<()>) -> Res
     })
 }
 
-/// Flows by both uplinks, opened before something happens.
-struct Before {
-    tcp: Vec<TcpFlow>,
-    udp: Vec<UdpFlow>,
-}
-
-impl Before {
-    fn open(scene: &Scene) -> Result<Self> {
-        let tcp = tcp_flows(&scene.lab.client1, scene.tcp.address(), 30)?;
-        let udp = udp_flows(&scene.lab.client3, scene.udp.address(), 30)?;
-        let split = Split::of(tcp.iter().map(|flow| flow.seen).chain(udp.iter().map(|flow| flow.seen)));
-        assert_eq!(split.iter().count(), 2, "both uplinks take part: {split}");
-        Ok(Self { tcp, udp })
-    }
-
-    /// Flows of the uplink at `index` work, unchanged.
-    fn check(&mut self, scene: &Scene, index: usize) -> Result<()> {
-        let address = scene.lab.uplink(index)?.address;
-        self.tcp.iter_mut().filter(|flow| *flow.seen.ip() == address).try_for_each(TcpFlow::echo)?;
-        for flow in self.udp.iter().filter(|flow| *flow.seen.ip() == address) {
-            assert_eq!(flow.ask()?, flow.seen);
-        }
-        Ok(())
-    }
-}
-
-/// The sources of 40 new flows.
-fn new_flows(scene: &Scene) -> Result<Split> {
-    let tcp = tcp_flows(&scene.lab.client1, scene.tcp.address(), 20)?;
-    let udp = udp_flows(&scene.lab.client3, scene.udp.address(), 20)?;
-    Ok(Split::of(tcp.iter().map(|flow| flow.seen).chain(udp.iter().map(|flow| flow.seen))))
-}
-
-/// New flows use both uplinks.
-fn both_used(scene: &Scene) -> Result<()> {
-    let split = new_flows(scene)?;
-    assert_eq!(split.iter().count(), 2, "new flows use both: {split}");
-    Ok(())
-}
-
 /// Waits until an uplink has a state; gives how long after `begun` that was.
 fn wait_for_state(scene: &Scene, name: &str, state: &str, begun: Instant) -> Result<Duration> {
     scene.mhd.wait_for_state(name, state)?;
@@ -169,7 +129,7 @@ fn wait_for_state(scene: &Scene, name: &str, state: &str, begun: Instant) -> Res
 fn withdrawn_and_announced_again(scene: &mut Scene, routing: &Routing) -> Result<()> {
     for (index, other) in [(0, 1), (1, 0), (0, 1)] {
         let uplink = scene.lab.uplink(index)?.clone();
-        let mut before = Before::open(scene)?;
+        let mut before = Flows::open_by_both(scene, 30)?;
         let default = format!("neighbor {} default-originate", uplink.address);
         let process = format!("router bgp {}", 65001 + index);
         let isp = &routing.isps[index];
@@ -180,16 +140,16 @@ fn withdrawn_and_announced_again(scene: &mut Scene, routing: &Routing) -> Result
         println!("{}: withdrawn, down after {down:?}: {}", uplink.name, view["reason"]);
         let reason = view["reason"].as_str().unwrap_or_default();
         assert!(reason.contains("gateway") || reason.contains("route"), "{reason}");
-        new_flows(scene)?.check(&[(scene.lab.uplink(other)?.address, 1)])?;
-        before.check(scene, other)?;
+        Flows::open(scene, 20)?.split().check(&[(scene.lab.uplink(other)?.address, 1)])?;
+        before.check(scene.lab.uplink(other)?.address)?;
 
         let begun = Instant::now();
         isp.configure(&[&process, "address-family ipv4 unicast", &default])?;
         let up = wait_for_state(scene, &uplink.name, "up", begun)?;
         println!("{}: announced again, up after {up:?}", uplink.name);
         assert_eq!(scene.mhd.uplink(&uplink.name)?["gateway"], uplink.gateway.to_string());
-        both_used(scene)?;
-        before.check(scene, other)?;
+        Flows::open_by_both(scene, 20)?;
+        before.check(scene.lab.uplink(other)?.address)?;
     }
     Ok(())
 }
@@ -198,7 +158,7 @@ fn withdrawn_and_announced_again(scene: &mut Scene, routing: &Routing) -> Result
 fn found_out_by_bfd(scene: &mut Scene, routing: &Routing) -> Result<()> {
     for (index, other) in [(0, 1), (1, 0)] {
         let uplink = scene.lab.uplink(index)?.clone();
-        let mut before = Before::open(scene)?;
+        let mut before = Flows::open_by_both(scene, 30)?;
         let begun = Instant::now();
         // Neighbours go on being found: nothing but what travels over IP tells.
         uplink.isp.nft(
@@ -209,8 +169,8 @@ fn found_out_by_bfd(scene: &mut Scene, routing: &Routing) -> Result<()> {
         let down = wait_for_state(scene, &uplink.name, "down", begun)?;
         println!("{}: black hole (made within {cut:?}), down after {down:?}", uplink.name);
         assert!(down < BFD_DETECTION + SLACK, "{down:?}");
-        new_flows(scene)?.check(&[(scene.lab.uplink(other)?.address, 1)])?;
-        before.check(scene, other)?;
+        Flows::open(scene, 20)?.split().check(&[(scene.lab.uplink(other)?.address, 1)])?;
+        before.check(scene.lab.uplink(other)?.address)?;
 
         let begun = Instant::now();
         uplink.isp.nft("delete table ip hole")?;
@@ -220,8 +180,8 @@ fn found_out_by_bfd(scene: &mut Scene, routing: &Routing) -> Result<()> {
         let route = begun.elapsed();
         let up = wait_for_state(scene, &uplink.name, "up", begun)?;
         println!("{}: the hole is gone, its route back after {route:?}, up after {up:?}", uplink.name);
-        both_used(scene)?;
-        before.check(scene, other)?;
+        Flows::open_by_both(scene, 20)?;
+        before.check(scene.lab.uplink(other)?.address)?;
         let sessions = routing.router.show("bfd peers")?;
         println!("{sessions}");
     }

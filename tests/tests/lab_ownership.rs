@@ -18,7 +18,7 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use mh_tests::lab::traffic::{Split, TcpFlow, tcp_flows, udp_flows};
+use mh_tests::lab::traffic::{Flows, TcpFlow, tcp_flows};
 use mh_tests::lab::{Host, Lab, Mode, Options, Scene, TwoIsps, run_scene, skipped, wait_until};
 use nix::errno::Errno;
 use nix::libc;
@@ -177,15 +177,6 @@ fn furnish(lab: &TwoIsps) -> Result<()> {
     router.nft("table ip others {\n  chain forward {\n    type filter hook forward priority 5;\n    ip daddr 10.99.99.99 drop\n  }\n}\n")
 }
 
-/// New flows work by both uplinks.
-fn both_used(scene: &Scene) -> Result<()> {
-    let tcp = tcp_flows(&scene.lab.client1, scene.tcp.address(), 20)?;
-    let udp = udp_flows(&scene.lab.client3, scene.udp.address(), 20)?;
-    let split = Split::of(tcp.iter().map(|flow| flow.seen).chain(udp.iter().map(|flow| flow.seen)));
-    assert_eq!(split.iter().count(), 2, "{split}");
-    Ok(())
-}
-
 /// Whatever mhd does, what others made stays; and what it made itself is gone in the end.
 #[test]
 fn what_others_made_stays() -> Result<()> {
@@ -217,7 +208,7 @@ fn what_others_made_stays() -> Result<()> {
         };
         let before = before.get().context("a snapshot")?;
         stays(before, "started")?;
-        both_used(scene)?;
+        Flows::open_by_both(scene, 20)?;
         for (index, name) in ["isp1", "isp2"].into_iter().enumerate() {
             let isp = &scene.lab.uplink(index)?.isp;
             isp.ip(&["link set eth0 down"])?;
@@ -235,19 +226,19 @@ fn what_others_made_stays() -> Result<()> {
             scene.configure(config)?;
             stays(before, "reloaded")?;
         }
-        both_used(scene)?;
+        Flows::open_by_both(scene, 20)?;
         scene.mhd.sigkill()?;
         stays(before, "killed")?;
         scene.mhd.start_again()?;
         stays(before, "adopted")?;
-        both_used(scene)?;
+        Flows::open_by_both(scene, 20)?;
         assert!(scene.mhd.sigterm()?.success());
         stays(before, "ended")?;
         scene.mhd.detach()?;
         gone_again(before, "detached")?;
         // Once more, with the running daemon asked to.
         scene.mhd.start_again()?;
-        both_used(scene)?;
+        Flows::open_by_both(scene, 20)?;
         scene.mhd.ctl(&["detach"])?;
         gone_again(before, "detached again")
     };
@@ -276,7 +267,7 @@ fn two_instances_side_by_side() -> Result<()> {
                 let now = (Snapshot::take(&two.lab.router)?, pins(two)?);
                 ensure!(now == before, "{after}: {:#?}, {:#?}", now.0.without(&before.0), before.0.without(&now.0));
                 flows.iter_mut().try_for_each(TcpFlow::echo).with_context(|| after.to_owned())?;
-                both_used(two).with_context(|| after.to_owned())
+                Flows::open_by_both(two, 20).map(drop).with_context(|| after.to_owned())
             };
             untouched(two, &mut flows_of_two, "nothing")?;
             one.set_weights(1, 0)?;
@@ -300,7 +291,7 @@ fn two_instances_side_by_side() -> Result<()> {
             two.mhd.ctl(&["detach"])?;
             // Its turn; the flows that were flushed are gone.
             flows_of_one.clear();
-            both_used(&one).context("the other one detached")
+            Flows::open_by_both(&one, 20).map(drop).context("the other one detached")
         },
     )
 }

@@ -19,7 +19,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use mh_tests::lab::traffic::{Split, TcpFlow, tcp_flows, udp_flows};
+use mh_tests::lab::traffic::{Flows, Split, TcpFlow, udp_flows};
 use mh_tests::lab::{Lab, Mode, Options, SERVER, Scene, run_scene, wait_until};
 use nix::sys::signal::Signal;
 
@@ -130,10 +130,7 @@ fn all_expired(scene: &Scene, maps: &[&'static str], timeout: Duration) -> Resul
 
 /// New flows work by both uplinks.
 fn both_used(scene: &Scene) -> Result<()> {
-    let tcp = tcp_flows(&scene.lab.client1, scene.tcp.address(), 20)?;
-    let udp = udp_flows(&scene.lab.client3, scene.udp.address(), 20)?;
-    let split = Split::of(tcp.iter().map(|flow| flow.seen).chain(udp.iter().map(|flow| flow.seen)));
-    assert_eq!(split.iter().count(), 2, "{split}");
+    Flows::open_by_both(scene, 20)?;
     assert_eq!(scene.lab.client1.ping(SERVER, 2)?, 2);
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -24,7 +25,7 @@ use crate::{
         events::{EventLog, Happening},
     },
     core::{Core, Desired, Event, Neighbour, Overrides, changes},
-    datapath::{DatapathError, apply::Datapath, routing},
+    datapath::{DatapathError, apply::Datapath},
     health::Start,
     netlink,
     probe::{Path, Round},
@@ -206,17 +207,13 @@ impl Controller {
         }
     }
 
-    /// Has the kernel make sure that the gateways are still there.
-    pub fn check_gateways(&mut self) {
-        for &(ifindex, gateway) in self.in_force.iter().flat_map(|desired| &desired.gateways) {
-            let checked = match self.core.observed().neighbour(ifindex, gateway) {
-                Some(Neighbour::Known { .. }) => routing::check_gateway(ifindex, gateway),
-                Some(Neighbour::Failed) | None => routing::keep_gateway(ifindex, gateway),
-            };
-            if let Err(error) = checked {
-                tracing::warn!("{error}");
-            }
-        }
+    /// The gateways (interface, address) that should be there, and whether the kernel knows them.
+    pub fn gateways(&self) -> Vec<(u32, Ipv4Addr, bool)> {
+        let known = |ifindex, gateway| {
+            matches!(self.core.observed().neighbour(ifindex, gateway), Some(Neighbour::Known { .. }))
+        };
+        let gateways = self.in_force.iter().flat_map(|desired| &desired.gateways);
+        gateways.map(|&(ifindex, gateway)| (ifindex, gateway, known(ifindex, gateway))).collect()
     }
 
     /// Notes what is in force now, and tells what has changed for people.

@@ -16,6 +16,7 @@ mod saved;
 mod supervisor;
 
 use std::{
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     pin::pin,
     sync::Arc,
@@ -40,7 +41,7 @@ use self::{
 use crate::{
     config,
     control::{api::EventKind, events::Happening, server},
-    datapath::{DatapathError, flows, load, sweep, tables::Tables},
+    datapath::{DatapathError, flows, load, routing, sweep, tables::Tables},
     netlink,
 };
 
@@ -144,6 +145,7 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
     let mut timer = every(SWEEP_INTERVAL);
     let mut gateways = every(GATEWAY_CHECK_INTERVAL);
     let mut sweeping = None;
+    let mut checking = None;
     let mut detached = None;
     let outcome = loop {
         tokio::select! {
@@ -153,7 +155,11 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
             },
             Some(round) = rounds.recv() => controller.take(&round),
             () = until(controller.next_wake()) => controller.wake(),
-            _ = gateways.tick() => controller.check_gateways(),
+            _ = gateways.tick() => {
+                if checking.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+                    checking = Some(spawn_check(controller.gateways()));
+                }
+            }
             Some(command) = inbox.recv() => match command {
                 Command::Detach(reply) => {
                     detached = Some(reply);
@@ -266,6 +272,19 @@ fn warn_of_strict_filters(views: &Views) {
             );
         }
     }
+}
+
+/// Has the kernel make sure that the gateways (interface, address, known) are still there. On a thread of its own: it waits for a lock that the
+/// whole system shares.
+fn spawn_check(gateways: Vec<(u32, Ipv4Addr, bool)>) -> tokio::task::JoinHandle<()> {
+    spawn_blocking(move || {
+        for (ifindex, gateway, known) in gateways {
+            let ask = if known { routing::check_gateway } else { routing::keep_gateway };
+            if let Err(error) = ask(ifindex, gateway) {
+                tracing::warn!("{error}");
+            }
+        }
+    })
 }
 
 fn spawn_sweep(dir: PathBuf, timeouts: mh_common::abi::Timeouts) -> tokio::task::JoinHandle<()> {

@@ -123,20 +123,25 @@ fn rule(priority: u32, action: RuleAction, attributes: impl IntoIterator<Item = 
 /// If the kernel refuses; what was done until then stays.
 pub fn apply(wanted: &Routing) -> Result<(), DatapathError> {
     let mut socket = Requests::open()?;
-    let rules = wanted.rules();
+    // What is as it should be is not touched: changes wait for a lock that the whole system shares.
+    let mut rules = wanted.rules();
     for rule in own_rules(&mut socket)? {
-        if !rules.iter().any(|wanted| is_same(wanted, &rule)) {
-            socket.request("remove a routing rule", RouteNetlinkMessage::DelRule(rule), 0, &[libc::ENOENT])?;
+        match rules.iter().position(|wanted| is_same(wanted, &rule)) {
+            Some(there) => drop(rules.swap_remove(there)),
+            None => socket.request("remove a routing rule", RouteNetlinkMessage::DelRule(rule), 0, &[libc::ENOENT])?,
         }
     }
     for rule in rules {
         let flags = NLM_F_CREATE | NLM_F_EXCL;
         socket.request("add a routing rule", RouteNetlinkMessage::NewRule(rule), flags, &[libc::EEXIST])?;
     }
-    let routes = wanted.routes();
+    let mut routes = wanted.routes();
     for route in own_routes(&mut socket)? {
-        if !routes.iter().any(|wanted| table_of(wanted) == table_of(&route)) {
-            socket.request("remove a route", RouteNetlinkMessage::DelRoute(route), 0, &[libc::ESRCH])?;
+        match routes.iter().position(|wanted| table_of(wanted) == table_of(&route)) {
+            Some(there) if is_same_way(&routes[there], &route) => drop(routes.swap_remove(there)),
+            // Replaced below.
+            Some(_) => {}
+            None => socket.request("remove a route", RouteNetlinkMessage::DelRoute(route), 0, &[libc::ESRCH])?,
         }
     }
     for route in routes {
@@ -224,6 +229,14 @@ pub fn remove() -> Result<(), DatapathError> {
 fn is_same(wanted: &RuleMessage, found: &RuleMessage) -> bool {
     wanted.header.action == found.header.action
         && wanted.attributes.iter().all(|attribute| found.attributes.contains(attribute))
+}
+
+/// Whether a route of the kernel's leads where the one that is wanted does.
+fn is_same_way(wanted: &RouteMessage, found: &RouteMessage) -> bool {
+    let leads = |attribute: &&RouteAttribute| matches!(attribute, RouteAttribute::Gateway(_) | RouteAttribute::Oif(_));
+    let count = |route: &RouteMessage| route.attributes.iter().filter(leads).count();
+    wanted.attributes.iter().filter(leads).all(|attribute| found.attributes.contains(attribute))
+        && count(wanted) == count(found)
 }
 
 fn is_own(attributes: &[RuleAttribute]) -> bool {

@@ -29,8 +29,7 @@ pub struct Prober {
 impl Prober {
     /// Starts probing in the runtime that this is called in.
     ///
-    /// While `path` has none, rounds fail for want of an address. When it changes, rounds that are not over are dropped, and sockets
-    /// are opened anew. The prober also ends when the other end of `path` or `rounds` is gone.
+    /// While `path` has none, there are no rounds. When it changes, rounds that are not over are dropped, and sockets are opened anew. The prober also ends when the other end of `path` or `rounds` is gone.
     #[must_use]
     pub fn start(
         uplink: String,
@@ -147,13 +146,9 @@ impl Task {
     }
 
     fn begin_round(&mut self, now: Duration) {
+        // Without a way there is nothing to find out.
+        let Some(path) = self.path.clone() else { return };
         let round = self.rounds.begin(now + self.probe.timeout);
-        let Some(path) = self.path.clone() else {
-            for target in 0..self.probe.targets.len() {
-                self.rounds.set(round, target, Outcome::Failed(Failure::NoAddress));
-            }
-            return;
-        };
         if let Some(pinger) = &mut self.pinger {
             pinger.forget_before(now.saturating_sub(self.probe.timeout));
         }

@@ -6,6 +6,7 @@
 mod asked;
 mod datagram;
 mod datagrams;
+mod flows;
 mod fragment;
 mod own;
 mod sniffer;
@@ -17,6 +18,7 @@ mod udp;
 pub use self::asked::Asked;
 pub use self::datagram::DatagramSocket;
 pub use self::datagrams::Datagrams;
+pub use self::flows::Flows;
 pub use self::fragment::{ArrivalCounter, Datagram, Fragment, RawSender, UDP};
 pub use self::own::{Bound, raw};
 pub use self::sniffer::{Segment, Sniffer};
