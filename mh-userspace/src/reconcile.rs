@@ -124,7 +124,9 @@ pub fn plan(in_force: Option<&Desired>, desired: &Desired) -> Vec<Action> {
         actions.push(Action::LeaveGateway(ifindex, gateway));
     }
     for &(ifindex, gateway) in &desired.gateways {
-        if !in_force.is_some_and(|d| d.gateways.contains(&(ifindex, gateway))) {
+        let which = (ifindex, gateway);
+        let newly_sought = desired.sought.contains(&which) && !in_force.is_some_and(|d| d.sought.contains(&which));
+        if newly_sought || !in_force.is_some_and(|d| d.gateways.contains(&which)) {
             actions.push(Action::KeepGateway(ifindex, gateway));
         }
     }
@@ -268,6 +270,7 @@ mod tests {
                 interfaces: BTreeMap::new(),
                 local,
                 gateways: BTreeSet::new(),
+                sought: BTreeSet::new(),
                 neighbour_epoch,
             };
             for (index, (ifindex, healthy, weight, name)) in uplinks {

@@ -180,6 +180,9 @@ pub async fn serve<B: Backend>(
 #[derive(Clone)]
 struct Unlimited(watch::Sender<bool>);
 
+/// How long nobody is accepted after descriptors or memory were short.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
+
 /// Ends when the connection's time is over.
 async fn time_limit(mut unlimited: watch::Receiver<bool>, mut ending: watch::Receiver<bool>) {
     let lifted = async {
@@ -203,8 +206,15 @@ async fn accept(listener: &UnixListener, places: &Arc<Semaphore>) -> io::Result<
     let Ok(place) = Arc::clone(places).acquire_owned().await else { return Ok(None) };
     match listener.accept().await {
         Ok((stream, _)) => Ok(Some((stream, place))),
-        // The client went away before it was accepted, or descriptors are short for the moment.
+        // The client went away before it was accepted.
         Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => Ok(None),
+        // Descriptors or memory are short for the moment.
+        Err(error)
+            if matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM)) =>
+        {
+            sleep(SHORTAGE_PAUSE).await;
+            Ok(None)
+        }
         Err(error) => Err(error),
     }
 }

@@ -39,7 +39,7 @@ enum Trouble {
 }
 
 impl Condition {
-    /// Looks at one uplink. `unreachable`: gateways (interface, address) that don't answer; `health`: what its probes say, if it has any.
+    /// Looks at one uplink. `unreachable`: gateways (interface, address) that are not there any more; `health`: what its probes say, if it has any.
     pub fn of(
         uplink: &config::Uplink,
         overrides: &Overrides,

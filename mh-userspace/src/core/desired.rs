@@ -147,6 +147,8 @@ pub struct Desired {
     pub local: BTreeSet<Ipv4Addr>,
     /// Gateways (interface, address) whose Ethernet address the kernel should know.
     pub gateways: BTreeSet<(u32, Ipv4Addr)>,
+    /// Those of them that have fallen silent and should be looked for.
+    pub sought: BTreeSet<(u32, Ipv4Addr)>,
     /// The neighbour epoch.
     pub neighbour_epoch: u32,
 }
@@ -180,6 +182,7 @@ impl Desired {
             interfaces: BTreeMap::new(),
             local: observed.local().clone(),
             gateways: BTreeSet::new(),
+            sought: BTreeSet::new(),
             neighbour_epoch: observed.neighbour_epoch(),
         };
         let hook = match config.datapath.mode {

@@ -27,7 +27,13 @@ pub use indices::Indices;
 pub use observed::{DefaultRoute, Event, Hop, Link, Neighbour, Observed};
 
 use self::damping::Damper;
-use crate::{config::Config, health::Health};
+use crate::{
+    config::{self, Config},
+    health::Health,
+};
+
+/// How long a gateway that does not answer is looked for by broadcasts before it counts as gone.
+const SEARCH_TIME: Duration = Duration::from_secs(1);
 
 /// Everything that decides about what should be. Times are since an arbitrary start.
 #[derive(Debug, Clone)]
@@ -39,8 +45,8 @@ pub struct Core {
     /// What the probes of uplinks say, by name.
     health: BTreeMap<String, Health>,
     dampers: BTreeMap<String, Damper>,
-    /// Uplinks' gateways (interface, address) that have not answered, and have not been heard of since.
-    unreachable: BTreeSet<(u32, Ipv4Addr)>,
+    /// Uplinks' gateways (interface, address) that have not answered, and have not been heard of since, with the time of the first silence.
+    silent: BTreeMap<(u32, Ipv4Addr), Duration>,
     /// What came out last.
     last: Option<Desired>,
 }
@@ -58,7 +64,7 @@ impl Core {
             observed,
             health: BTreeMap::new(),
             dampers: BTreeMap::new(),
-            unreachable: BTreeSet::new(),
+            silent: BTreeMap::new(),
             last: None,
         }
     }
@@ -110,9 +116,10 @@ impl Core {
     /// Puts another configuration in place. Uplinks keep their indices.
     pub fn configure(&mut self, config: Config) {
         self.indices.assign(&config);
-        let is_configured = |name: &str| config.uplink_index(name).is_some();
-        self.health.retain(|name, _| is_configured(name));
-        self.dampers.retain(|name, _| is_configured(name));
+        let damping = |config: &Config, name: &str| config.uplinks.iter().find(|u| u.name == name).map(|u| u.damping);
+        self.health.retain(|name, _| config.uplink_index(name).is_some());
+        // A hold is that of the damping that imposed it.
+        self.dampers.retain(|name, _| damping(&config, name) == damping(&self.config, name));
         self.config = config;
     }
 
@@ -138,68 +145,92 @@ impl Core {
 
     /// What should be, as of `now`.
     pub fn desired(&mut self, now: Duration) -> Desired {
-        self.follow_gateways();
-        let conditions: Vec<Condition> = self.config.uplinks.iter().map(|uplink| self.condition(uplink)).collect();
-        let conditions: Vec<Condition> = conditions
-            .into_iter()
-            .zip(&self.config.uplinks)
-            .map(|(mut condition, uplink)| {
-                let damper = self.dampers.entry(uplink.name.clone()).or_default();
-                if condition.by_hand {
-                    *damper = Damper::default();
-                    return condition;
-                }
-                damper.note(condition.usable, &uplink.damping, now);
-                if damper.held_until(now).is_some() {
-                    let damping = &uplink.damping;
-                    condition.usable = false;
-                    condition.reason = format!(
-                        "flapping: lost {} times within {}s, used again when well for {}s",
-                        damping.losses,
-                        damping.within.as_secs(),
-                        damping.hold.as_secs()
-                    );
-                }
-                condition
-            })
-            .collect();
-        let new =
-            |observed: &Observed| Desired::new(&self.config, &self.indices, &self.overrides, observed, &conditions);
-        let mut desired = new(&self.observed);
+        self.follow_gateways(now);
+        let unreachable = self.unreachable(now);
+        let mut conditions: Vec<Condition> =
+            self.config.uplinks.iter().map(|uplink| self.condition(uplink, &unreachable)).collect();
+        self.damp(&mut conditions, now);
+        let new = |observed: &Observed, silent: &BTreeMap<(u32, Ipv4Addr), Duration>| {
+            let mut desired = Desired::new(&self.config, &self.indices, &self.overrides, observed, &conditions);
+            desired.sought.extend(silent.keys().filter(|gateway| desired.gateways.contains(gateway)));
+            desired
+        };
+        let mut desired = new(&self.observed, &self.silent);
         if self.last.as_ref().is_some_and(|last| desired.leads_elsewhere_than(last)) {
             self.observed.begin_epoch();
-            desired = new(&self.observed);
+            desired = new(&self.observed, &self.silent);
         }
         self.last = Some(desired.clone());
         desired
     }
 
-    fn condition(&self, uplink: &crate::config::Uplink) -> Condition {
+    /// Holds back uplinks that come and go; but not all that are left, since that protects nothing.
+    fn damp(&mut self, conditions: &mut [Condition], now: Duration) {
+        let mut held = Vec::with_capacity(conditions.len());
+        for (condition, uplink) in conditions.iter().zip(&self.config.uplinks) {
+            let damper = self.dampers.entry(uplink.name.clone()).or_default();
+            if condition.by_hand {
+                *damper = Damper::default();
+            } else {
+                damper.note(condition.usable, &uplink.damping, now);
+            }
+            held.push(damper.held_until(now).is_some());
+        }
+        if !conditions.iter().zip(&held).any(|(condition, held)| condition.usable && !held) {
+            return;
+        }
+        for ((condition, uplink), _) in
+            conditions.iter_mut().zip(&self.config.uplinks).zip(held).filter(|(_, held)| *held)
+        {
+            let damping = &uplink.damping;
+            condition.usable = false;
+            condition.reason = format!(
+                "flapping: lost {} times within {}s, used again when well for {}s",
+                damping.losses,
+                damping.within.as_secs(),
+                damping.hold.as_secs()
+            );
+        }
+    }
+
+    fn condition(&self, uplink: &config::Uplink, unreachable: &BTreeSet<(u32, Ipv4Addr)>) -> Condition {
         let health = self.health.get(&uplink.name);
-        Condition::of(uplink, &self.overrides, &self.observed, &self.unreachable, health)
+        Condition::of(uplink, &self.overrides, &self.observed, unreachable, health)
     }
 
     /// Keeps a gateway that has not answered in mind until it is heard of, even if the kernel forgets it and looks for it anew.
-    fn follow_gateways(&mut self) {
+    fn follow_gateways(&mut self, now: Duration) {
         let observed = &self.observed;
-        let former = std::mem::take(&mut self.unreachable);
+        let former = std::mem::take(&mut self.silent);
         for uplink in &self.config.uplinks {
             let Some(link) = observed.link_named(&uplink.interface).filter(|link| link.carrier) else { continue };
             let Some(gateway) = uplink.gateway.or_else(|| observed.default_gateway(link.ifindex)) else { continue };
             let which = (link.ifindex, gateway);
-            let unreachable = match observed.neighbour(link.ifindex, gateway) {
-                Some(Neighbour::Failed) => true,
-                Some(Neighbour::Known { .. }) => false,
-                None => former.contains(&which),
+            let since = former.get(&which).copied();
+            let since = match observed.neighbour(link.ifindex, gateway) {
+                Some(Neighbour::Failed) => Some(since.unwrap_or(now)),
+                Some(Neighbour::Known { .. }) => None,
+                None => since,
             };
-            if unreachable {
-                self.unreachable.insert(which);
-            }
+            self.silent.extend(since.map(|since| (which, since)));
         }
     }
 
-    /// When [`Self::desired`] will come to something else by itself: an uplink's hold ends.
+    /// The gateways that are not there any more. One that has just fallen silent may have other hardware, and answer a broadcast: it is
+    /// sought first.
+    fn unreachable(&self, now: Duration) -> BTreeSet<(u32, Ipv4Addr)> {
+        self.silent.iter().filter(|(_, since)| **since + SEARCH_TIME <= now).map(|(which, _)| *which).collect()
+    }
+
+    /// When [`Self::desired`] will come to something else by itself: an uplink's hold ends, or the search for a gateway.
     pub fn wake(&self, now: Duration) -> Option<Duration> {
-        self.dampers.values().filter_map(|damper| damper.held_until(now)).min()
+        let held = self.dampers.values().filter_map(|damper| damper.held_until(now));
+        let sought = self.silent.values().map(|since| *since + SEARCH_TIME).filter(|until| *until > now);
+        held.chain(sought).min()
+    }
+
+    /// Counts neighbour epochs on from those of another state of the same core, which may have been in force.
+    pub const fn skip_epochs_of(&mut self, other: &Self) {
+        self.observed.continue_epoch(other.observed.neighbour_epoch());
     }
 }

@@ -113,7 +113,7 @@ fn another_uplink_stands_in_for_a_default_route_that_is_dead() {
 
 #[test]
 fn every_trouble_has_its_reason() {
-    let cases: [(&[Event], &str); 9] = [
+    let cases: [(&[Event], &str); 8] = [
         (&[Event::LinkGone(WAN1)], "interface wan1 does not exist"),
         (&[Event::Link(link(WAN1, "wan9"))], "interface wan1 does not exist"),
         (&[Event::Link(Link { carrier: false, ..link(WAN1, "wan1") })], "carrier lost"),
@@ -128,7 +128,6 @@ fn every_trouble_has_its_reason() {
             &[Event::DefaultRouteGone(route(100, WAN1, GATEWAY1))],
             "no gateway: none configured and no default route by wan1",
         ),
-        (&[Event::NeighbourFailed(WAN1, GATEWAY1)], "gateway 198.51.100.1 not reachable"),
     ];
     for (events, reason) in cases {
         let mut core = core();
@@ -150,22 +149,39 @@ fn an_enslaved_interface_is_left_alone() {
 
 #[test]
 fn a_gateway_that_has_not_answered_stays_dead_until_it_is_heard_of() {
+    let known = Event::Neighbour { ifindex: WAN1, address: GATEWAY1, mac: [1; 6], fixed: false };
+    let dead = down("gateway 198.51.100.1 not reachable");
     let mut core = core();
     core.observe(vec![Event::NeighbourFailed(WAN1, GATEWAY1)]);
-    assert!(!is_up(&mut core, 0, s(0)));
+    let desired = core.desired(s(0));
+    assert_eq!((desired.views[0].state, desired.sought), (UplinkState::Up, [(WAN1, GATEWAY1)].into()));
+    assert_eq!(core.wake(s(0)), Some(s(1)));
+    assert_eq!(state(&mut core, 0, s(1)), dead);
     // The kernel forgets it, and looks for it anew.
     core.observe(vec![Event::NeighbourGone(WAN1, GATEWAY1)]);
-    assert!(!is_up(&mut core, 0, s(1)));
-    core.observe(vec![Event::Neighbour { ifindex: WAN1, address: GATEWAY1, mac: [1; 6], fixed: false }]);
-    assert!(is_up(&mut core, 0, s(2)));
+    assert_eq!(state(&mut core, 0, s(2)), dead);
+    core.observe(vec![known.clone()]);
+    assert!(is_up(&mut core, 0, s(3)));
     // With the carrier goes what was known.
     core.observe(vec![Event::NeighbourFailed(WAN1, GATEWAY1)]);
-    assert!(!is_up(&mut core, 0, s(3)));
+    assert!(is_up(&mut core, 0, s(4)));
+    assert_eq!(state(&mut core, 0, s(5)), dead);
     core.observe(vec![Event::NeighbourGone(WAN1, GATEWAY1)]);
     core.observe(vec![Event::Link(Link { carrier: false, ..link(WAN1, "wan1") })]);
-    assert_eq!(state(&mut core, 0, s(4)), down("carrier lost"));
+    assert_eq!(state(&mut core, 0, s(6)), down("carrier lost"));
     core.observe(vec![Event::Link(link(WAN1, "wan1"))]);
-    assert!(is_up(&mut core, 0, s(5)));
+    assert!(is_up(&mut core, 0, s(7)));
+}
+
+#[test]
+fn a_gateway_with_other_hardware_is_found_before_it_counts_as_gone() {
+    let mut core = core();
+    core.observe(vec![Event::NeighbourFailed(WAN1, GATEWAY1)]);
+    assert!(is_up(&mut core, 0, s(0)));
+    core.observe(vec![Event::NeighbourGone(WAN1, GATEWAY1)]);
+    core.observe(vec![Event::Neighbour { ifindex: WAN1, address: GATEWAY1, mac: [2; 6], fixed: false }]);
+    assert!(is_up(&mut core, 0, s(2)));
+    assert_eq!(core.wake(s(2)), None);
 }
 
 #[test]
@@ -242,8 +258,10 @@ fn up_by_hand_overrules_what_looks_dead_but_not_what_is_missing() {
     core.set_health("isp1", health(false, "probe icmp://192.0.2.1 3/3 lost", None));
     assert!(is_up(&mut core, 0, s(0)));
     core.observe(vec![Event::NeighbourFailed(WAN1, GATEWAY1)]);
-    core.observe(vec![Event::Link(Link { carrier: false, ..link(WAN1, "wan1") })]);
     assert!(is_up(&mut core, 0, s(0)));
+    assert!(is_up(&mut core, 0, s(9)));
+    core.observe(vec![Event::Link(Link { carrier: false, ..link(WAN1, "wan1") })]);
+    assert!(is_up(&mut core, 0, s(9)));
     core.observe(vec![Event::LinkGone(WAN1)]);
     assert_eq!(state(&mut core, 0, s(0)), down("interface wan1 does not exist"));
 }
@@ -306,7 +324,16 @@ fn an_uplink_that_flaps_is_held() {
     assert!(!is_up(&mut core, 0, s(32)));
     carrier(&mut core, true);
     assert!(!is_up(&mut core, 0, s(33)));
+    let held = core.clone();
     core.overrides_mut().health.insert("isp1".into(), HealthOverride::Up);
+    assert!(is_up(&mut core, 0, s(34)));
+    // So does what is configured anew.
+    let mut core = held.clone();
+    core.configure(config::parse(&text.replace("hold = \"10s\"", "hold = \"11s\"")).unwrap().config);
+    assert!(is_up(&mut core, 0, s(34)));
+    // And the only uplink that is left is not held.
+    let mut core = held;
+    core.observe(vec![Event::Link(Link { carrier: false, ..link(WAN2, "wan2") })]);
     assert!(is_up(&mut core, 0, s(34)));
 }
 
@@ -403,10 +430,12 @@ proptest! {
             other.observe(events.to_vec());
             other.desired(s(0));
         }
-        let expected = settled(one.desired(s(0)));
-        prop_assert_eq!(&settled(other.desired(s(0))), &expected);
+        one.desired(s(0));
+        other.desired(s(0));
+        let expected = settled(one.desired(s(9)));
+        prop_assert_eq!(&settled(other.desired(s(9))), &expected);
         // A dump of what holds now comes to the same, too.
         other.observe_anew(histories.concat());
-        prop_assert_eq!(settled(other.desired(s(0))), expected);
+        prop_assert_eq!(settled(other.desired(s(9))), expected);
     }
 }

@@ -50,12 +50,24 @@ pub struct Controller {
     in_force: Option<Desired>,
     events: EventLog,
     probes: Probes,
-    /// Uplinks that were down when this controller took over.
-    down_before: BTreeSet<String>,
+    before: Before,
     nudges: Nudges,
     /// An action failed: what is in force is not what is recorded.
     retry: Option<Retry>,
     clock: Instant,
+}
+
+/// What a former controller left, until this one has started.
+#[derive(Debug, Default)]
+struct Before {
+    /// Uplinks that were down.
+    down: BTreeSet<String>,
+    /// Indices of uplinks that are configured no more.
+    gone: Vec<u8>,
+    /// Gateways (interface, address) of all uplinks.
+    gateways: Vec<(u32, Ipv4Addr)>,
+    /// One bit per uplink that could be used.
+    healthy: u64,
 }
 
 /// When everything is put in force again.
@@ -70,7 +82,7 @@ struct Retry {
 impl Controller {
     /// Loads the datapath; puts nothing in force yet.
     pub fn new(options: &Options, config: Config, probes: Probes) -> Result<Self, DatapathError> {
-        let (mut datapath, notes) = Datapath::open(&options.bpffs, &config.datapath, options.debug)?;
+        let (datapath, notes) = Datapath::open(&options.bpffs, &config.datapath, options.debug)?;
         let events = EventLog::default();
         notes.iter().for_each(|note| warn(&events, note));
         let mut indices = datapath.indices()?;
@@ -78,9 +90,8 @@ impl Controller {
         let was_down = |name: &str| indices.get(name).is_some_and(|index| !live.is_healthy(index));
         let names = config.uplinks.iter().map(|uplink| uplink.name.clone());
         let down_before = names.filter(|name| was_down(name)).collect();
-        for gone in indices.assign(&config) {
-            datapath.apply(&Action::RemoveUplink(gone))?;
-        }
+        let gone = indices.assign(&config);
+        let gateways_before = datapath.gateways()?;
         let saved = saved::load(&options.state, &options.config).unwrap_or_else(|error| {
             let dir = options.state.display();
             warn(&events, &format!("what was saved in {dir} can't be read and is not used: {error}"));
@@ -98,7 +109,7 @@ impl Controller {
             datapath,
             in_force: None,
             probes,
-            down_before,
+            before: Before { down: down_before, gone, gateways: gateways_before, healthy: live.healthy },
             retry: None,
             clock: Instant::now(),
             nudges: Nudges::default(),
@@ -139,11 +150,29 @@ impl Controller {
     pub fn start(&mut self, facts: Vec<Event>) -> Result<(), DatapathError> {
         self.core.observe_anew(facts);
         self.configure_probes();
-        // Of uplinks that are probed from a later time on, more is known by then.
-        self.down_before.clear();
+        let before = std::mem::take(&mut self.before);
         let desired = self.core.desired(self.now());
+        // What is in force takes flows until it is replaced: none may go to an uplink that is down, or is no more.
+        let healthy = before.healthy & desired.healthy;
+        let neighbour_epoch = self.datapath.live()?.neighbour_epoch;
+        self.datapath.apply(&Action::SetLive { healthy, neighbour_epoch })?;
+        let (reused, gone): (Vec<u8>, Vec<u8>) =
+            before.gone.into_iter().partition(|index| desired.uplinks.contains_key(index));
+        for index in reused {
+            self.datapath.apply(&Action::RemoveUplink(index))?;
+        }
+        for (ifindex, gateway) in before.gateways.into_iter().filter(|gateway| !desired.gateways.contains(gateway)) {
+            self.datapath.apply(&Action::LeaveGateway(ifindex, gateway))?;
+        }
         for action in reconcile::plan(None, &desired) {
-            self.datapath.apply(&action)?;
+            match self.datapath.apply(&action) {
+                // It was there when everything was listed.
+                Err(error) if matches!(&action, Action::Attach(ifindex, _) if !exists(*ifindex)) => self.failed(&error),
+                outcome => outcome?,
+            }
+        }
+        for index in gone {
+            self.datapath.apply(&Action::RemoveUplink(index))?;
         }
         self.datapath.remove_leftovers(&desired)?;
         self.datapath.finish_upgrade()?;
@@ -226,27 +255,38 @@ impl Controller {
             }
             self.events.push(change);
         }
-        for view in &desired.views {
-            let mark = mark::of_uplink(view.index, self.core.config().datapath.mark_mask);
-            let source = view.addresses.first().map(|range| range.first);
-            let path = source.map(|source| Path { interface: view.interface.clone(), source, mark });
-            self.probes.set_path(&view.name, path);
-        }
         self.nudges.follow(self.datapath.dir(), self.in_force.as_ref(), &desired);
         self.in_force = Some(desired);
+        self.set_paths();
     }
 
-    /// Probes what the configuration says.
-    fn configure_probes(&mut self) {
+    /// Probes what the configuration says. Returns whether that decides anything anew.
+    fn configure_probes(&mut self) -> bool {
         let uplinks = self.core.config().uplinks.clone();
         self.probes.retain(|name| uplinks.iter().any(|uplink| uplink.name == name));
-        // What was before says nothing about a probe that is configured later.
-        let down_before = std::mem::take(&mut self.down_before);
+        let mut changed = false;
         for uplink in &uplinks {
-            let start = if down_before.contains(&uplink.name) { Start::Down } else { Start::Up };
+            // What was before says nothing about a probe that is configured later.
+            let start = if self.before.down.contains(&uplink.name) { Start::Down } else { Start::Up };
             if let Some(health) = self.probes.configure(&uplink.name, uplink.probe.as_ref(), start) {
-                self.core.set_health(&uplink.name, health);
+                changed |= self.core.set_health(&uplink.name, health);
             }
+        }
+        self.set_paths();
+        changed
+    }
+
+    /// Has the probes take the uplinks' ways.
+    fn set_paths(&self) {
+        let observed = self.core.observed();
+        for view in self.in_force.iter().flat_map(|desired| &desired.views) {
+            let mark = mark::of_uplink(view.index, self.core.config().datapath.mark_mask);
+            // Addresses that are routed here without being the machine's own are none to send from.
+            let mut own = view.addresses.iter().flat_map(|range| range.addresses());
+            let own = own.find(|address| observed.local().contains(address));
+            let primary = || observed.primary_address(observed.link_named(&view.interface)?.ifindex);
+            let path = own.or_else(primary).map(|source| Path { interface: view.interface.clone(), source, mark });
+            self.probes.set_path(&view.name, path);
         }
     }
 
@@ -277,10 +317,15 @@ impl Controller {
             ControlError::Invalid(reason)
         })?;
         let changed = differences(self.core.config(), &loaded.config);
-        let warnings = loaded.warnings.iter().map(|w| format!("line {}: {}", w.line, w.message)).collect();
+        let mut warnings: Vec<String> =
+            loaded.warnings.iter().map(|w| format!("line {}: {}", w.line, w.message)).collect();
+        let sizes = |config: &Config| (config.datapath.conntrack_entries, config.datapath.bindings);
+        if sizes(self.core.config()) != sizes(&loaded.config) {
+            warnings
+                .push("conntrack_entries and bindings take effect with the next start after mhd --detach".to_owned());
+        }
         let former = self.core.clone();
         self.core.configure(loaded.config);
-        self.configure_probes();
         let desired = self.core.desired(self.now());
         let actions = reconcile::plan(self.in_force.as_ref(), &desired);
         let mut done = 0;
@@ -289,8 +334,8 @@ impl Controller {
             self.datapath.apply(action)
         });
         if let Err(error) = outcome {
-            self.core = former;
-            self.configure_probes();
+            let tried = std::mem::replace(&mut self.core, former);
+            self.core.skip_epochs_of(&tried);
             if let Some(before) = &self.in_force {
                 for action in reconcile::back(before, &desired, &actions[..done]) {
                     if let Err(error) = self.datapath.apply(&action) {
@@ -304,6 +349,10 @@ impl Controller {
             return Err(ControlError::Internal(format!("{reason}; the configuration that was in force stays")));
         }
         self.put_on_record(desired);
+        // Not before: a reload that is refused leaves the probes as they are.
+        if self.configure_probes() {
+            self.reconcile();
+        }
         let count = changed.len();
         self.events.push(Happening::new(EventKind::Reload, format!("the configuration was read: {count} changes")));
         Ok(Reloaded { changed, warnings })
@@ -441,6 +490,11 @@ impl Controller {
 fn warn(events: &EventLog, text: &str) {
     tracing::warn!("{text}");
     events.push(Happening::new(EventKind::Warning, text));
+}
+
+/// Whether there is an interface with this index.
+fn exists(ifindex: u32) -> bool {
+    nix::net::if_::if_indextoname(ifindex).is_ok()
 }
 
 fn one_line(text: &str) -> String {

@@ -24,6 +24,7 @@ use std::{
 };
 
 use aya_log::EbpfLogger;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     io::unix::AsyncFd,
     signal::unix::{SignalKind, signal},
@@ -114,6 +115,7 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
     let mut terminate = signal(SignalKind::terminate()).map_err(io("handle SIGTERM"))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(io("handle SIGINT"))?;
 
+    raise_descriptor_limit();
     let (facts, mut changes) = netlink::open().await?;
     let (probes, mut rounds) = Probes::new();
     let mut controller = Controller::new(&options, loaded.config, probes)?;
@@ -175,7 +177,10 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
             _ = hangup.recv() => {
                 supervisor.reloading();
                 match controller.reload() {
-                    Ok(reloaded) => tracing::info!("reloaded: {} changes", reloaded.changed.len()),
+                    Ok(reloaded) => {
+                        reloaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+                        tracing::info!("reloaded: {} changes", reloaded.changed.len());
+                    }
                     Err(error) => tracing::error!("reload refused, nothing changed: {error}"),
                 }
                 supervisor.ready(&controller.state());
@@ -203,6 +208,8 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
     };
     supervisor.stopping();
     drop(logger);
+    // Who waits for an answer still is told that there is none.
+    drop(inbox);
     // A hook that runs is killed with its runner.
     hook_runner.abort();
     let _ = hook_runner.await;
@@ -248,6 +255,15 @@ fn warn_of(path: &Path, loaded: &config::Loaded) {
     }
 }
 
+/// Each probe that is on its way has a socket; the usual limit is for programs that `select`.
+fn raise_descriptor_limit() {
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!("cannot raise the limit of open files: {error}");
+    }
+}
+
 /// The kernel's routing tells what is for an uplink, and refuses to tell while forwarding is off.
 fn warn_of_forwarding() {
     let enabled = std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").is_ok_and(|text| text.trim() == "1");
@@ -268,7 +284,7 @@ fn warn_of_strict_filters(views: &Views) {
         if !loose && (strict("all") || strict(interface)) {
             tracing::warn!(
                 "the reverse-path filter on {interface} is strict: what others ask this machine by uplinks other than the default \
-                 route's gets lost; make it loose: sysctl -w net.ipv4.conf.{interface}.rp_filter=2"
+                 route's, and what answers probes there, gets lost; make it loose: sysctl -w net.ipv4.conf.{interface}.rp_filter=2"
             );
         }
     }

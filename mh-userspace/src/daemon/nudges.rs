@@ -3,6 +3,7 @@
 //! The datapath resets a lost connection with the client's next segment; [`mod@nudge`] sees to it that there is one.
 
 use std::{
+    collections::BTreeSet,
     path::Path,
     sync::{
         Arc, Weak,
@@ -32,16 +33,16 @@ impl Nudges {
         for which in before.into_iter().flat_map(|before| lost(before, desired)) {
             let healthy = Arc::downgrade(&self.healthy);
             let dir = dir.to_owned();
-            spawn_blocking(move || run(&dir, which, &healthy));
+            spawn_blocking(move || run(&dir, &which, &healthy));
         }
     }
 }
 
-fn run(dir: &Path, which: Which, healthy: &Weak<AtomicU64>) {
+fn run(dir: &Path, which: &Which, healthy: &Weak<AtomicU64>) {
     let goes_on = || {
         healthy.upgrade().is_some_and(|healthy| match which {
             Which::Uplink(index) => healthy.load(Ordering::Relaxed) >> index & 1 == 0,
-            Which::Address(..) => true,
+            Which::Addresses(..) => true,
         })
     };
     match nudge::nudge(dir, which, goes_on) {
@@ -67,7 +68,10 @@ fn lost(before: &Desired, desired: &Desired) -> Vec<Which> {
         let has = |owners: Option<&u32>| owners.is_some_and(|owners| owners >> index & 1 != 0);
         let addresses = before.outside.iter().filter(|(_, owners)| has(Some(owners)));
         let gone = addresses.filter(|(address, _)| !has(desired.outside.get(address)));
-        lost.extend(gone.map(|(&address, _)| Which::Address(index, address)));
+        let gone: BTreeSet<_> = gone.map(|(&address, _)| address).collect();
+        if !gone.is_empty() {
+            lost.push(Which::Addresses(index, gone));
+        }
     }
     lost
 }
@@ -112,7 +116,9 @@ mod tests {
 
     #[test]
     fn who_lost_an_address() {
-        for (on_down, expected) in [("reset", vec![Which::Address(0, OLD)]), ("repin", vec![]), ("hold", vec![])] {
+        for (on_down, expected) in
+            [("reset", vec![Which::Addresses(0, [OLD].into())]), ("repin", vec![]), ("hold", vec![])]
+        {
             let before = desired(on_down);
             assert_eq!(before.outside.get(&OLD), Some(&1));
             let mut renumbered = before.clone();

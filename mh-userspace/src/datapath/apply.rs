@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
 };
 
@@ -52,6 +53,12 @@ impl Datapath {
     /// Health and neighbour epoch in force.
     pub fn live(&self) -> Result<Live, DatapathError> {
         self.tables.live.get(&0, 0).map_err(DatapathError::map("read the live state"))
+    }
+
+    /// The gateways (interface, address) of the adopted uplinks.
+    pub fn gateways(&self) -> Result<Vec<(u32, Ipv4Addr)>, DatapathError> {
+        let uplinks = self.tables.uplinks()?.into_iter().filter(|(_, uplink)| uplink.ifindex != 0);
+        Ok(uplinks.map(|(_, uplink)| (uplink.ifindex, uplink.v4.gateway.into())).collect())
     }
 
     /// The BPF object, for its log.
@@ -134,11 +141,11 @@ impl Datapath {
             }
         }
         let local: Vec<_> = self.tables.local4.keys().filter_map(Result::ok).collect();
-        for address in local.into_iter().map(std::net::Ipv4Addr::from).filter(|a| !desired.local.contains(a)) {
+        for address in local.into_iter().map(Ipv4Addr::from).filter(|a| !desired.local.contains(a)) {
             self.apply(&Action::RemoveLocal(address))?;
         }
         let outside: Vec<_> = self.tables.outside4.keys().filter_map(Result::ok).collect();
-        for address in outside.into_iter().map(std::net::Ipv4Addr::from).filter(|a| !desired.outside.contains_key(a)) {
+        for address in outside.into_iter().map(Ipv4Addr::from).filter(|a| !desired.outside.contains_key(a)) {
             self.apply(&Action::RemoveOutside(address))?;
         }
         for port in self.tables.forwards()?.into_iter().filter(|port| !desired.forwards.contains_key(port)) {

@@ -14,6 +14,7 @@
 //! behaviour: a segment that the kernel refuses is left out; its client notices by its own timeouts.
 
 use std::{
+    collections::BTreeSet,
     hash::{BuildHasher as _, RandomState},
     net::{Ipv4Addr, SocketAddrV4},
     os::fd::{AsRawFd as _, OwnedFd},
@@ -48,30 +49,32 @@ const TCP_HEADER_LEN: usize = wire::TCP_LEN + 12;
 const SEGMENT_LEN: usize = wire::IPV4_LEN + TCP_HEADER_LEN;
 
 /// Whose clients are nudged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Which {
     /// Those of the flows on the uplink with this index.
     Uplink(u8),
-    /// Those of its flows that have this address outside.
-    Address(u8, Ipv4Addr),
+    /// Those of its flows that have one of these addresses outside.
+    Addresses(u8, BTreeSet<Ipv4Addr>),
 }
 
 impl Which {
     /// Whether the datapath answers the client's next segment on this flow with a RST.
-    fn takes(self, flow: &Flow) -> bool {
+    fn takes(&self, flow: &Flow) -> bool {
         let forward = &flow.forward;
         let lost = match self {
             // What the remote end began waits for its uplink.
             Self::Uplink(_) => forward.flags & flow::ASKED == 0,
-            Self::Address(_, address) => forward.src == address.into() && forward.src != flow.key.src,
+            Self::Addresses(_, addresses) => {
+                forward.src != flow.key.src && addresses.contains(&Ipv4Addr::from(forward.src))
+            }
         };
         let waits = matches!(flow.state(), State::Established | State::HalfClosed);
         lost && waits && forward.flags & flow::HAIRPIN == 0
     }
 
-    fn filter(self) -> Filter {
-        let (Self::Uplink(uplink) | Self::Address(uplink, _)) = self;
-        Filter { uplink: Some(uplink), protocol: Some(wire::PROTOCOL_TCP), ..Filter::default() }
+    fn filter(&self) -> Filter {
+        let (Self::Uplink(uplink) | Self::Addresses(uplink, _)) = self;
+        Filter { uplink: Some(*uplink), protocol: Some(wire::PROTOCOL_TCP), ..Filter::default() }
     }
 }
 
@@ -80,7 +83,7 @@ impl Which {
 ///
 /// # Errors
 /// If the maps can't be read, or a raw socket can't be had (CAP_NET_RAW).
-pub fn nudge(dir: &Path, which: Which, goes_on: impl Fn() -> bool) -> Result<u64, DatapathError> {
+pub fn nudge(dir: &Path, which: &Which, goes_on: impl Fn() -> bool) -> Result<u64, DatapathError> {
     let mut ends = Vec::new();
     Tables::open(dir)?.each_flow(&which.filter(), |flow| {
         if which.takes(&flow) {
@@ -198,8 +201,9 @@ mod tests {
 
     #[test]
     fn who_is_nudged() {
-        let (uplink, address) = (Which::Uplink(0), Which::Address(0, [198, 51, 100, 2].into()));
-        for which in [uplink, address] {
+        let addresses = |last| Which::Addresses(0, [[198, 51, 100, last].into()].into());
+        let (uplink, address) = (Which::Uplink(0), addresses(2));
+        for which in [&uplink, &address] {
             assert!(which.takes(&flow(0)));
             assert!(which.takes(&flow(flow::HOST)), "the machine's own");
             assert!(!which.takes(&flow(flow::HAIRPIN)));
@@ -209,7 +213,7 @@ mod tests {
             assert!(!which.takes(&reset));
         }
         assert!(!uplink.takes(&flow(flow::ASKED)) && address.takes(&flow(flow::ASKED)));
-        assert!(!Which::Address(0, [198, 51, 100, 3].into()).takes(&flow(0)));
+        assert!(!addresses(3).takes(&flow(0)));
         let mut plain = flow(0);
         plain.key.src = plain.forward.src;
         assert!(uplink.takes(&plain) && !address.takes(&plain), "an address that is not translated");

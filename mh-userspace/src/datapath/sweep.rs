@@ -86,6 +86,8 @@ pub fn sweep(tables: &mut Tables, timeouts: &Timeouts, now: Tick) -> Result<Swep
 struct Lost {
     uplinks: HashMap<u8, abi::Uplink>,
     owners: HashMap<Ipv4, u32>,
+    /// New flows find an uplink. While they find none, nothing is given up: an address that was lost may come back.
+    elsewhere: bool,
 }
 
 impl Lost {
@@ -95,14 +97,17 @@ impl Lost {
         tables.outside4.walk(|address, uplinks| {
             owners.insert(address, uplinks);
         })?;
-        Ok(Self { uplinks, owners })
+        let failed = DatapathError::map("read what is in force");
+        let policy = tables.policies.get(&abi::DEFAULT_POLICY, 0).map_err(failed)?;
+        let live = tables.live.get(&0, 0).map_err(DatapathError::map("read the live state"))?;
+        Ok(Self { uplinks, owners, elsewhere: policy.members & live.healthy != 0 })
     }
 
     /// Whether the uplink has lost this outside address, and does not hold what is on it.
     fn is(&self, uplink: u8, address: Ipv4) -> bool {
         let flags = self.uplinks.get(&uplink).map_or(abi::UPLINK_HOLD, |uplink| uplink.flags);
         let owners = self.owners.get(&address).copied().unwrap_or_default();
-        flags & abi::UPLINK_HOLD == 0 && owners >> (uplink & 31) & 1 == 0
+        self.elsewhere && flags & abi::UPLINK_HOLD == 0 && owners >> (uplink & 31) & 1 == 0
     }
 
     /// Whether a flow is over because of that: nothing comes back to it. A TCP connection that is to be reset waits for its client, who

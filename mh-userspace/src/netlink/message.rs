@@ -6,7 +6,7 @@ use rtnetlink::{
     packet_core::NLM_F_REPLACE,
     packet_route::{
         AddressFamily, RouteNetlinkMessage,
-        address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
+        address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
         link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
         neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
         route::{RouteAddress, RouteAttribute, RouteMessage, RouteType},
@@ -24,7 +24,10 @@ const RT_TABLE_LOCAL: u32 = 255;
 pub fn events(message: &RouteNetlinkMessage, flags: u16) -> Vec<Event> {
     match message {
         RouteNetlinkMessage::NewLink(message) => link(message).into_iter().collect(),
-        RouteNetlinkMessage::DelLink(message) => vec![Event::LinkGone(message.header.index)],
+        // A bridge announces in its own family that a port leaves it.
+        RouteNetlinkMessage::DelLink(message) if message.header.interface_family == AddressFamily::Unspec => {
+            vec![Event::LinkGone(message.header.index)]
+        }
         RouteNetlinkMessage::NewAddress(message) => address(message, true).into_iter().collect(),
         RouteNetlinkMessage::DelAddress(message) => address(message, false).into_iter().collect(),
         RouteNetlinkMessage::NewRoute(message) => route(message, Some(flags)).into_iter().collect(),
@@ -65,6 +68,10 @@ pub fn link(message: &LinkMessage) -> Option<Event> {
 }
 
 pub fn address(message: &AddressMessage, there: bool) -> Option<Event> {
+    // One of the link alone (169.254.0.0/16, RFC 3927) is no address to send to others with.
+    if there && !matches!(message.header.scope, AddressScope::Universe | AddressScope::Site) {
+        return None;
+    }
     let ifindex = message.header.index;
     let secondary = message.header.flags.contains(AddressHeaderFlags::Secondary);
     // On a point-to-point link IFA_ADDRESS is the peer's; IFA_LOCAL is the interface's own.
@@ -124,6 +131,10 @@ pub fn route(message: &RouteMessage, new: Option<u16>) -> Option<Event> {
 }
 
 pub fn neighbour(message: &NeighbourMessage, there: bool) -> Option<Event> {
+    // Bridges and tunnels announce what they learn in a family of their own.
+    if message.header.family != AddressFamily::Inet {
+        return None;
+    }
     let ifindex = message.header.ifindex;
     let mut address = None;
     let mut mac = None;

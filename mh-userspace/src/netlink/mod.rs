@@ -24,6 +24,7 @@ use rtnetlink::{
 };
 use tokio::{
     sync::mpsc,
+    task::JoinHandle,
     time::{Instant, sleep_until},
 };
 
@@ -185,12 +186,17 @@ async fn next_batch(socket: &TokioSocket) -> io::Result<Batch> {
     Ok(batch)
 }
 
-/// Passes on what changes, until nobody listens.
+/// Passes on what changes, until nobody listens. Events go on while everything is being listed: those are told again after the list, since it
+/// may be older.
 async fn follow(mut socket: TokioSocket, changes: mpsc::Sender<Change>) {
     let mut resync = Instant::now() + RESYNC_INTERVAL;
     // Nothing is dumped before.
     let mut rest = Instant::now();
+    let mut listing: Option<JoinHandle<Result<Vec<Event>, NetlinkError>>> = None;
+    let mut begun = Instant::now();
+    let mut meanwhile = Vec::new();
     loop {
+        let idle = listing.is_none();
         let change = tokio::select! {
             biased;
             batch = next_batch(&socket) => match batch {
@@ -200,6 +206,9 @@ async fn follow(mut socket: TokioSocket, changes: mpsc::Sender<Change>) {
                     }
                     if batch.incomplete || batch.lost {
                         resync = resync.min((Instant::now() + SETTLE_TIME).max(rest));
+                    }
+                    if !idle {
+                        meanwhile.extend_from_slice(&batch.events);
                     }
                     Change::Events(batch.events)
                 }
@@ -217,26 +226,42 @@ async fn follow(mut socket: TokioSocket, changes: mpsc::Sender<Change>) {
                     continue;
                 }
             },
-            () = sleep_until(resync) => {
-                let begun = Instant::now();
-                match dump().await {
-                    Ok(facts) => {
+            listed = ended(&mut listing) => {
+                listing = None;
+                match listed {
+                    Ok(mut facts) => {
                         rest = Instant::now() + (begun.elapsed() * REST_FACTOR).max(LEAST_REST);
-                        resync = Instant::now() + RESYNC_INTERVAL;
+                        resync = resync.max(rest);
+                        facts.append(&mut meanwhile);
                         Change::All(facts)
                     }
                     Err(error) => {
                         tracing::error!("{error}");
+                        meanwhile.clear();
                         resync = Instant::now() + RETRY_TIME;
                         continue;
                     }
                 }
+            }
+            () = sleep_until(resync), if idle => {
+                begun = Instant::now();
+                resync = begun + RESYNC_INTERVAL;
+                listing = Some(tokio::spawn(dump()));
+                continue;
             }
             () = changes.closed() => return,
         };
         if change != Change::Events(Vec::new()) && changes.send(change).await.is_err() {
             return;
         }
+    }
+}
+
+/// What a task comes to; without one, never.
+async fn ended<T>(task: &mut Option<JoinHandle<Result<T, NetlinkError>>>) -> Result<T, NetlinkError> {
+    match task {
+        Some(task) => task.await.map_err(|error| NetlinkError::Open(io::Error::other(error)))?,
+        None => std::future::pending().await,
     }
 }
 

@@ -65,6 +65,12 @@ struct Task {
 impl Task {
     fn new(uplink: String, probe: Arc<Probe>, mut follow: watch::Receiver<Option<Path>>) -> Self {
         let path = follow.borrow_and_update().clone().map(Arc::new);
+        let tls = Arc::<Tls>::default();
+        if probe.targets.iter().any(|target| matches!(target.check(), Check::Http(http) if http.tls)) {
+            // Begun here, since a probe that reads certificates for longer than its timeout would begin anew each time.
+            let tls = Arc::clone(&tls);
+            tokio::spawn(async move { tls.config().await.map(drop) });
+        }
         Self {
             schedule: Schedule::new(stagger(&uplink, probe.interval), probe.interval),
             rounds: Rounds::new(probe.targets.len()),
@@ -75,7 +81,7 @@ impl Task {
             begun: Instant::now(),
             asking: JoinSet::new(),
             pinger: None,
-            tls: Arc::default(),
+            tls,
         }
     }
 

@@ -442,10 +442,11 @@ impl Model {
         });
     }
 
-    /// Whether an uplink does not have an address, and its flows are not held.
+    /// Whether an uplink does not have an address, and its flows are not held, and would find another.
     fn has_lost(&self, uplink: u8, address: Ipv4Addr) -> bool {
         let on_down = self.setup.on_down[usize::from(uplink)];
-        on_down != OnDown::Hold && self.setup.outside[usize::from(uplink)] != address
+        let elsewhere = self.setup.members & self.healthy != 0;
+        elsewhere && on_down != OnDown::Hold && self.setup.outside[usize::from(uplink)] != address
     }
 
     /// Whether a flow is over for its address is lost: at once, but for a TCP connection that waits to be reset.
