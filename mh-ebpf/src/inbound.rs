@@ -118,6 +118,8 @@ fn enter<Fam: Tables + Header>(
                 return Err(Verdict::Unsolicited);
             }
         }
+        // Each answer to a probe would be a flow of its own.
+        Transport::UDP if nat::is_answered_here::<Fam, false>(frame, packet) => return Err(Verdict::NoFlow),
         Transport::UDP | Transport::ECHO_REQUEST => {}
         _ => return Err(Verdict::NoFlow),
     }

@@ -188,8 +188,8 @@ pub fn is_open<Fam: Tables + Header, const EGRESS: bool>(
         _ if forward => {}
         _ => return false,
     }
-    match socket_state::<Fam, EGRESS>(frame, packet.transport, address, port, remote, remote_port) {
-        Some(state) => forward && (state == TCP_LISTEN || state == TCP_CLOSE),
+    match find_socket::<Fam, EGRESS>(frame, packet.transport, address, port, remote, remote_port) {
+        Some(socket) => forward && !socket.is_connected(),
         None => true,
     }
 }
@@ -235,19 +235,47 @@ pub fn has_socket<Fam: Header, const EGRESS: bool>(
     remote: Fam::Address,
     remote_port: u16,
 ) -> bool {
-    socket_state::<Fam, EGRESS>(frame, transport, address, port, remote, remote_port).is_some()
+    find_socket::<Fam, EGRESS>(frame, transport, address, port, remote, remote_port).is_some()
 }
 
-/// The state of the socket of the machine itself that would take a packet from the remote to this address and port.
+/// Whether what the machine itself answers to the packet leaves by the packet's interface and with the address that it came to, come what
+/// may: its socket is bound to the one and connected from the other, as those of probes are.
 #[inline(always)]
-fn socket_state<Fam: Header, const EGRESS: bool>(
+pub fn is_answered_here<Fam: Header, const EGRESS: bool>(
+    frame: &TcFrame<EGRESS>,
+    packet: &Packet<Fam::Address>,
+) -> bool {
+    let key = &packet.key;
+    find_socket::<Fam, EGRESS>(frame, packet.transport, key.dst, key.dport, key.src, key.sport)
+        .is_some_and(|socket| socket.is_connected() && socket.device != 0)
+}
+
+/// What is known of a socket of the machine itself.
+#[derive(Clone, Copy)]
+struct Socket {
+    /// The kernel's number for its state.
+    state: u32,
+    /// The interface that it is bound to; zero: none.
+    device: u32,
+}
+
+impl Socket {
+    #[inline(always)]
+    const fn is_connected(self) -> bool {
+        self.state != TCP_LISTEN && self.state != TCP_CLOSE
+    }
+}
+
+/// The socket of the machine itself that would take a packet from the remote to this address and port.
+#[inline(always)]
+fn find_socket<Fam: Header, const EGRESS: bool>(
     frame: &TcFrame<EGRESS>,
     transport: Transport,
     address: Fam::Address,
     port: u16,
     remote: Fam::Address,
     remote_port: u16,
-) -> Option<u32> {
+) -> Option<Socket> {
     let mut tuple = SocketTuple { remote, local: address, remote_port, local_port: port };
     let (ctx, tuple, size) = (frame.context(), (&raw mut tuple).cast(), size_of::<SocketTuple<Fam::Address>>() as u32);
     // SAFETY: the tuple has the kernel's layout and lives through the call; a socket that is found is released at once.
@@ -260,8 +288,8 @@ fn socket_state<Fam: Header, const EGRESS: bool>(
         if socket.is_null() {
             return None;
         }
-        let state = (*socket).state;
+        let found = Socket { state: (*socket).state, device: (*socket).bound_dev_if };
         bpf_sk_release(socket.cast());
-        Some(state)
+        Some(found)
     }
 }

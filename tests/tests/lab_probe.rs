@@ -117,6 +117,9 @@ fn targets_of_each_kind(scene: &mut Scene) -> Result<()> {
     }
     wait_until("ten further rounds to be sent", PATIENCE, || Ok(scene.count_of("pass_host")? >= passed + 80))?;
     assert_eq!(scene.count_of("misrouted")?, 0);
+    // There are none but probes so far, and they take no room of flows.
+    assert_eq!(scene.mhd.flows(&[])?, [] as [Value; 0]);
+    assert_eq!(scene.bindings()?, [] as [Value; 0]);
     assert!(asked.peers().contains(&isp1.into()) && asked.peers().contains(&isp2.into()), "{:?}", asked.peers());
     for (sniffer, address) in sniffers.iter().zip([isp1, isp2]) {
         let text = sniffer.text();
