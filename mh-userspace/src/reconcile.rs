@@ -8,10 +8,7 @@ use std::net::Ipv4Addr;
 
 use mh_common::abi;
 
-use crate::{
-    core::{Desired, ForwardedPort, InsidePort, ManagedInterface},
-    datapath::routing::Routing,
-};
+use crate::core::{Desired, ForwardedPort, InsidePort, ManagedInterface, Routing};
 
 /// One step. Each is idempotent.
 #[derive(Debug, Clone, PartialEq)]
@@ -192,7 +189,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::{core::Hook, datapath::routing::Way};
+    use crate::core::{Hook, Way};
 
     /// What the kernel would hold after actions.
     #[derive(Debug, Default, PartialEq)]

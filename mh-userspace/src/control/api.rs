@@ -3,10 +3,12 @@
 //! Field names, states, verdicts and drop reasons are a contract with users: fields are added, never renamed or removed. Counters
 //! are monotonic while the maps live. Times are in seconds, bytes are counted from the IP header on.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+
+pub use crate::core::{HealthOverride, UplinkState};
 
 use super::events::EventLog;
 
@@ -23,31 +25,6 @@ pub struct Status {
     pub flows: FlowTotals,
     /// How full the binding table is.
     pub bindings: Usage,
-}
-
-/// Whether an uplink takes flows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum UplinkState {
-    /// Takes new flows.
-    Up,
-    /// Can't be used; the reason says why.
-    Down,
-    /// Takes no new flows, by hand; pinned ones stay.
-    Draining,
-    /// Its weight is zero.
-    Disabled,
-}
-
-impl fmt::Display for UplinkState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Up => "up",
-            Self::Down => "down",
-            Self::Draining => "draining",
-            Self::Disabled => "disabled",
-        })
-    }
 }
 
 /// One uplink.
@@ -137,18 +114,6 @@ pub struct WeightsRequest {
     /// Keep them across restarts of mhd.
     #[serde(default)]
     pub save: bool,
-}
-
-/// `PUT /v1/uplinks/NAME/health`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum HealthOverride {
-    /// Up, whatever is observed.
-    Up,
-    /// Down, whatever is observed.
-    Down,
-    /// As observed.
-    Auto,
 }
 
 /// `PUT /v1/uplinks/NAME/health` with more to say than the health alone.

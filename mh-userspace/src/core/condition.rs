@@ -2,10 +2,9 @@
 
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
-use super::{Link, Observed, Overrides};
+use super::{HealthOverride, Link, Observed, Overrides};
 use crate::{
     config::{self, AddressRange},
-    control::api::HealthOverride,
     health::Health,
 };
 

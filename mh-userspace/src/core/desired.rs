@@ -10,12 +10,8 @@ use mh_common::{
     hash,
 };
 
-use super::{Condition, Indices, Link, Neighbour, Observed, records};
-use crate::{
-    config::{AddressRange, Config, HashMode, Mode, OnDown, Uplink},
-    control::api::{HealthOverride, UplinkState},
-    datapath::routing::{Routing, Way},
-};
+use super::{Condition, HealthOverride, Indices, Link, Neighbour, Observed, Routing, UplinkState, Way, records};
+use crate::config::{AddressRange, Config, HashMode, Mode, OnDown, Uplink};
 
 /// What was ordered by hand, by uplink name. Survives a reload.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -3,8 +3,7 @@
 //! Pure. Every change of state, reason or warning is one [`Change`]: also of the reason alone, of an uplink that is new, and of one that is
 //! configured no more.
 
-use super::UplinkView;
-use crate::control::api::UplinkState;
+use super::{UplinkState, UplinkView};
 
 /// Why an uplink that is configured no more has no state.
 const REMOVED: &str = "removed from the configuration";

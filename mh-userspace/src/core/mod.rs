@@ -11,6 +11,7 @@ mod events;
 mod indices;
 mod observed;
 mod records;
+mod terms;
 #[cfg(test)]
 mod tests;
 
@@ -25,6 +26,7 @@ pub use desired::{Desired, ForwardedPort, Hook, InsidePort, ManagedInterface, Ov
 pub use events::{Change, changes};
 pub use indices::Indices;
 pub use observed::{DefaultRoute, Event, Hop, Link, Neighbour, Observed};
+pub use terms::{HealthOverride, Routing, UplinkState, Way};
 
 use self::damping::Damper;
 use crate::{

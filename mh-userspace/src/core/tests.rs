@@ -5,10 +5,7 @@ use std::{net::Ipv4Addr, time::Duration};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{
-    config::{self, AddressRange},
-    control::api::{HealthOverride, UplinkState},
-};
+use crate::config::{self, AddressRange};
 
 const CONFIG: &str = r#"
     lan = ["lan*"]

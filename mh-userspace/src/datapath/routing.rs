@@ -10,7 +10,7 @@
 //!
 //! Ownership: rules and routes carry [`PROTOCOL`]; nothing else is looked at, and nothing of it is left by [`remove`].
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::net::Ipv4Addr;
 
 use mh_common::abi::{self, mark};
 use rtnetlink::{
@@ -27,6 +27,7 @@ use rtnetlink::{
 };
 
 use super::{DatapathError, requests::Requests};
+use crate::core::{Routing, Way};
 
 /// Who made a rule or a route (`RTPROT_*`): a number that nobody else has (`/etc/iproute2/rt_protos`).
 pub const PROTOCOL: u8 = 109;
@@ -42,26 +43,6 @@ const SPARE_PRIORITY: u32 = 32_764;
 const MAIN_TABLE: u32 = 254;
 /// What the machine itself sends comes from this interface.
 const ITSELF: &str = "lo";
-
-/// What the kernel's routing should do for mh.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Routing {
-    /// The bits of packets' marks that are mh's.
-    pub mark_mask: u32,
-    /// Per uplink that is there: where its packets go.
-    pub uplinks: BTreeMap<u8, Way>,
-    /// The uplink that what the machine itself sends leaves by, in place of the kernel's default route; one of `uplinks`.
-    pub spare: Option<u8>,
-}
-
-/// The way out by an uplink.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Way {
-    /// Its interface.
-    pub ifindex: u32,
-    /// Its gateway; `None` if destinations are on the link.
-    pub gateway: Option<Ipv4Addr>,
-}
 
 impl Routing {
     fn mark(&self, value: u32) -> u32 {
