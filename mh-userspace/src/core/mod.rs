@@ -51,6 +51,8 @@ pub struct Core {
     silent: BTreeMap<(u32, Ipv4Addr), Duration>,
     /// What came out last.
     last: Option<Desired>,
+    /// When something else will come out, if nothing happens until then.
+    wake: Option<Duration>,
 }
 
 impl Core {
@@ -68,6 +70,7 @@ impl Core {
             dampers: BTreeMap::new(),
             silent: BTreeMap::new(),
             last: None,
+            wake: None,
         }
     }
 
@@ -163,6 +166,9 @@ impl Core {
             desired = new(&self.observed, &self.silent);
         }
         self.last = Some(desired.clone());
+        let held = self.dampers.values().filter_map(|damper| damper.held_until(now));
+        let sought = self.silent.values().map(|since| *since + SEARCH_TIME).filter(|until| *until > now);
+        self.wake = held.chain(sought).min();
         desired
     }
 
@@ -224,11 +230,9 @@ impl Core {
         self.silent.iter().filter(|(_, since)| **since + SEARCH_TIME <= now).map(|(which, _)| *which).collect()
     }
 
-    /// When [`Self::desired`] will come to something else by itself: an uplink's hold ends, or the search for a gateway.
-    pub fn wake(&self, now: Duration) -> Option<Duration> {
-        let held = self.dampers.values().filter_map(|damper| damper.held_until(now));
-        let sought = self.silent.values().map(|since| *since + SEARCH_TIME).filter(|until| *until > now);
-        held.chain(sought).min()
+    /// When [`Self::desired`] will come to something else by itself than it last did: an uplink's hold ends, or the search for a gateway.
+    pub const fn wake(&self) -> Option<Duration> {
+        self.wake
     }
 
     /// Counts neighbour epochs on from those of another state of the same core, which may have been in force.

@@ -152,7 +152,7 @@ fn a_gateway_that_has_not_answered_stays_dead_until_it_is_heard_of() {
     core.observe(vec![Event::NeighbourFailed(WAN1, GATEWAY1)]);
     let desired = core.desired(s(0));
     assert_eq!((desired.views[0].state, desired.sought), (UplinkState::Up, [(WAN1, GATEWAY1)].into()));
-    assert_eq!(core.wake(s(0)), Some(s(1)));
+    assert_eq!(core.wake(), Some(s(1)));
     assert_eq!(state(&mut core, 0, s(1)), dead);
     // The kernel forgets it, and looks for it anew.
     core.observe(vec![Event::NeighbourGone(WAN1, GATEWAY1)]);
@@ -178,7 +178,7 @@ fn a_gateway_with_other_hardware_is_found_before_it_counts_as_gone() {
     core.observe(vec![Event::NeighbourGone(WAN1, GATEWAY1)]);
     core.observe(vec![Event::Neighbour { ifindex: WAN1, address: GATEWAY1, mac: [2; 6], fixed: false }]);
     assert!(is_up(&mut core, 0, s(2)));
-    assert_eq!(core.wake(s(2)), None);
+    assert_eq!(core.wake(), None);
 }
 
 #[test]
@@ -306,16 +306,16 @@ fn an_uplink_that_flaps_is_held() {
     assert!(is_up(&mut core, 0, s(0)));
     let carrier = |core: &mut Core, carrier| core.observe(vec![Event::Link(Link { carrier, ..link(WAN1, "wan1") })]);
     for at in [10, 20] {
-        assert_eq!(core.wake(s(at)), None);
+        assert_eq!(core.wake(), None, "nothing is held yet");
         carrier(&mut core, false);
         assert_eq!(state(&mut core, 0, s(at)), down("carrier lost"));
         carrier(&mut core, true);
         assert_eq!(is_up(&mut core, 0, s(at + 1)), at == 10);
     }
     assert_eq!(state(&mut core, 0, s(21)), down("flapping: lost 2 times within 60s, used again when well for 10s"));
-    assert_eq!(core.wake(s(21)), Some(s(31)));
+    assert_eq!(core.wake(), Some(s(31)));
     assert!(is_up(&mut core, 0, s(31)));
-    assert_eq!(core.wake(s(31)), None);
+    assert_eq!(core.wake(), None);
     // By hand overrules.
     carrier(&mut core, false);
     assert!(!is_up(&mut core, 0, s(32)));

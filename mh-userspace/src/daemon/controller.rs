@@ -223,8 +223,7 @@ impl Controller {
 
     /// When [`Self::wake`] has something to do.
     pub fn next_wake(&self) -> Option<Instant> {
-        let held = self.core.wake(self.now());
-        let at = held.into_iter().chain(self.retry.map(|retry| retry.at)).min();
+        let at = self.core.wake().into_iter().chain(self.retry.map(|retry| retry.at)).min();
         at.map(|at| self.clock + at)
     }
 
