@@ -3,7 +3,9 @@
 use std::{collections::BTreeMap, net::SocketAddr};
 
 use super::table::{Cell, Colour, Painted, Table};
-use crate::control::api::{Binding, Event, EventKind, Flow, Reloaded, Stats, Status, UplinkState, Weight};
+use crate::control::api::{
+    Binding, Event, EventKind, Flow, Reloaded, Stats, Status, UplinkState, UplinkStatus, Weight,
+};
 
 fn percent(share: f64) -> String {
     format!("{:.1} %", share * 100.0)
@@ -52,8 +54,6 @@ pub fn status(status: &Status, colour: bool) -> String {
         ("WEIGHT", true),
         ("SHARE", true),
         ("FLOWS", true),
-        ("RTT", true),
-        ("LOSS", true),
         ("SENT", true),
         ("RECEIVED", true),
         ("REASON", false),
@@ -69,14 +69,22 @@ pub fn status(status: &Status, colour: bool) -> String {
             &u.weight,
             &percent(u.share),
             &u.flows,
-            &u.rtt_ms.map_or_else(|| "-".to_owned(), |rtt| format!("{rtt:.1} ms")),
-            &u.loss.map_or_else(|| "-".to_owned(), percent),
             &size(u.tx_bytes),
             &size(u.rx_bytes),
-            &u.warning.as_ref().map_or_else(|| u.reason.clone(), |warning| format!("{}; {warning}", u.reason)),
+            &why(u),
         ]);
     }
     head + &table.render(colour)
+}
+
+/// The reason of an uplink's state, what its probes measure, and what they warn of.
+fn why(uplink: &UplinkStatus) -> String {
+    let rtt = uplink.rtt_ms.map(|rtt| format!("{rtt:.1} ms"));
+    let loss = uplink.loss.map(|loss| format!("{} lost", percent(loss)));
+    let measured: Vec<String> = rtt.into_iter().chain(loss).collect();
+    let measured = if measured.is_empty() { String::new() } else { format!(" ({})", measured.join(", ")) };
+    let warning = uplink.warning.as_ref().map_or_else(String::new, |warning| format!("; {warning}"));
+    format!("{}{measured}{warning}", uplink.reason)
 }
 
 pub fn weights(weights: &[Weight], colour: bool) -> String {
@@ -239,7 +247,7 @@ mod tests {
     use super::*;
     use crate::{
         cli::table::tests::bare,
-        control::api::{FlowTotals, UplinkStatus, Usage},
+        control::api::{FlowTotals, Usage},
     };
 
     #[test]
@@ -272,6 +280,17 @@ mod tests {
             rx_bytes: 10,
             flows: 3,
         }
+    }
+
+    #[test]
+    fn the_reason_has_what_the_probes_say() {
+        let plain = uplink("isp1", UplinkState::Up, "link up");
+        assert_eq!(why(&plain), "link up");
+        let reason = "probes answered".to_owned();
+        let probed = UplinkStatus { rtt_ms: Some(1.25), loss: Some(0.0), reason, ..plain };
+        assert_eq!(why(&probed), "probes answered (1.2 ms, 0.0 % lost)");
+        let warned = UplinkStatus { warning: Some("probe icmp://192.0.2.1 loss above 5%".to_owned()), ..probed };
+        assert_eq!(why(&warned), "probes answered (1.2 ms, 0.0 % lost); probe icmp://192.0.2.1 loss above 5%");
     }
 
     #[test]
