@@ -140,10 +140,15 @@ pub fn apply(wanted: &Routing) -> Result<(), DatapathError> {
 /// # Errors
 /// If the kernel refuses.
 pub fn keep_gateway(ifindex: u32, gateway: Ipv4Addr) -> Result<(), DatapathError> {
+    let mut socket = Requests::open()?;
+    // Somebody may just have set it.
+    if find_gateway(&mut socket, ifindex, gateway).is_some_and(|found| is_fixed(&found)) {
+        return Ok(());
+    }
     let mut neighbour = neighbour(ifindex, gateway, NeighbourFlags::Use);
     neighbour.attributes.push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
     let message = RouteNetlinkMessage::NewNeighbour(neighbour);
-    Requests::open()?.request("keep a gateway's Ethernet address", message, NLM_F_CREATE, ABSENT)
+    socket.request("keep a gateway's Ethernet address", message, NLM_F_CREATE, ABSENT)
 }
 
 /// Has the kernel ask a gateway that it knows whether it is still there, as it does by itself only for what it routes: three ARP requests
@@ -152,12 +157,16 @@ pub fn keep_gateway(ifindex: u32, gateway: Ipv4Addr) -> Result<(), DatapathError
 /// # Errors
 /// If the kernel refuses.
 pub fn check_gateway(ifindex: u32, gateway: Ipv4Addr) -> Result<(), DatapathError> {
+    let mut socket = Requests::open()?;
+    if find_gateway(&mut socket, ifindex, gateway).is_some_and(|found| is_fixed(&found)) {
+        return Ok(());
+    }
     let mut neighbour = neighbour(ifindex, gateway, NeighbourFlags::empty());
     neighbour.header.state = NeighbourState::Probe;
     let message = RouteNetlinkMessage::NewNeighbour(neighbour);
     // It may have been lost meanwhile.
     let tolerated = [ABSENT, &[libc::ENOENT]].concat();
-    Requests::open()?.request("check a gateway", message, 0, &tolerated)?;
+    socket.request("check a gateway", message, 0, &tolerated)?;
     keep_gateway(ifindex, gateway)
 }
 
@@ -167,9 +176,9 @@ pub fn check_gateway(ifindex: u32, gateway: Ipv4Addr) -> Result<(), DatapathErro
 /// If the kernel refuses.
 pub fn leave_gateway(ifindex: u32, gateway: Ipv4Addr) -> Result<(), DatapathError> {
     let mut socket = Requests::open()?;
-    let wanted = RouteNetlinkMessage::GetNeighbour(neighbour(ifindex, gateway, NeighbourFlags::empty()));
-    // The interface may be gone.
-    let Ok(Some(RouteNetlinkMessage::NewNeighbour(found))) = socket.get("a gateway", wanted) else { return Ok(()) };
+    let Some(found) = find_gateway(&mut socket, ifindex, gateway).filter(|found| !is_fixed(found)) else {
+        return Ok(());
+    };
     let managed = |attribute: &NeighbourAttribute| matches!(attribute, NeighbourAttribute::ExtFlags(flags) if flags.contains(NeighbourExtFlags::Managed));
     if found.attributes.iter().any(managed) {
         // Without the flag, it is cleared; the entry's state stays.
@@ -177,6 +186,22 @@ pub fn leave_gateway(ifindex: u32, gateway: Ipv4Addr) -> Result<(), DatapathErro
         socket.request("leave a gateway", message, 0, ABSENT)?;
     }
     Ok(())
+}
+
+/// What the kernel knows of a gateway; nothing if it does not know it, or the interface is gone.
+fn find_gateway(socket: &mut Requests, ifindex: u32, gateway: Ipv4Addr) -> Option<NeighbourMessage> {
+    let wanted = RouteNetlinkMessage::GetNeighbour(neighbour(ifindex, gateway, NeighbourFlags::empty()));
+    match socket.get("a gateway", wanted) {
+        Ok(Some(RouteNetlinkMessage::NewNeighbour(found))) => Some(found),
+        _ => None,
+    }
+}
+
+/// Whether somebody has set it, and the kernel does not look for itself.
+fn is_fixed(neighbour: &NeighbourMessage) -> bool {
+    let header = &neighbour.header;
+    header.flags.contains(NeighbourFlags::ExtLearned)
+        || matches!(header.state, NeighbourState::Permanent | NeighbourState::Noarp)
 }
 
 /// What the kernel answers about an interface that is down or gone.
