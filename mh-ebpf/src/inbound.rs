@@ -113,7 +113,7 @@ fn enter<Fam: Tables + Header>(
                 && record.flags & abi::UPLINK_NAT != 0
                 && record.first_port <= port
                 && port <= record.last_port
-                && !nat::has_socket::<Fam, false>(frame, packet.transport, key.dst, key.dport, key.src, key.sport)
+                && !nat::is_accepted::<Fam, false>(frame, packet)
             {
                 return Err(Verdict::Unsolicited);
             }

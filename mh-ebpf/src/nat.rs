@@ -5,7 +5,7 @@
 
 use aya_ebpf::{
     bindings::{BPF_ANY, BPF_NOEXIST},
-    helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release},
+    helpers::generated::{bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
 };
 use mh_common::{
     abi::{self, Uplink},
@@ -236,6 +236,24 @@ pub fn has_socket<Fam: Header, const EGRESS: bool>(
     remote_port: u16,
 ) -> bool {
     find_socket::<Fam, EGRESS>(frame, transport, address, port, remote, remote_port).is_some()
+}
+
+/// Whether the machine itself would take the TCP connection that the packet opens: it listens, or has a connection of the same ends in
+/// TIME-WAIT, whose place a new one may take (RFC 9293 section 3.6.1) and which [`has_socket`] takes for none.
+#[inline(always)]
+pub fn is_accepted<Fam: Header, const EGRESS: bool>(frame: &TcFrame<EGRESS>, packet: &Packet<Fam::Address>) -> bool {
+    let key = &packet.key;
+    let mut tuple = SocketTuple { remote: key.src, local: key.dst, remote_port: key.sport, local_port: key.dport };
+    let (ctx, tuple, size) = (frame.context(), (&raw mut tuple).cast(), size_of::<SocketTuple<Fam::Address>>() as u32);
+    // SAFETY: the tuple has the kernel's layout and lives through the call; a socket that is found is released at once.
+    unsafe {
+        let socket = bpf_skc_lookup_tcp(ctx, tuple, size, CURRENT_NETNS, 0);
+        if socket.is_null() {
+            return false;
+        }
+        bpf_sk_release(socket.cast());
+    }
+    true
 }
 
 /// Whether what the machine itself answers to the packet leaves by the packet's interface and with the address that it came to, come what

@@ -9,13 +9,15 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may")]
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::io::Read as _;
+use std::net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use mh_tests::in_both_modes;
 use mh_tests::lab::traffic::{Direction, TcpFlow, TcpServer, UdpServer, transfer, udp_flows};
-use mh_tests::lab::{CLIENT1, CLIENT2, CLIENT3, Host, ROUTER_LAN0, ROUTER_LAN1, Scene};
+use mh_tests::lab::{CLIENT1, CLIENT2, CLIENT3, Host, Mode, ROUTER_LAN0, ROUTER_LAN1, SERVER, Scene, run};
+use socket2::{Domain, Socket, Type};
 
 in_both_modes!(lan_to_lan_is_untouched, lan_to_router_is_untouched, local_traffic_survives_all_uplinks_down);
 
@@ -77,4 +79,35 @@ fn local_traffic_survives_all_uplinks_down(scene: &mut Scene) -> Result<()> {
     drop(server);
     lan_to_lan(scene)?;
     lan_to_router(scene)
+}
+
+/// The machine closes first, so the connection stays in its TIME-WAIT; the client has its port again at once.
+#[test]
+fn a_connection_may_follow_one_of_the_same_ends() -> Result<()> {
+    run(Mode::Tc, |scene| {
+        let router = SocketAddrV4::new(scene.lab.uplink(0)?.address, 7400);
+        let listener = scene.lab.router.enter(|| TcpListener::bind(router))??;
+        let from = SocketAddrV4::new(SERVER, 45_000);
+        let connect = || -> Result<Socket> {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            socket.set_reuse_address(true)?;
+            // The client's end leaves no trace.
+            socket.set_linger(Some(Duration::ZERO))?;
+            socket.bind(&from.into())?;
+            socket.connect_timeout(&router.into(), Duration::from_secs(5))?;
+            Ok(socket)
+        };
+        for round in 0..2 {
+            let client = scene.lab.server.enter(connect)?.with_context(|| format!("connection {round}"))?;
+            let (served, _) = listener.accept()?;
+            // The FIN both ways, the machine's first.
+            served.shutdown(Shutdown::Write)?;
+            let mut end = [0];
+            assert_eq!((&client).read(&mut end)?, 0);
+            client.set_linger(None)?;
+            drop(client);
+            assert_eq!((&served).read(&mut end)?, 0);
+        }
+        Ok(())
+    })
 }
