@@ -13,6 +13,7 @@
 mod fault;
 mod forwards;
 mod model;
+mod policy;
 mod probe;
 mod probes;
 mod read;
@@ -31,7 +32,11 @@ pub use fault::{Fault, Faults, LoadError, warning_lines};
 pub use model::{
     AddressRange, Config, Damping, Datapath, Filtering, Forward, ForwardProtocol, HashMode, Hooks, InterfaceNameError,
     InterfacePattern, Limits, MAX_ADDRESS_RANGES, MAX_ADDRESSES, MAX_FORWARDED_PORTS, MAX_INTERFACE_NAME, MAX_LOSSES,
-    MAX_UPLINK_NAME, MAX_UPLINKS, MIN_MARK_BITS, Mode, MssClamp, Nat, OnDown, Policy, PortRange, Timeouts, Uplink,
+    MAX_UPLINK_NAME, MAX_UPLINKS, MIN_MARK_BITS, Mode, MssClamp, Nat, OnDown, PortRange, Timeouts, Uplink,
+};
+pub use policy::{
+    Addresses, Capacity, DEFAULT_POLICY, MAX_NAME, MAX_POLICIES, MAX_PORT_RANGES, MAX_PREFIXES, MAX_RULES, MAX_STICKY,
+    Member, Policy, Rule, Set, Use, Weight,
 };
 pub use probe::{
     Check, DEFAULT_WINDOW, Http, Limit, MAX_DOMAIN, MAX_INTERVAL, MAX_OVERLAP, MAX_PATH, MAX_ROUNDS, MAX_TARGETS,

@@ -2,7 +2,7 @@
 //!
 //! Invariants of a [`Config`] that came out of [`parse`](super::parse): `lan` and `uplinks` are not empty, there are at most
 //! [`MAX_UPLINKS`] uplinks, uplink names and interfaces are unique, no uplink's interface is matched by `lan`, no address is in two
-//! [`AddressRange`]s, and every index in `default_policy` and `forwards` is one of `uplinks`. Forwards are on uplinks that translate
+//! [`AddressRange`]s, and every index in `policies`, `rules` and `forwards` is one of the list that it points into (see [`Policy`]). Forwards are on uplinks that translate
 //! only, no two of them have an uplink, a protocol and a port in common, and they are at most [`MAX_FORWARDED_PORTS`] ports.
 
 use std::fmt;
@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use super::policy::{Capacity, Policy, Rule, Set, Weight};
 use super::probe::Probe;
 
 /// How many uplinks a config may have.
@@ -46,8 +47,12 @@ pub struct Config {
     pub datapath: Datapath,
     /// The uplinks in file order. An index into this is what the datapath calls an uplink.
     pub uplinks: Vec<Uplink>,
-    /// The policy of new flows.
-    pub default_policy: Policy,
+    /// The policies of new flows; the first is for those that no rule matches.
+    pub policies: Vec<Policy>,
+    /// The rules, of which the first that matches a flow decides.
+    pub rules: Vec<Rule>,
+    /// Prefixes for rules.
+    pub sets: Vec<Set>,
     /// The ports that are forwarded to inside hosts, in file order.
     pub forwards: Vec<Forward>,
     /// How addresses are translated on every uplink.
@@ -65,6 +70,12 @@ impl Config {
     #[must_use]
     pub fn uplink_index(&self, name: &str) -> Option<usize> {
         self.uplinks.iter().position(|uplink| uplink.name == name)
+    }
+
+    /// The policy of new flows that no rule matches.
+    #[must_use]
+    pub fn default_policy(&self) -> Option<&Policy> {
+        self.policies.first()
     }
 
     /// Is traffic from the interface `name` steered?
@@ -274,7 +285,9 @@ pub struct Uplink {
     /// The addresses that flows leave with, in file order; empty: the interface's primary address, and followed.
     pub addresses: Vec<AddressRange>,
     /// Its share of new flows where the policy names none; 0: only when named by a rule.
-    pub weight: u16,
+    pub weight: Weight,
+    /// How much it can carry.
+    pub capacity: Option<Capacity>,
     /// The outside ports (and ICMP identifiers) that NAT may use.
     pub ports: PortRange,
     /// What happens to its flows when it fails.
@@ -397,26 +410,6 @@ impl fmt::Display for MssClamp {
             Self::Off => f.write_str("off"),
             Self::Bytes(bytes) => write!(f, "{bytes}"),
         }
-    }
-}
-
-/// How new flows are spread over uplinks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Policy {
-    /// Tiers of indices into [`Config::uplinks`] with weights, each index in one of them. New flows go to the first tier of which an uplink
-    /// is up; those with weight 0 get none.
-    pub tiers: Vec<Vec<(usize, u16)>>,
-    /// What the choice depends on.
-    pub hash: HashMode,
-}
-
-impl Policy {
-    /// The tier of an uplink, and its weight in it; `None` if it is no member.
-    #[must_use]
-    pub fn place(&self, uplink: usize) -> Option<(usize, u16)> {
-        self.tiers.iter().enumerate().find_map(|(tier, members)| {
-            members.iter().find(|(index, _)| *index == uplink).map(|(_, weight)| (tier, *weight))
-        })
     }
 }
 

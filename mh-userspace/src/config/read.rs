@@ -5,13 +5,13 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::Duration;
 
 use toml::de::DeTable;
 
 use super::fault::Report;
-use super::model::{
-    Config, Datapath, HashMode, Hooks, InterfaceNameError, InterfacePattern, Limits, Nat, Policy, Timeouts,
-};
+use super::model::{Config, Datapath, HashMode, Hooks, InterfaceNameError, InterfacePattern, Limits, Nat, Timeouts};
+use super::policy::{self, Member, Policy, Weight};
 use super::table::{Placed, Table, dotted, entries_of, in_file_order, list_of, read_as, refuse};
 use super::uplinks::{PlacedUplink, index_of};
 use super::value::{describe, quoted};
@@ -33,7 +33,9 @@ pub(super) fn config(document: &DeTable<'_>, report: &mut Report) -> Config {
         lan,
         datapath,
         uplinks: uplinks.into_iter().map(|placed| placed.uplink).collect(),
-        default_policy,
+        policies: vec![default_policy],
+        rules: Vec::new(),
+        sets: Vec::new(),
         forwards,
         nat,
         limits,
@@ -116,25 +118,36 @@ fn datapath(root: &Table<'_, '_>, report: &mut Report) -> Datapath {
 
 fn default_policy(root: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut Report) -> Policy {
     let mut policy = Policy {
-        tiers: vec![uplinks.iter().enumerate().map(|(index, placed)| (index, placed.uplink.weight)).collect()],
+        name: policy::DEFAULT_POLICY.to_owned(),
+        tiers: vec![
+            uplinks
+                .iter()
+                .enumerate()
+                .map(|(uplink, placed)| Member { uplink, weight: placed.uplink.weight })
+                .collect(),
+        ],
+        own_weights: true,
         hash: HashMode::Flow,
+        sticky: Duration::ZERO,
+        spill: None,
     };
     let mut members_at = uplinks.first().map_or(root.at, |placed| placed.name_at);
     if let Some((_, value)) = root.get(schema::POLICY_TABLE)
         && let Some(policies) = entries_of(schema::POLICY_TABLE, "[policy.default]", value, report)
     {
         for (key, value) in in_file_order(policies) {
-            if key.get_ref() != schema::DEFAULT_POLICY {
+            if key.get_ref() != policy::DEFAULT_POLICY {
                 let path = dotted(schema::POLICY_TABLE, key.get_ref());
                 refuse(&path, key.span().start, report);
                 continue;
             }
-            let path = dotted(schema::POLICY_TABLE, schema::DEFAULT_POLICY);
+            let path = dotted(schema::POLICY_TABLE, policy::DEFAULT_POLICY);
             let Some(table) = Table::open(&schema::POLICY, path, (key, value), report) else {
                 continue;
             };
             if let Some(tiers) = tiers(&table, uplinks, report) {
                 policy.tiers = tiers.value;
+                policy.own_weights = false;
                 members_at = tiers.at;
             }
             if let Some(hash) = table.read(&schema::HASH, report) {
@@ -149,7 +162,7 @@ fn default_policy(root: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut R
         }
     }
     let mut members = policy.tiers.iter().flatten().peekable();
-    if members.peek().is_some() && members.all(|(_, weight)| *weight == 0) {
+    if members.peek().is_some() && members.all(|member| member.weight == Weight::Fixed(0)) {
         report.warning(
             members_at,
             "no uplink has a weight above 0: no new flow will get an uplink; give at least one uplink a weight",
@@ -158,8 +171,7 @@ fn default_policy(root: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut R
     policy
 }
 
-/// Indices of uplinks with weights.
-type Tier = Vec<(usize, u16)>;
+type Tier = Vec<Member>;
 
 /// The tiers; `None` if the key is left out or too wrong to go on.
 fn tiers(table: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut Report) -> Option<Placed<Vec<Tier>>> {
@@ -175,13 +187,14 @@ fn tiers(table: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut Report) -
         let mut members = Vec::new();
         for (name, weight) in in_file_order(entries) {
             let index = index_of(name.get_ref(), name.span().start, uplinks, report);
-            if index.is_some_and(|index| tiers.iter().flatten().any(|(other, _)| *other == index)) {
+            if index.is_some_and(|index| tiers.iter().flatten().any(|other| other.uplink == index)) {
                 let what = format!("uplink {} is in an earlier tier already; keep one of them", quoted(name.get_ref()));
                 report.fault(name.span().start, what);
             }
             let what = format!("the weight of {}", quoted(name.get_ref()));
             let weight = read_as(&what, &schema::WEIGHT, weight, report);
-            members.extend(index.zip(weight));
+            let member = |(uplink, weight)| Member { uplink, weight: Weight::Fixed(weight) };
+            members.extend(index.zip(weight).map(member));
         }
         tiers.push(members);
     }

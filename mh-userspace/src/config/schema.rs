@@ -294,8 +294,6 @@ pub(super) const LATENCY: Section = Section {
 
 // [policy.NAME]
 
-/// The one policy of this version.
-pub(super) const DEFAULT_POLICY: &str = "default";
 pub(super) const TIERS: &str = "tiers";
 /// What `tiers` must be.
 pub(super) const TIERS_WANTS: &str = "a list with tables of uplinks and weights, such as [ { isp1 = 2, isp2 = 1 } ]";

@@ -8,6 +8,7 @@ use super::model::{
     AddressRange, Damping, InterfacePattern, MAX_ADDRESS_RANGES, MAX_ADDRESSES, MAX_UPLINK_NAME, MAX_UPLINKS, MssClamp,
     OnDown, PortRange, Uplink,
 };
+use super::policy::Weight;
 use super::probes;
 use super::schema::{self, did_you_mean, nearest};
 use super::table::{Key, Table, Value, dotted, elements_or_value, entries_of, in_file_order, is_bare, read_as};
@@ -87,7 +88,8 @@ fn uplink(name: &str, entry: (&Key<'_>, &Value<'_>), report: &mut Report) -> Pla
         interface: String::new(),
         gateway: None,
         addresses: Vec::new(),
-        weight: 1,
+        weight: Weight::Fixed(1),
+        capacity: None,
         ports: PortRange::default(),
         on_down: OnDown::Reset,
         mss_clamp: MssClamp::Auto,
@@ -121,7 +123,7 @@ fn uplink(name: &str, entry: (&Key<'_>, &Value<'_>), report: &mut Report) -> Pla
         }
     }
     if let Some(weight) = table.read(&schema::WEIGHT, report) {
-        uplink.weight = weight.value;
+        uplink.weight = Weight::Fixed(weight.value);
     }
     if let Some(ports) = table.read(&schema::PORTS, report) {
         uplink.ports = ports.value;

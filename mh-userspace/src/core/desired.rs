@@ -11,7 +11,7 @@ use mh_common::{
 };
 
 use super::{Condition, HealthOverride, Indices, Link, Neighbour, Observed, Routing, UplinkState, Way, records};
-use crate::config::{AddressRange, Config, HashMode, Mode, OnDown, Uplink};
+use crate::config::{AddressRange, Config, HashMode, Mode, OnDown, Uplink, Weight};
 
 /// What was ordered by hand, by uplink name. Survives a reload.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -165,7 +165,7 @@ impl Desired {
             weights: [0; MAX_UPLINKS],
             members: 0,
             healthy: 0,
-            hash_mode: match config.default_policy.hash {
+            hash_mode: match config.default_policy().map_or(HashMode::Flow, |policy| policy.hash) {
                 HashMode::Flow => hash::HashMode::Flow,
                 HashMode::Source => hash::HashMode::Source,
                 HashMode::SourceDestination => hash::HashMode::SourceDestination,
@@ -196,7 +196,11 @@ impl Desired {
             for forward in config.forwards.iter().filter(|forward| forward.uplinks.contains(&position)) {
                 desired.forwards.extend(records::forward(forward, index, &condition.addresses));
             }
-            let place = config.default_policy.place(position);
+            let place =
+                config.default_policy().and_then(|policy| policy.place(position)).map(|(tier, weight)| match weight {
+                    Weight::Fixed(weight) => (tier, weight),
+                    Weight::Capacity => (tier, 1),
+                });
             desired.views.push(view(index, uplink, condition, place, overrides));
             if let Some(link) = link {
                 let hook = if link.master.is_some() { Hook::None } else { hook };

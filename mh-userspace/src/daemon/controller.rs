@@ -19,7 +19,7 @@ use super::{
     saved::{self, Saved},
 };
 use crate::{
-    config::{self, Config, Forward, Hooks},
+    config::{self, Config, Forward, Hooks, Member},
     control::{
         api::{ControlError, EventKind, HealthOverride, Reloaded, UplinkState, WeightsRequest},
         events::{EventLog, Happening},
@@ -521,9 +521,13 @@ fn differences(old: &Config, new: &Config) -> Vec<String> {
     changed("lan", old.lan != new.lan);
     changed("datapath", old.datapath != new.datapath);
     let named = |config: &Config| {
-        let name = |(i, weight): &(usize, u16)| Some((config.uplinks.get(*i)?.name.clone(), *weight));
-        let tier = |members: &Vec<(usize, u16)>| members.iter().filter_map(name).collect::<BTreeMap<_, _>>();
-        (config.default_policy.tiers.iter().map(tier).collect::<Vec<_>>(), config.default_policy.hash)
+        let name = |member: &Member| Some((config.uplinks.get(member.uplink)?.name.clone(), member.weight));
+        let tier = |members: &Vec<Member>| members.iter().filter_map(name).collect::<Vec<_>>();
+        config
+            .policies
+            .iter()
+            .map(|policy| (policy.tiers.iter().map(tier).collect::<Vec<_>>(), policy.hash))
+            .collect::<Vec<_>>()
     };
     changed("policy default", named(old) != named(new));
     // An index says nothing once uplinks have come or gone: compared are the uplinks that are meant.

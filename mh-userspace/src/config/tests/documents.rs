@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::schema::{SECTIONS, Support};
 use super::super::{Config, MssClamp, OnDown, load};
-use super::{config, faults, loaded};
+use super::{Weight, config, faults, loaded, tiers};
 
 /// The whole format, also the parts that this version refuses.
 const WHOLE_FORMAT: &str = r#"lan = ["lan0"]
@@ -119,7 +119,7 @@ fn the_mends_mend() {
     let lines: Vec<usize> = loaded.warnings.iter().map(|warning| warning.line).collect();
     assert_eq!(lines, [28, 59]);
     let config = loaded.config;
-    assert_eq!(config.default_policy.tiers, [[(0, 2), (1, 1)]]);
+    assert_eq!(tiers(&config), [[(0, Weight::Fixed(2)), (1, Weight::Fixed(1))]]);
     assert_eq!(config.uplinks[0].on_down, OnDown::Reset);
     assert_eq!(config.uplinks[0].mss_clamp, MssClamp::Auto);
     assert_eq!(config.uplinks[0].addresses.iter().map(|range| range.count).sum::<u32>(), 5);
@@ -139,7 +139,7 @@ fn example(name: &str) -> Config {
 
 #[test]
 fn the_examples_are_valid() {
-    assert_eq!(example("two-uplinks.toml").default_policy.tiers, [[(0, 2), (1, 1)]]);
+    assert_eq!(tiers(&example("two-uplinks.toml")), [[(0, Weight::Fixed(2)), (1, Weight::Fixed(1))]]);
     let servers = example("servers.toml");
     assert_eq!(servers.forwards.iter().map(|forward| forward.uplinks.len()).collect::<Vec<_>>(), [1, 2]);
     assert_eq!(servers.uplinks[0].addresses.len(), 2);

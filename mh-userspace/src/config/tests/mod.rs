@@ -8,7 +8,7 @@ mod probes;
 mod properties;
 mod values;
 
-use super::{Config, Loaded, parse};
+use super::{Config, Loaded, Weight, parse};
 
 /// A valid config to which lines are added: line 4 is the first line of what follows, in `[uplink.isp1]`.
 const ONE_UPLINK: &str = "lan = [\"lan0\"]\n[uplink.isp1]\ninterface = \"wan1\"\n";
@@ -31,6 +31,12 @@ fn config(text: &str) -> Config {
     let loaded = loaded(text);
     assert_eq!(loaded.warnings, [], "{text}");
     loaded.config
+}
+
+/// The tiers of the default policy: indices of uplinks with their weights.
+fn tiers(config: &Config) -> Vec<Vec<(usize, Weight)>> {
+    let tiers = &config.default_policy().unwrap().tiers;
+    tiers.iter().map(|tier| tier.iter().map(|member| (member.uplink, member.weight)).collect()).collect()
 }
 
 /// The warnings of a text that is valid, one a line.

@@ -12,7 +12,8 @@ use proptest::sample::{Index, select, subsequence};
 use super::super::schema::{SECTIONS, Section};
 use super::super::{
     AddressRange, Config, Damping, Datapath, Filtering, Forward, ForwardProtocol, HashMode, Hooks, InterfacePattern,
-    Limit, Limits, Mode, MssClamp, Nat, OnDown, Policy, PortRange, Probe, ProbeTarget, Share, Timeouts, Uplink, parse,
+    Limit, Limits, Member, Mode, MssClamp, Nat, OnDown, Policy, PortRange, Probe, ProbeTarget, Share, Timeouts, Uplink,
+    Weight, parse,
 };
 use super::{ONE_UPLINK, faults, loaded};
 
@@ -22,10 +23,14 @@ fn render(config: &Config) -> String {
     let lan: Vec<String> = config.lan.iter().map(|p| format!("\"{p}\"")).collect();
     let datapath = &config.datapath;
     let timeouts = &config.timeouts;
-    let member = |(index, weight): &(usize, u16)| format!("{} = {weight}", config.uplinks[*index].name);
-    let tier = |members: &Vec<(usize, u16)>| members.iter().map(member).collect::<Vec<_>>().join(", ");
-    let tiers: Vec<String> =
-        config.default_policy.tiers.iter().map(|members| format!("{{ {} }}", tier(members))).collect();
+    let weight = |weight| match weight {
+        Weight::Fixed(weight) => weight.to_string(),
+        Weight::Capacity => "\"capacity\"".to_owned(),
+    };
+    let member = |member: &Member| format!("{} = {}", config.uplinks[member.uplink].name, weight(member.weight));
+    let tier = |members: &Vec<Member>| members.iter().map(member).collect::<Vec<_>>().join(", ");
+    let policy = config.default_policy().unwrap();
+    let tiers: Vec<String> = policy.tiers.iter().map(|members| format!("{{ {} }}", tier(members))).collect();
     writeln!(text, "lan = [{}]", lan.join(", ")).unwrap();
     writeln!(
         text,
@@ -33,13 +38,17 @@ fn render(config: &Config) -> String {
         datapath.mode, datapath.conntrack_entries, datapath.bindings, datapath.mark_mask, datapath.host_traffic
     )
     .unwrap();
-    writeln!(text, "[policy.default]\ntiers = [{}]\nhash = \"{}\"", tiers.join(", "), config.default_policy.hash)
-        .unwrap();
+    writeln!(text, "[policy.default]\ntiers = [{}]\nhash = \"{}\"", tiers.join(", "), policy.hash).unwrap();
     for uplink in &config.uplinks {
         writeln!(
             text,
             "[uplink.{}]\ninterface = \"{}\"\nweight = {}\nports = \"{}\"\non_down = \"{}\"\nnat = {}",
-            uplink.name, uplink.interface, uplink.weight, uplink.ports, uplink.on_down, uplink.nat
+            uplink.name,
+            uplink.interface,
+            weight(uplink.weight),
+            uplink.ports,
+            uplink.on_down,
+            uplink.nat
         )
         .unwrap();
         let damping = uplink.damping;
@@ -271,7 +280,8 @@ fn uplink(name: String, interface: String) -> impl Strategy<Value = Uplink> {
                 interface: interface.clone(),
                 gateway: gateway.filter(|gateway| !addresses.iter().any(|range| range.contains(*gateway))),
                 addresses,
-                weight,
+                weight: Weight::Fixed(weight),
+                capacity: None,
                 ports,
                 on_down,
                 mss_clamp,
@@ -336,11 +346,11 @@ fn configs() -> impl Strategy<Value = Config> {
     let policy = (vec((any::<Index>(), any::<u16>(), 0..3_usize), 1..8), select(HashMode::ALL));
     (lan, datapath(), uplinks(), policy, forwards(), nat_and_limits(), (timeouts(), hooks())).prop_map(
         |(lan, datapath, uplinks, (named, hash), forwards, (nat, limits), (timeouts, hooks))| {
-            let mut tiers: Vec<Vec<(usize, u16)>> = vec![Vec::new(); 3];
+            let mut tiers: Vec<Vec<Member>> = vec![Vec::new(); 3];
             for (index, weight, tier) in named {
-                let index = index.index(uplinks.len());
-                if !tiers.iter().flatten().any(|(member, _)| *member == index) {
-                    tiers[tier].push((index, weight));
+                let uplink = index.index(uplinks.len());
+                if !tiers.iter().flatten().any(|member| member.uplink == uplink) {
+                    tiers[tier].push(Member { uplink, weight: Weight::Fixed(weight) });
                 }
             }
             tiers.retain(|members| !members.is_empty());
@@ -351,7 +361,16 @@ fn configs() -> impl Strategy<Value = Config> {
                 datapath,
                 forwards: on_uplinks(forwards, &uplinks),
                 uplinks,
-                default_policy: Policy { tiers, hash },
+                policies: vec![Policy {
+                    name: "default".to_owned(),
+                    tiers,
+                    own_weights: false,
+                    hash,
+                    sticky: Duration::ZERO,
+                    spill: None,
+                }],
+                rules: Vec::new(),
+                sets: Vec::new(),
                 nat,
                 limits,
                 timeouts,

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use super::super::{
     AddressRange, Config, Damping, Datapath, Filtering, Forward, ForwardProtocol, HashMode, Hooks, InterfacePattern,
-    Limits, LoadError, Mode, MssClamp, Nat, OnDown, Policy, PortRange, Timeouts, Uplink, check, load, warning_lines,
+    Limits, LoadError, Member, Mode, MssClamp, Nat, OnDown, Policy, PortRange, Timeouts, Uplink, Weight, check, load,
+    warning_lines,
 };
-use super::{ONE_UPLINK, config, faults, loaded};
+use super::{ONE_UPLINK, config, faults, loaded, tiers};
 
 #[test]
 fn everything_that_may_be_left_out_has_its_default() {
@@ -28,7 +29,8 @@ fn everything_that_may_be_left_out_has_its_default() {
                 interface: "wan1".to_owned(),
                 gateway: None,
                 addresses: vec![],
-                weight: 1,
+                weight: Weight::Fixed(1),
+                capacity: None,
                 ports: PortRange { first: 1024, last: 65535 },
                 on_down: OnDown::Reset,
                 mss_clamp: MssClamp::Auto,
@@ -36,7 +38,16 @@ fn everything_that_may_be_left_out_has_its_default() {
                 damping: Damping::default(),
                 probe: None,
             }],
-            default_policy: Policy { tiers: vec![vec![(0, 1)]], hash: HashMode::Flow },
+            policies: vec![Policy {
+                name: "default".to_owned(),
+                tiers: vec![vec![Member { uplink: 0, weight: Weight::Fixed(1) }]],
+                own_weights: true,
+                hash: HashMode::Flow,
+                sticky: Duration::ZERO,
+                spill: None,
+            }],
+            rules: Vec::new(),
+            sets: Vec::new(),
             forwards: vec![],
             nat: Nat { filtering: Filtering::EndpointIndependent },
             limits: Limits { bindings_per_source: 16_384, new_flows_per_source: 5000 },
@@ -58,7 +69,7 @@ fn uplinks_keep_the_order_of_the_file() {
     let config = config(text);
     let names: Vec<&str> = config.uplinks.iter().map(|u| u.name.as_str()).collect();
     assert_eq!(names, ["z", "m", "a"]);
-    assert_eq!(config.default_policy.tiers, [[(2, 1), (0, 2)]]);
+    assert_eq!(tiers(&config), [[(2, Weight::Fixed(1)), (0, Weight::Fixed(2))]]);
     assert_eq!(config.uplink_index("m"), Some(1));
     assert_eq!(config.uplink_index("x"), None);
     assert!(config.is_lan("lan0") && !config.is_lan("wan1"));
