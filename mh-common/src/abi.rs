@@ -9,17 +9,18 @@ use bytemuck::{Pod, Zeroable};
 use crate::{
     address::{Address, Family, Ipv4, Ipv6, V4, V6},
     binding, flow, fragment,
+    policy::{Policy, Sticky, StickyKey},
+    rules,
     slots::SlotTable,
     wire::Mac,
 };
 
-/// The version of everything in this module. 3: two more stages; [`flow::ASKED`] in every flow that the remote end began.
-pub const VERSION: u32 = 3;
+/// The version of everything in this module. 3: two more stages; [`flow::ASKED`] in every flow that the remote end began. 4: rules, and
+/// policies with names, tiers and sources that stick.
+pub const VERSION: u32 = 4;
 
 /// The most uplinks; one health bit each.
 pub const MAX_UPLINKS: usize = 32;
-/// The most policies.
-pub const MAX_POLICIES: usize = 64;
 /// The most managed interfaces.
 pub const MAX_INTERFACES: u32 = 1024;
 /// The most local (own and broadcast) addresses of one family.
@@ -31,11 +32,6 @@ pub const MAX_OUTSIDE_ADDRESSES: u32 = 65_536;
 pub const MAX_POOL_RANGES: usize = 16;
 /// How many inside hosts the limits per source are kept for; of more, those that were not seen for longest start anew.
 pub const MAX_SOURCES: u32 = 65_536;
-
-/// Slot tables: two for each policy, one in force and one to build the next in.
-pub const SLOT_TABLES: u32 = 2 * MAX_POLICIES as u32;
-/// The policy for packets that no rule matches.
-pub const DEFAULT_POLICY: u32 = 0;
 
 /// Of the conntrack's capacity, the part for flows that have seen no reply: one in so many.
 pub const NEW_FLOWS_DIVISOR: u32 = 4;
@@ -79,7 +75,7 @@ pub mod map {
     pub const UPLINKS: &str = "mh_uplinks";
     /// Hash, ifindex (u32) to [`super::Interface`].
     pub const INTERFACES: &str = "mh_interfaces";
-    /// Array of [`super::Policy`].
+    /// Array of [`crate::policy::Policy`].
     pub const POLICIES: &str = "mh_policies";
     /// Array of [`crate::slots::SlotTable`].
     pub const SLOTS: &str = "mh_slots";
@@ -91,6 +87,19 @@ pub mod map {
     pub const VERDICTS: &str = "mh_verdicts";
     /// Per-CPU array of [`super::UplinkCounters`].
     pub const UPLINK_COUNTERS: &str = "mh_uplink_count";
+
+    /// Array of [`crate::rules::Classifier`], one for each of two generations.
+    pub const RULES: &str = "mh_rules";
+    /// Array of one [`crate::rules::Head`].
+    pub const RULE_HEAD: &str = "mh_rule_head";
+    /// Trie, [`crate::rules::PrefixKey`] to [`crate::rules::RuleSet`]: prefixes of rules, and of sets.
+    pub const PREFIXES4: &str = "mh_prefixes4";
+    /// Hash, [`crate::rules::InterfaceKey`] to [`crate::rules::RuleSet`].
+    pub const RULE_INTERFACES: &str = "mh_rule_ifaces";
+    /// Per-CPU array of u64, indexed by [`crate::rules::Rule::counter`]: flows (of rules that steer none, packets) that a rule matched.
+    pub const RULE_HITS: &str = "mh_rule_hits";
+    /// LRU hash, [`crate::policy::StickyKey`] to [`crate::policy::Sticky`]: sources that keep their uplink.
+    pub const STICKY4: &str = "mh_sticky4";
 
     /// All of them.
     pub const ALL: &[&str] = &[
@@ -118,6 +127,12 @@ pub mod map {
         LIVE,
         VERDICTS,
         UPLINK_COUNTERS,
+        RULES,
+        RULE_HEAD,
+        PREFIXES4,
+        RULE_INTERFACES,
+        RULE_HITS,
+        STICKY4,
     ];
 }
 
@@ -158,12 +173,19 @@ pub const LAYOUTS: &[Layout] = &[
     layout::<u32, Pool>(map::POOLS, 2),
     layout::<u32, Uplink>(map::UPLINKS, 2),
     layout::<u32, Interface>(map::INTERFACES, 2),
-    layout::<u32, Policy>(map::POLICIES, 2),
+    layout::<u32, Policy>(map::POLICIES, 4),
     layout::<u32, SlotTable>(map::SLOTS, 2),
     layout::<u32, Settings>(map::SETTINGS, 2),
     layout::<u32, Live>(map::LIVE, 2),
     layout::<u32, u64>(map::VERDICTS, 2),
     layout::<u32, UplinkCounters>(map::UPLINK_COUNTERS, 2),
+    layout::<u32, rules::Classifier>(map::RULES, 4),
+    layout::<u32, rules::Head>(map::RULE_HEAD, 4),
+    // The kernel's key of a trie begins with the length of the prefix.
+    layout::<(u32, rules::PrefixKey<Ipv4>), rules::RuleSet>(map::PREFIXES4, 4),
+    layout::<rules::InterfaceKey, rules::RuleSet>(map::RULE_INTERFACES, 4),
+    layout::<u32, u64>(map::RULE_HITS, 4),
+    layout::<StickyKey<Ipv4>, Sticky>(map::STICKY4, 4),
 ];
 
 /// Names of the programs.
@@ -174,6 +196,8 @@ pub mod program {
     pub const EGRESS: &str = "mh_egress";
     /// XDP: the fast path for flows that exist.
     pub const XDP: &str = "mh_xdp";
+    /// Attached nowhere: tells what would become of a packet, see [`crate::policy::Explanation`].
+    pub const EXPLAIN: &str = "mh_explain";
 }
 
 /// Programs that the TC programs tail-call for what is rare: each is verified by itself, and the frequent path stays small.
@@ -485,18 +509,6 @@ pub const INTERFACE_L3: u8 = 1 << 1;
 /// mh added the clsact qdisc here, and removes it with itself.
 pub const INTERFACE_CLSACT: u8 = 1 << 2;
 
-/// A policy. 16 bytes.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
-pub struct Policy {
-    /// One bit per uplink that may take flows under this policy (weight above zero, not drained).
-    pub members: u64,
-    /// The slot table in force.
-    pub table: u32,
-    /// [`crate::hash::HashMode`].
-    pub hash_mode: u32,
-}
-
 /// Counters of an uplink, per CPU. Bytes are counted from the IP header on. 40 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
@@ -539,7 +551,7 @@ const _: () = {
     assert!(size_of::<fragment::Key<Ipv4>>() == 12);
     assert!(size_of::<fragment::HeldKey<Ipv4>>() == 16);
     assert!(size_of::<fragment::Held>() == 2052);
-    assert!(size_of::<Policy>() == 16);
+    assert!(size_of::<(u32, rules::PrefixKey<Ipv4>)>() == 12);
     assert!(size_of::<UplinkCounters>() == 40);
     assert!(size_of::<SlotTable>() == 4096);
 };
@@ -567,7 +579,14 @@ mod user {
         Pool,
         Source,
         Policy,
+        StickyKey<Ipv4>,
+        Sticky,
         UplinkCounters,
+        rules::Classifier,
+        rules::Head,
+        rules::PrefixKey<Ipv4>,
+        rules::InterfaceKey,
+        rules::RuleSet,
         Ipv4,
         Ipv6,
         flow::Key<Ipv4>,

@@ -9,6 +9,7 @@
 //! - [`binding`]: NAT bindings, the truth about which outside port belongs to which inside host.
 //! - [`fragment`]: datagrams in fragments, and the limits that hold for them.
 //! - [`checksum`]: incremental Internet checksums (RFC 1624).
+//! - [`rules`], [`policy`]: which policy a new flow gets, and which uplink by it.
 //! - [`hash`], [`slots`]: from a packet's addresses to a slot, and from weights to slots.
 //! - [`ports`]: which outside ports a binding may try, and in which order.
 //! - [`wire`]: header layouts and the bounds that hold for them.
@@ -30,7 +31,9 @@ pub mod checksum;
 pub mod flow;
 pub mod fragment;
 pub mod hash;
+pub mod policy;
 pub mod ports;
+pub mod rules;
 pub mod slots;
 pub mod time;
 pub mod verdict;

@@ -97,6 +97,8 @@ verdicts! {
     Pass ToFragment = 28, "pass_to_fragment";
     /// Sent by the machine itself, or forwarded by the kernel, and left as it is; or a RST that mh sends to the machine itself.
     Pass HostUntouched = 29, "pass_host";
+    /// A rule leaves it to the kernel.
+    Pass Direct = 30, "pass_direct";
 
     /// The conntrack took no entry.
     Drop ConntrackFull = 40, "conntrack_full";
@@ -119,6 +121,8 @@ verdicts! {
     Drop Stage = 48, "stage_missing";
     /// A packet that the kernel was to refuse, or to send by another uplink, came to this uplink: its routing rules are not in force.
     Drop Misrouted = 49, "misrouted";
+    /// A rule drops it.
+    Drop RuleDrop = 50, "rule_drop";
 
     /// No uplink can take a new flow.
     Refuse NoUplink = 56, "no_uplink";
@@ -134,6 +138,8 @@ verdicts! {
     Refuse ProtocolInUse = 61, "protocol_in_use";
     /// Larger than the next link's MTU and to be kept whole.
     Refuse TooBig = 62, "too_big";
+    /// A rule refuses it.
+    Refuse RuleReject = 63, "rule_reject";
 }
 
 /// How many counters there are; one more than the largest discriminant, rounded up.

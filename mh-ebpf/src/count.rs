@@ -2,6 +2,7 @@
 
 use mh_common::{
     abi::mark,
+    rules::Rule,
     verdict::{Group, Verdict},
 };
 
@@ -62,6 +63,15 @@ pub fn uplink(index: u8, reply: bool, packets: u64, bytes: u64) {
             counters.tx_packets += packets;
             counters.tx_bytes += bytes;
         }
+    }
+}
+
+/// Counts a flow, or a packet that is to begin none, that a rule matched.
+#[inline(always)]
+pub fn rule(rule: &Rule) {
+    if let Some(counter) = maps::rule_hits(rule.counter) {
+        // SAFETY: as in `finish`.
+        unsafe { *counter += 1 };
     }
 }
 

@@ -114,10 +114,13 @@ pub fn begin<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> 
     let steered = scene.settings.flags & abi::HOST_TRAFFIC != 0
         && may_begin(&packet)
         && !socket::is_bound(frame)
-        && is_free::<Fam>(frame, &packet, scene);
+        && is_free::<Fam, _>(frame, &packet, scene);
     if steered {
-        match outbound::begin::<Fam, true>(frame, &packet, steer::ANY, flow::HOST, scene) {
+        let begun = outbound::admit::<Fam, true>(frame, &packet)
+            .and_then(|rule| outbound::begin::<Fam, true>(frame, &packet, &rule, steer::ANY, flow::HOST, scene));
+        match begun {
             Ok(note) => return Err(maps::stage(frame, Stage::HostAttend, note)),
+            Err(Verdict::Direct) => {}
             // The last words of a connection that began before mh did.
             Err(Verdict::TcpStray) => {}
             // No uplink is fit: the kernel's own choice is as good as any.
@@ -181,7 +184,7 @@ const fn may_begin<A>(packet: &Packet<A>) -> bool {
 /// Whether the packet may go by another uplink: its source address is one that the kernel chose for this one, and its destination is
 /// not on this one's link.
 #[inline(always)]
-fn is_free<Fam: Tables + Header>(frame: &TcFrame<true>, packet: &Packet<Fam::Address>, scene: &Scene) -> bool {
+pub fn is_free<Fam: Tables + Header, F: Frame>(frame: &F, packet: &Packet<Fam::Address>, scene: &Scene) -> bool {
     // An address of the LAN's side, or a service's: whoever uses it means it.
     let owners = Fam::owners(packet.ip.src);
     if owners == 0 {

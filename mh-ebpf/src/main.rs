@@ -6,8 +6,8 @@
 //!
 //! The stages of the pipeline are modules, in the order in which a packet meets them: [`access`] and [`parse`] (bytes to a flow key),
 //! [`track`] and [`conntrack`] (find the flow), [`forward`] and [`rewrite`] (count, translate, redirect). What is rare has programs of its own, which the TC programs
-//! tail-call (see [`mh_common::abi::Stage`]): [`outbound`] and [`inbound`] (new flows, with [`steer`], [`nat`] and [`limit`]),
-//! [`host`], [`error`] (ICMP errors), [`fragment`], [`reset`]. [`maps`] names all tables. Everything behind the entry points is generic over the
+//! tail-call (see [`mh_common::abi::Stage`]): [`outbound`] and [`inbound`] (new flows, with [`steer`], [`policy`], [`nat`] and [`limit`]),
+//! [`host`], [`error`] (ICMP errors), [`fragment`], [`reset`]. [`explain`] tells what they would do. [`maps`] names all tables. Everything behind the entry points is generic over the
 //! address family and over the hook.
 //!
 //! Failure behaviour: a stage that cannot go on returns a [`mh_common::verdict::Verdict`]; [`count::finish`] is the one place that
@@ -32,6 +32,7 @@ mod clamp;
 mod conntrack;
 mod count;
 mod error;
+mod explain;
 mod forward;
 mod fragment;
 mod host;
@@ -41,6 +42,7 @@ mod maps;
 mod nat;
 mod outbound;
 mod parse;
+mod policy;
 mod port;
 mod reset;
 mod rewrite;
@@ -136,6 +138,12 @@ pub fn mh_egress(ctx: TcContext) -> i32 {
         Some(verdict) => count::finish(&mut frame, Err(verdict)),
         None => <TcFrame<true> as access::Frame>::PASS,
     }
+}
+
+/// What would become of a packet, for people who ask.
+#[classifier]
+pub fn mh_explain(ctx: TcContext) -> i32 {
+    explain::run::<V4>(&mut TcFrame::<false>::new(ctx))
 }
 
 /// The fast path, on XDP of LAN interfaces and uplinks.

@@ -4,24 +4,25 @@
 
 use aya_ebpf::{
     macros::map,
-    maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
 };
 use mh_common::{
     abi::{
-        Interface, Live, MAX_INTERFACES, MAX_LOCAL_ADDRESSES, MAX_OUTSIDE_ADDRESSES, MAX_POLICIES, MAX_SOURCES,
-        MAX_UPLINKS, NEW_FLOWS_DIVISOR, Policy, Pool, SLOT_TABLES, Settings, Source, Stage, Uplink, UplinkCounters,
-        UplinkRoute,
+        Interface, Live, MAX_INTERFACES, MAX_LOCAL_ADDRESSES, MAX_OUTSIDE_ADDRESSES, MAX_SOURCES, MAX_UPLINKS,
+        NEW_FLOWS_DIVISOR, Pool, Settings, Source, Stage, Uplink, UplinkCounters, UplinkRoute,
     },
     address::{Ipv4, V4},
     binding::{End, Inside, Outside, Peer, PortRequest},
     flow::{Entry, Key},
     fragment::{self, Held, HeldKey, Waiting},
+    policy::{MAX_STICKY, POLICIES as MAX_POLICIES, Policy, SLOT_TABLES, Sticky, StickyKey},
+    rules::{self, Classifier, Head, InterfaceKey, PrefixKey, Rule, RuleSet},
     slots::SlotTable,
     time::Tick,
     verdict::{COUNTERS, Verdict},
 };
 
-use crate::{access::TcFrame, port, track::Note};
+use crate::{access::TcFrame, parse::Packet, policy, port, track::Note};
 
 const FLOWS: u32 = 1 << 20;
 const BINDINGS: u32 = 1 << 18;
@@ -67,7 +68,7 @@ static UPLINKS: Array<Uplink> = Array::pinned(MAX_UPLINKS as u32, 0);
 #[map(name = "mh_interfaces")]
 static INTERFACES: HashMap<u32, Interface> = HashMap::pinned(MAX_INTERFACES, 0);
 #[map(name = "mh_policies")]
-static POLICIES: Array<Policy> = Array::pinned(MAX_POLICIES as u32, 0);
+static POLICIES: Array<Policy> = Array::pinned(MAX_POLICIES, 0);
 #[map(name = "mh_slots")]
 static SLOTS: Array<SlotTable> = Array::pinned(SLOT_TABLES, 0);
 #[map(name = "mh_settings")]
@@ -78,6 +79,20 @@ static LIVE: Array<Live> = Array::pinned(1, 0);
 static VERDICTS: PerCpuArray<u64> = PerCpuArray::pinned(COUNTERS, 0);
 #[map(name = "mh_uplink_count")]
 static UPLINK_COUNTERS: PerCpuArray<UplinkCounters> = PerCpuArray::pinned(MAX_UPLINKS as u32, 0);
+
+#[map(name = "mh_rules")]
+static RULES: Array<Classifier> = Array::pinned(rules::GENERATIONS, 0);
+#[map(name = "mh_rule_head")]
+static RULE_HEAD: Array<u64> = Array::pinned(1, 0);
+#[map(name = "mh_prefixes4")]
+static PREFIXES4: LpmTrie<PrefixKey<Ipv4>, RuleSet> = LpmTrie::pinned(rules::MAX_PREFIXES, NO_PREALLOC);
+#[map(name = "mh_rule_ifaces")]
+static RULE_INTERFACES: HashMap<InterfaceKey, RuleSet> =
+    HashMap::pinned(rules::GENERATIONS * MAX_INTERFACES, NO_PREALLOC);
+#[map(name = "mh_rule_hits")]
+static RULE_HITS: PerCpuArray<u64> = PerCpuArray::pinned(rules::HIT_COUNTERS, 0);
+#[map(name = "mh_sticky4")]
+static STICKY4: LruHashMap<StickyKey<Ipv4>, Sticky> = LruHashMap::pinned(MAX_STICKY, 0);
 
 /// The tables of one address family.
 pub trait Tables: UplinkRoute {
@@ -105,6 +120,12 @@ pub trait Tables: UplinkRoute {
     fn waiting() -> &'static LruHashMap<fragment::Key<Self::Address>, Waiting>;
     /// Their fragments.
     fn held() -> &'static LruHashMap<HeldKey<Self::Address>, Held>;
+    /// Sources that keep their uplink.
+    fn sticky() -> &'static LruHashMap<StickyKey<Self::Address>, Sticky>;
+    /// The rules that agree with an address.
+    fn rules_of(key: PrefixKey<Self::Address>) -> Option<&'static RuleSet>;
+    /// The first rule that matches a packet that came in by the interface: see [`policy`].
+    fn rule(packet: &Packet<Self::Address>, ifindex: u32) -> Rule;
     /// The outside address number `n` of an uplink.
     fn pool(uplink: u8, n: u32) -> Option<Self::Address>;
 
@@ -153,6 +174,17 @@ impl Tables for V4 {
         fragments: FRAGMENTS4, LruHashMap<fragment::Key<Ipv4>, Entry<Ipv4>>;
         waiting: WAITING4, LruHashMap<fragment::Key<Ipv4>, Waiting>;
         held: HELD4, LruHashMap<HeldKey<Ipv4>, Held>;
+        sticky: STICKY4, LruHashMap<StickyKey<Ipv4>, Sticky>;
+    }
+
+    #[inline(always)]
+    fn rules_of(key: PrefixKey<Ipv4>) -> Option<&'static RuleSet> {
+        PREFIXES4.get(policy::exactly(key))
+    }
+
+    #[inline(always)]
+    fn rule(packet: &Packet<Ipv4>, ifindex: u32) -> Rule {
+        policy::rule4(packet, ifindex)
     }
 
     #[inline(always)]
@@ -205,8 +237,34 @@ pub fn uplink(index: u8) -> Option<&'static Uplink> {
 
 /// A policy by its index.
 #[inline(always)]
-pub fn policy(index: u32) -> Option<&'static Policy> {
-    POLICIES.get(index)
+pub fn policy(index: u8) -> Option<&'static Policy> {
+    POLICIES.get(index as u32)
+}
+
+/// Which rules there are now.
+#[inline(always)]
+pub fn rule_head() -> Option<Head> {
+    // SAFETY: a live map value, read at once, so that generation and flags belong together.
+    RULE_HEAD.get_ptr(0).map(|head| bytemuck::cast(unsafe { head.read_volatile() }))
+}
+
+/// The classifier of a generation.
+#[inline(always)]
+pub fn classifier(generation: u32) -> Option<&'static Classifier> {
+    RULES.get(generation % rules::GENERATIONS)
+}
+
+/// The rules that agree with an interface.
+#[inline(always)]
+pub fn rules_of_interface(key: InterfaceKey) -> Option<&'static RuleSet> {
+    // SAFETY: values of a generation that is in force don't change.
+    unsafe { RULE_INTERFACES.get(key) }
+}
+
+/// This CPU's counter of a rule.
+#[inline(always)]
+pub fn rule_hits(counter: u16) -> Option<*mut u64> {
+    RULE_HITS.get_ptr_mut(counter as u32)
 }
 
 /// A slot table by its index.

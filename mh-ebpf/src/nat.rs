@@ -32,6 +32,25 @@ const CURRENT_NETNS: u64 = u64::MAX;
 const TCP_LISTEN: u32 = 10;
 const TCP_CLOSE: u32 = 7;
 
+/// The outside address that all bindings of the packet's source on this uplink get.
+#[inline(always)]
+pub fn outside_address<Fam: Tables>(packet: &Packet<Fam::Address>, index: u8, scene: &Scene) -> Option<Fam::Address> {
+    let src = packet.key.src;
+    let number = hash::flow(scene.settings.seed, HashMode::Source, src, src, 0, 0, 0) as u32;
+    Fam::pool(index, number)
+}
+
+/// The binding that the packet's source has on this uplink, if it can serve a new flow.
+#[inline(always)]
+pub fn bound<Fam: Tables>(packet: &Packet<Fam::Address>, index: u8) -> Option<Outside<Fam::Address>> {
+    let key = &packet.key;
+    let address = if packet.transport == Transport::OTHER { key.dst } else { key.src };
+    let end = End { address, port: key.sport, protocol: key.protocol, uplink: index };
+    // SAFETY: a live map value that is copied.
+    let binding = unsafe { *Fam::by_inside().get_ptr(end)? };
+    (Fam::owners(binding.address) >> (index & 31) & 1 != 0).then_some(binding)
+}
+
 /// The binding of the packet's source on this uplink; makes one if there is none.
 #[inline(always)]
 pub fn bind<Fam: Tables + Header, const EGRESS: bool>(
@@ -43,8 +62,7 @@ pub fn bind<Fam: Tables + Header, const EGRESS: bool>(
 ) -> Result<Outside<Fam::Address>, Verdict> {
     let now = scene.now;
     let key = &packet.key;
-    let number = hash::flow(scene.settings.seed, HashMode::Source, key.src, key.src, 0, 0, 0) as u32;
-    let address = Fam::pool(index, number).ok_or(Verdict::NoUplink)?;
+    let address = outside_address::<Fam>(packet, index, scene).ok_or(Verdict::NoUplink)?;
     let protocol = key.protocol;
     let expires = now.wrapping_add(State::New.timeout(protocol, &scene.settings.timeouts));
     if packet.transport == Transport::OTHER {

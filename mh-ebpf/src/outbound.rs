@@ -8,6 +8,7 @@ use mh_common::{
     abi::{self, Stage},
     binding::End,
     flow::{self, Key},
+    rules::Rule,
     verdict::Verdict,
     wire,
 };
@@ -20,7 +21,7 @@ use crate::{
     maps::{self, Tables},
     nat,
     parse::{self, Header, Packet, Part, Transport},
-    steer,
+    policy, steer,
     track::{Note, Scene},
 };
 
@@ -53,16 +54,37 @@ pub fn run<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> R
     if packet.ip.ttl <= 1 {
         return Err(Verdict::TtlExpired);
     }
-    let note = begin::<Fam, false>(frame, &packet, route.on_link, 0, scene)?;
-    Err(maps::stage(frame, Stage::Attend, note))
+    let begun = admit::<Fam, false>(frame, &packet)
+        .and_then(|rule| begin::<Fam, false>(frame, &packet, &rule, route.on_link, 0, scene));
+    match begun {
+        Ok(note) => Err(maps::stage(frame, Stage::Attend, note)),
+        Err(verdict) => {
+            if packet.ip.part() == Part::First && matches!(verdict, Verdict::Direct) {
+                fragment::leave_to_kernel::<Fam>(&packet, scene);
+            }
+            Err(verdict)
+        }
+    }
 }
 
-/// Restores the packet's flow, or begins it. `pinned`: the only uplink that will do, or [`steer::ANY`]. `flags` as for
+/// The rule for the packet, unless that ends it here.
+#[inline(always)]
+pub fn admit<Fam: Tables + Header, const EGRESS: bool>(
+    frame: &TcFrame<EGRESS>,
+    packet: &Packet<Fam::Address>,
+) -> Result<Rule, Verdict> {
+    let rule = policy::rule::<Fam, _>(frame, packet, EGRESS);
+    policy::admit(&rule).inspect_err(|_| count::rule(&rule))?;
+    Ok(rule)
+}
+
+/// Restores the packet's flow, or begins it as the rule says. `pinned`: the only uplink that will do, or [`steer::ANY`]. `flags` as for
 /// [`conntrack::insert`].
 #[inline(always)]
 pub fn begin<Fam: Tables + Header, const EGRESS: bool>(
     frame: &TcFrame<EGRESS>,
     packet: &Packet<Fam::Address>,
+    rule: &Rule,
     pinned: u8,
     flags: u8,
     scene: &Scene,
@@ -75,8 +97,9 @@ pub fn begin<Fam: Tables + Header, const EGRESS: bool>(
         return Err(Verdict::TcpStray);
     }
     limit::new_flow::<Fam>(packet.key.src, scene)?;
+    count::rule(rule);
     let index = if pinned == steer::ANY {
-        steer::select(packet, scene.live, scene.settings)?
+        policy::select::<Fam, true>(packet, rule.policy, scene)?.choice.uplink
     } else if scene.is_healthy(pinned) {
         pinned
     } else {

@@ -1,23 +1,19 @@
-//! Steering: is a new flow for an uplink at all, and for which one.
+//! Steering: is a new flow for an uplink at all.
 //!
-//! The kernel's routing decides the first question: what it would send to something other than an uplink (a connected network,
+//! The kernel's routing decides: what it would send to something other than an uplink (a connected network,
 //! another router, a tunnel) or to the machine itself is left alone. A destination without any route is for an uplink: the
 //! uplinks' gateways may come from the configuration only.
 
 use aya_ebpf::{bindings::bpf_fib_lookup as FibLookup, cty::c_void, helpers::generated::bpf_fib_lookup};
 use mh_common::{
-    abi::{self, Live, Settings},
-    address::Address,
-    hash::{self, HashMode},
-    slots,
-    verdict::Verdict,
+    abi,
     wire::Mac,
 };
 
 use crate::{
     access::Frame,
     maps::{self, Tables},
-    parse::{Header, Ip, Packet},
+    parse::{Header, Ip},
 };
 
 /// `BPF_FIB_LOOKUP_OUTPUT`: look up as if the machine itself sent by the given interface.
@@ -30,10 +26,6 @@ const NOT_FORWARDED: i32 = 4;
 const NO_NEIGHBOUR: i32 = 7;
 /// `BPF_FIB_LKUP_RET_FRAG_NEEDED`: the route is known, the packet is larger than its MTU.
 const FRAGMENTATION_NEEDED: i32 = 8;
-
-/// How often a slot that names an uplink which is down is answered by another slot, before any uplink that is up will do. The
-/// controller rebuilds the table within milliseconds; until then the shares of the uplinks that are left stay nearly right.
-const REHASHES: u32 = 8;
 
 /// Where the kernel would send a packet.
 // VERIFIER: the helper's own number and no enum for it: what is chosen here in branches would be a constant in each, and everything that
@@ -160,36 +152,4 @@ pub fn route<Fam: Tables + Header, F: Frame>(frame: &F, ip: &Ip<Fam::Address>, o
         route.by_uplink = !Fam::is_local(ip.dst);
     }
     route
-}
-
-/// The uplink for a new flow: the one that its slot names, if it may take flows; else another one that may.
-#[inline(always)]
-pub fn select<A: Address>(packet: &Packet<A>, live: &Live, settings: &Settings) -> Result<u8, Verdict> {
-    let policy = maps::policy(abi::DEFAULT_POLICY).ok_or(Verdict::NoUplink)?;
-    let candidates = policy.members & live.healthy;
-    if candidates == 0 {
-        return Err(Verdict::NoUplink);
-    }
-    let table = maps::slots(policy.table).ok_or(Verdict::NoUplink)?;
-    let key = &packet.key;
-    let mode = HashMode::from_u32(policy.hash_mode);
-    let mut value = hash::flow(settings.seed, mode, key.src, key.dst, key.sport, key.dport, key.protocol);
-    for _ in 0..=REHASHES {
-        let index = table[slots::slot(value)];
-        if (index as usize) < abi::MAX_UPLINKS && candidates >> index & 1 != 0 {
-            return Ok(index);
-        }
-        value = hash::again(value);
-    }
-    // VERIFIER: the index is computed and not counted; a loop that breaks with its counter multiplies everything that follows
-    // by the number of uplinks (6.18: more than a million instructions processed).
-    let mut left = candidates;
-    let nth = (value >> 32) as u32 % candidates.count_ones();
-    for n in 0..abi::MAX_UPLINKS as u32 {
-        if n == nth {
-            break;
-        }
-        left &= left - 1;
-    }
-    Ok(left.trailing_zeros() as u8)
 }

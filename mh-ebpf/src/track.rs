@@ -29,7 +29,7 @@ use crate::{
     forward, fragment,
     maps::{self, Tables},
     parse::{self, Header, Packet, Part, Transport},
-    reset, rewrite,
+    policy, reset, rewrite,
 };
 
 /// TCP flags that change more than counters.
@@ -64,12 +64,6 @@ impl Scene {
     #[inline(always)]
     pub const fn is_healthy(&self, uplink: u8) -> bool {
         self.live.is_healthy(uplink)
-    }
-
-    /// Whether any uplink takes new flows: one that is healthy, has a weight and is not drained.
-    #[inline(always)]
-    pub fn takes_new_flows(&self) -> bool {
-        maps::policy(abi::DEFAULT_POLICY).is_some_and(|policy| policy.members & self.live.healthy != 0)
     }
 }
 
@@ -292,8 +286,8 @@ impl Fate {
 }
 
 /// What becomes of the flow of this packet, which has been idle too long, or gets a SYN after its end (RFC 9293 section 3.6.1), or whose
-/// uplink is down, or has lost the address that the flow has outside. In the last two cases `on_down` decides, if new flows find an
-/// uplink at all: if not, nothing is gained by giving up what is there.
+/// uplink is down, or has lost the address that the flow has outside. In the last two cases `on_down` decides, if a new flow of its kind
+/// would find an uplink: if not, nothing is gained by giving up what is there.
 #[inline(always)]
 pub fn fate<Fam: Tables + Header, F: Frame>(
     frame: &F,
@@ -309,7 +303,9 @@ pub fn fate<Fam: Tables + Header, F: Frame>(
         return Fate::GOES_ON;
     }
     let orphaned = is_due(entry, scene.live, scene.now) && is_orphan::<Fam>(entry, packet);
-    if !orphaned && scene.is_healthy(entry.uplink) || !scene.takes_new_flows() {
+    if !orphaned && scene.is_healthy(entry.uplink)
+        || !policy::finds_uplink::<Fam, F>(frame, packet, entry.flags & flow::HOST != 0, scene)
+    {
         return Fate::GOES_ON;
     }
     let flags = maps::uplink(entry.uplink).map_or(abi::UPLINK_HOLD, |u| u.flags);
