@@ -4,20 +4,24 @@
 //! invariants are those of [`Config`]), with warnings, or every [`Fault`] of the text in file order with line, column and mend.
 //! Only where the text is no TOML at all is the first fault the only one. Nothing is ever silently ignored: keys that are unknown,
 //! or that belong to the format but are not supported by this version, are faults. Nothing here looks at the machine: whether an
-//! interface exists is not a matter of the config. A warning is the exception: that a hook's program is not there, or can't be run.
+//! interface exists is not a matter of the config. Exceptions are the files of sets, which are part of the config, and a warning:
+//! that a hook's program is not there, or can't be run.
 //!
-//! `schema` lists the keys, `table` holds tables of the document against it, `value` reads single values, `uplinks`, `probes` and
-//! `forwards` read what their names say, `read` all other sections, and puts them together.
+//! `schema` lists the keys, `table` holds tables of the document against it, `value` reads single values, `uplinks`, `probes`,
+//! `policies`, `sets`, `rules` and `forwards` read what their names say, `read` all other sections, and puts them together.
 //! The format is described in `docs/config.md`.
 
 mod fault;
 mod forwards;
 mod model;
+mod policies;
 mod policy;
 mod probe;
 mod probes;
 mod read;
+mod rules;
 mod schema;
+mod sets;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -35,8 +39,8 @@ pub use model::{
     MAX_UPLINK_NAME, MAX_UPLINKS, MIN_MARK_BITS, Mode, MssClamp, Nat, OnDown, PortRange, Timeouts, Uplink,
 };
 pub use policy::{
-    Addresses, Capacity, DEFAULT_POLICY, MAX_NAME, MAX_POLICIES, MAX_PORT_RANGES, MAX_PREFIXES, MAX_RULES, MAX_STICKY,
-    Member, Policy, Rule, Set, Use, Weight,
+    Addresses, Capacity, DEFAULT_POLICY, MAX_CAPACITY, MAX_NAME, MAX_POLICIES, MAX_PORT_RANGES, MAX_PREFIXES,
+    MAX_RULES, MAX_SETS, MAX_STICKY, MIN_CAPACITY, Member, Policy, Rule, Set, Use, Weight,
 };
 pub use probe::{
     Check, DEFAULT_WINDOW, Http, Limit, MAX_DOMAIN, MAX_INTERVAL, MAX_OVERLAP, MAX_PATH, MAX_ROUNDS, MAX_TARGETS,
@@ -59,7 +63,7 @@ pub struct Loaded {
 pub fn load(path: &Path) -> Result<Loaded, LoadError> {
     let bytes = std::fs::read(path).map_err(|error| LoadError::Io(path.to_owned(), error))?;
     let parsed = match str::from_utf8(&bytes) {
-        Ok(text) => parse(text),
+        Ok(text) => parse_in(text, path.parent().unwrap_or(Path::new(""))),
         Err(error) => {
             let (line, column) = fault::position(&bytes, error.valid_up_to());
             Err(Faults(vec![Fault {
@@ -80,11 +84,19 @@ pub fn check(path: &Path) -> Result<Vec<Fault>, LoadError> {
     load(path).map(|loaded| loaded.warnings)
 }
 
-/// Parses the text of a config.
+/// Parses the text of a config. Relative paths in it begin at the working directory.
 ///
 /// # Errors
 /// Every fault of the text in file order, or the first place where it is no TOML.
 pub fn parse(text: &str) -> Result<Loaded, Faults> {
+    parse_in(text, Path::new(""))
+}
+
+/// Parses the text of a config whose file is in `directory`, where relative paths in it begin.
+///
+/// # Errors
+/// As of [`parse`].
+pub fn parse_in(text: &str, directory: &Path) -> Result<Loaded, Faults> {
     let mut report = fault::Report::default();
     // The parser reports faults of structure before faults within values, so its first is not the first of the file: an unclosed
     // string would be reported at the line after it.
@@ -95,7 +107,7 @@ pub fn parse(text: &str) -> Result<Loaded, Faults> {
         report.fault(start(error), syntax_message(error.message(), token));
         return Err(report.finish_faults(text));
     }
-    let config = read::config(document.get_ref(), &mut report);
+    let config = read::config(document.get_ref(), directory, &mut report);
     let warnings = report.finish(text)?;
     Ok(Loaded { config, warnings })
 }

@@ -284,7 +284,7 @@ pub struct Uplink {
     pub gateway: Option<Ipv4Addr>,
     /// The addresses that flows leave with, in file order; empty: the interface's primary address, and followed.
     pub addresses: Vec<AddressRange>,
-    /// Its share of new flows where the policy names none; 0: only when named by a rule.
+    /// Its share of new flows in policies without tiers; 0: only when named by a rule.
     pub weight: Weight,
     /// How much it can carry.
     pub capacity: Option<Capacity>,
@@ -357,7 +357,7 @@ impl fmt::Display for AddressRange {
 }
 
 /// Ports from `first` to `last`, both included; `1 <= first <= last`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PortRange {
     /// The lowest port.
     pub first: u16,

@@ -4,7 +4,8 @@
 //! [`DEFAULT_POLICY`], names of policies, sets and (where there are any) rules are unique, and every index is one of the list that it points
 //! into. There are at most [`MAX_POLICIES`] policies and [`MAX_RULES`] rules; all rules together have at most [`MAX_PORT_RANGES`] ranges
 //! of source ports, as many of destination ports, and, with those of sets, at most [`MAX_PREFIXES`] prefixes for each direction. An uplink
-//! whose weight is [`Weight::Capacity`] in any policy has a capacity, and so have all in policies that [spill](Policy::spill).
+//! whose weight is [`Weight::Capacity`] in any policy has a capacity, and so have those of all tiers but the last in policies that
+//! [spill](Policy::spill). The sets of rules count once for each direction in which a rule uses them.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -26,6 +27,15 @@ pub const MAX_PORT_RANGES: usize = 1000;
 
 /// How many prefixes all rules together may have, with those of their sets, for sources and destinations each.
 pub const MAX_PREFIXES: usize = 1 << 20;
+
+/// How many sets a config may have.
+pub const MAX_SETS: usize = 1024;
+
+/// The least capacity of an uplink in bits per second.
+pub const MIN_CAPACITY: u64 = 1000;
+
+/// The largest capacity of an uplink in bits per second.
+pub const MAX_CAPACITY: u64 = 10_000_000_000_000;
 
 /// The longest name of a policy, rule or set in bytes.
 pub const MAX_NAME: usize = 32;
@@ -95,7 +105,7 @@ impl Policy {
 pub struct Addresses {
     /// Prefixes.
     pub prefixes: Vec<Ipv4Net>,
-    /// Indices of sets.
+    /// Indices of sets, which may be empty: those match nothing.
     pub sets: Vec<usize>,
 }
 
@@ -133,11 +143,11 @@ pub struct Rule {
     pub to: Addresses,
     /// IP protocols.
     pub protocols: Vec<u8>,
-    /// The source port, of TCP and UDP.
+    /// The source port. A rule with ports, of either kind, matches TCP and UDP only, whatever other protocols it names.
     pub from_ports: Vec<PortRange>,
-    /// The destination port, of TCP and UDP.
+    /// The destination port.
     pub to_ports: Vec<PortRange>,
-    /// The interface that the packet came in by.
+    /// The interface that the packet came in by. What the machine itself sends came in by none.
     pub interfaces: Vec<InterfacePattern>,
     /// Differentiated services code points (RFC 2474), 0 to 63.
     pub dscp: Vec<u8>,
@@ -152,6 +162,6 @@ pub struct Set {
     pub name: String,
     /// Its prefixes, in order and without duplicates, those of the file included.
     pub prefixes: Arc<[Ipv4Net]>,
-    /// The file.
+    /// The file that some of them are from: the path as it was read, from the config's directory where it was written relative.
     pub file: Option<PathBuf>,
 }

@@ -5,25 +5,25 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::time::Duration;
 
 use toml::de::DeTable;
 
 use super::fault::Report;
-use super::model::{Config, Datapath, HashMode, Hooks, InterfaceNameError, InterfacePattern, Limits, Nat, Timeouts};
-use super::policy::{self, Member, Policy, Weight};
-use super::table::{Placed, Table, dotted, entries_of, in_file_order, list_of, read_as, refuse};
-use super::uplinks::{PlacedUplink, index_of};
+use super::model::{Config, Datapath, Hooks, InterfaceNameError, InterfacePattern, Limits, Nat, Timeouts};
+use super::rules::Named;
+use super::table::{Table, list_of};
 use super::value::{describe, quoted};
-use super::{forwards, schema, uplinks};
+use super::{forwards, policies, rules, schema, sets, uplinks};
 
-/// Reads a whole document.
-pub(super) fn config(document: &DeTable<'_>, report: &mut Report) -> Config {
+/// Reads a whole document; relative paths of files of sets begin at `directory`.
+pub(super) fn config(document: &DeTable<'_>, directory: &Path, report: &mut Report) -> Config {
     let root = Table::new(&schema::ROOT, String::new(), 0, document, report);
     let lan = lan(&root, report);
     let datapath = datapath(&root, report);
     let uplinks = uplinks::uplinks(&root, &lan, report);
-    let default_policy = default_policy(&root, &uplinks, report);
+    let policies = policies::policies(&root, &uplinks, report);
+    let sets = sets::sets(&root, directory, report);
+    let rules = rules::rules(&root, &Named { uplinks: &uplinks, policies: &policies, sets: &sets }, report);
     let forwards = forwards::forwards(&root, &uplinks, report);
     let nat = nat(&root, report);
     let limits = limits(&root, report);
@@ -33,9 +33,9 @@ pub(super) fn config(document: &DeTable<'_>, report: &mut Report) -> Config {
         lan,
         datapath,
         uplinks: uplinks.into_iter().map(|placed| placed.uplink).collect(),
-        policies: vec![default_policy],
-        rules: Vec::new(),
-        sets: Vec::new(),
+        policies: policies.into_iter().map(|placed| placed.policy).collect(),
+        rules: rules.into_iter().map(|placed| placed.rule).collect(),
+        sets: sets.into_iter().map(|placed| placed.set).collect(),
         forwards,
         nat,
         limits,
@@ -114,92 +114,6 @@ fn datapath(root: &Table<'_, '_>, report: &mut Report) -> Datapath {
         datapath.host_traffic = host_traffic.value;
     }
     datapath
-}
-
-fn default_policy(root: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut Report) -> Policy {
-    let mut policy = Policy {
-        name: policy::DEFAULT_POLICY.to_owned(),
-        tiers: vec![
-            uplinks
-                .iter()
-                .enumerate()
-                .map(|(uplink, placed)| Member { uplink, weight: placed.uplink.weight })
-                .collect(),
-        ],
-        own_weights: true,
-        hash: HashMode::Flow,
-        sticky: Duration::ZERO,
-        spill: None,
-    };
-    let mut members_at = uplinks.first().map_or(root.at, |placed| placed.name_at);
-    if let Some((_, value)) = root.get(schema::POLICY_TABLE)
-        && let Some(policies) = entries_of(schema::POLICY_TABLE, "[policy.default]", value, report)
-    {
-        for (key, value) in in_file_order(policies) {
-            if key.get_ref() != policy::DEFAULT_POLICY {
-                let path = dotted(schema::POLICY_TABLE, key.get_ref());
-                refuse(&path, key.span().start, report);
-                continue;
-            }
-            let path = dotted(schema::POLICY_TABLE, policy::DEFAULT_POLICY);
-            let Some(table) = Table::open(&schema::POLICY, path, (key, value), report) else {
-                continue;
-            };
-            if let Some(tiers) = tiers(&table, uplinks, report) {
-                policy.tiers = tiers.value;
-                policy.own_weights = false;
-                members_at = tiers.at;
-            }
-            if let Some(hash) = table.read(&schema::HASH, report) {
-                policy.hash = hash.value;
-            }
-            if let Some(sticky) = table.read(&schema::STICKY, report)
-                && !sticky.value.is_zero()
-            {
-                let what = format!("{}.sticky other than \"0s\"", table.path);
-                refuse(&what, sticky.key_at, report);
-            }
-        }
-    }
-    let mut members = policy.tiers.iter().flatten().peekable();
-    if members.peek().is_some() && members.all(|member| member.weight == Weight::Fixed(0)) {
-        report.warning(
-            members_at,
-            "no uplink has a weight above 0: no new flow will get an uplink; give at least one uplink a weight",
-        );
-    }
-    policy
-}
-
-type Tier = Vec<Member>;
-
-/// The tiers; `None` if the key is left out or too wrong to go on.
-fn tiers(table: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut Report) -> Option<Placed<Vec<Tier>>> {
-    let (key, value) = table.get(schema::TIERS)?;
-    let list = list_of(schema::TIERS, schema::TIERS_WANTS, value, report)?;
-    let mut tiers: Vec<Tier> = Vec::new();
-    for tier in list {
-        let entries = entries_of("a tier", "such as { isp1 = 2, isp2 = 1 }", tier, report)?;
-        if entries.is_empty() {
-            let mend = "name an uplink, such as { isp1 = 1 }, or leave it out";
-            report.fault(tier.span().start, format!("the tier is empty; {mend}"));
-        }
-        let mut members = Vec::new();
-        for (name, weight) in in_file_order(entries) {
-            let index = index_of(name.get_ref(), name.span().start, uplinks, report);
-            if index.is_some_and(|index| tiers.iter().flatten().any(|other| other.uplink == index)) {
-                let what = format!("uplink {} is in an earlier tier already; keep one of them", quoted(name.get_ref()));
-                report.fault(name.span().start, what);
-            }
-            let what = format!("the weight of {}", quoted(name.get_ref()));
-            let weight = read_as(&what, &schema::WEIGHT, weight, report);
-            let member = |(uplink, weight)| Member { uplink, weight: Weight::Fixed(weight) };
-            members.extend(index.zip(weight).map(member));
-        }
-        tiers.push(members);
-    }
-    let first = list.first()?;
-    Some(Placed { key_at: key.span().start, at: first.span().start, value: tiers })
 }
 
 fn nat(root: &Table<'_, '_>, report: &mut Report) -> Nat {

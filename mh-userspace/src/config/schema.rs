@@ -9,13 +9,17 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use toml::de::DeValue;
 
 use super::model::{
-    AddressRange, Filtering, ForwardProtocol, HashMode, MAX_LOSSES, Mode, MssClamp, OnDown, PortRange, Timeouts,
+    AddressRange, Filtering, ForwardProtocol, HashMode, InterfacePattern, MAX_LOSSES, Mode, MssClamp, OnDown,
+    PortRange, Timeouts,
 };
+use super::policy::{Capacity, Weight};
 use super::probe::{ProbeTarget, Share};
 use super::probes::{self, Quorum};
+use super::rules::{self, Term};
 use super::value::{self, Mismatch, Target};
 
 /// A key whose value is read in one piece.
@@ -43,8 +47,6 @@ pub(super) enum Support {
     Now,
     /// No: it is refused.
     Later,
-    /// No: each table or element under it is refused for itself.
-    LaterEach,
 }
 
 /// The keys of a section.
@@ -63,10 +65,6 @@ const fn later(name: &'static str) -> Entry {
     Entry { name, support: Support::Later }
 }
 
-const fn later_each(name: &'static str) -> Entry {
-    Entry { name, support: Support::LaterEach }
-}
-
 impl<T> Scalar<T> {
     const fn entry(&self) -> Entry {
         now(self.name)
@@ -83,6 +81,8 @@ pub(super) const SECTIONS: &[&Section] = &[
     &LOSS,
     &LATENCY,
     &POLICY,
+    &RULE,
+    &SET,
     &FORWARD,
     &NAT_SECTION,
     &LIMITS,
@@ -98,6 +98,8 @@ pub(super) const LAN_WANTS: &str = "a list of interface names such as [\"lan0\",
 pub(super) const DATAPATH_TABLE: &str = "datapath";
 pub(super) const UPLINK_TABLE: &str = "uplink";
 pub(super) const POLICY_TABLE: &str = "policy";
+pub(super) const RULE_TABLE: &str = "rule";
+pub(super) const SET_TABLE: &str = "set";
 pub(super) const FORWARD_TABLE: &str = "forward";
 pub(super) const NAT_TABLE: &str = "nat";
 pub(super) const LIMITS_TABLE: &str = "limits";
@@ -111,13 +113,13 @@ pub(super) const ROOT: Section = Section {
         now(DATAPATH_TABLE),
         now(UPLINK_TABLE),
         now(POLICY_TABLE),
+        now(RULE_TABLE),
+        now(SET_TABLE),
         now(FORWARD_TABLE),
         now(NAT_TABLE),
         now(LIMITS_TABLE),
         now(TIMEOUTS_TABLE),
         now(HOOKS_TABLE),
-        later_each("rule"),
-        later_each("set"),
         later("metrics"),
     ],
 };
@@ -164,8 +166,13 @@ pub(super) const ADDRESS: Scalar<AddressRange> = Scalar {
     wants: "an IPv4 address such as \"198.51.100.2\", a prefix such as \"198.51.100.8/30\", or a list of these",
     read: value::addresses,
 };
-pub(super) const WEIGHT: Scalar<u16> =
-    Scalar { name: "weight", wants: "a whole number from 0 to 65535", read: |value| value::integer(value, 0, 65_535) };
+pub(super) const WEIGHT: Scalar<Weight> =
+    Scalar { name: "weight", wants: "a whole number from 0 to 65535, or \"capacity\"", read: value::weight };
+pub(super) const CAPACITY: Scalar<Capacity> = Scalar {
+    name: "capacity",
+    wants: "the rates from and to the uplink in quotes, from \"1kbit\" to \"10000gbit\", such as \"100mbit/20mbit\"",
+    read: value::capacity,
+};
 pub(super) const PORTS: Scalar<PortRange> = Scalar {
     name: "ports",
     wants: "a range of ports such as \"1024-65535\", or one such as \"5000\", from 1 to 65535 and in quotes",
@@ -190,6 +197,7 @@ pub(super) const UPLINK: Section = Section {
         GATEWAY.entry(),
         ADDRESS.entry(),
         WEIGHT.entry(),
+        CAPACITY.entry(),
         PORTS.entry(),
         ON_DOWN.entry(),
         MSS_CLAMP.entry(),
@@ -302,11 +310,80 @@ pub(super) const HASH: Scalar<HashMode> = Scalar {
     wants: "\"flow\", \"source\" or \"source-destination\"",
     read: |value| value::word(value, HashMode::from_word),
 };
-pub(super) const STICKY: Scalar<Duration> =
-    Scalar { name: "sticky", wants: "a duration in quotes such as \"300s\" or \"1h30m\"", read: value::duration };
+pub(super) const STICKY: Scalar<Duration> = Scalar {
+    name: "sticky",
+    wants: "a duration in quotes up to \"7d\", such as \"300s\" or \"1h30m\", or \"0s\"",
+    read: value::sticky,
+};
+pub(super) const SPILL: Scalar<Share> = Scalar { name: "spill", wants: SHARE_WANTS, read: probes::share };
 
 pub(super) const POLICY: Section =
-    Section { place: "in [policy.NAME]", entries: &[now(TIERS), HASH.entry(), STICKY.entry()] };
+    Section { place: "in [policy.NAME]", entries: &[now(TIERS), HASH.entry(), STICKY.entry(), SPILL.entry()] };
+
+// [[rule]]
+
+pub(super) const RULE_NAME: Scalar<String> = Scalar {
+    name: "name",
+    wants: "1 to 32 of the characters a-z, A-Z, 0-9, _ and - in quotes, such as \"bank\"",
+    read: rules::name,
+};
+/// Of the value, or of each element of a list, as those that follow but `use`.
+pub(super) const FROM: Scalar<Term> = Scalar { name: "from", wants: TERM_WANTS, read: rules::term };
+pub(super) const RULE_TO: Scalar<Term> = Scalar { name: "to", wants: TERM_WANTS, read: rules::term };
+const TERM_WANTS: &str = "an IPv4 prefix such as \"192.168.1.0/24\", an address such as \"192.168.1.20\", \"set:NAME\", or \
+                          a list of these";
+pub(super) const RULE_PROTOCOL: Scalar<u8> = Scalar {
+    name: "protocol",
+    wants: "\"tcp\", \"udp\", \"icmp\", a whole number from 0 to 255, or a list of these",
+    read: rules::protocol,
+};
+pub(super) const FROM_PORT: Scalar<PortRange> =
+    Scalar { name: "from_port", wants: RULE_PORT_WANTS, read: value::port_or_ports };
+pub(super) const TO_PORT: Scalar<PortRange> =
+    Scalar { name: "to_port", wants: RULE_PORT_WANTS, read: value::port_or_ports };
+const RULE_PORT_WANTS: &str =
+    "a port such as \"443\", a range such as \"8000-8999\", from 1 to 65535, or a list of these";
+pub(super) const RULE_INTERFACE: Scalar<InterfacePattern> = Scalar {
+    name: "interface",
+    wants: "the name of an interface of lan such as \"lan0\" or \"vlan*\", or a list of these",
+    read: rules::interface,
+};
+pub(super) const DSCP: Scalar<u8> = Scalar {
+    name: "dscp",
+    wants: "a whole number from 0 to 63, or a list of these",
+    read: |value| value::integer(value, 0, 63),
+};
+pub(super) const USE: &str = "use";
+/// What `use` must be.
+pub(super) const USE_WANTS: &str = "\"policy:NAME\", \"uplink:NAME\", \"direct\", \"reject\" or \"drop\"";
+
+pub(super) const RULE: Section = Section {
+    place: "in [[rule]]",
+    entries: &[
+        RULE_NAME.entry(),
+        FROM.entry(),
+        RULE_TO.entry(),
+        RULE_PROTOCOL.entry(),
+        FROM_PORT.entry(),
+        TO_PORT.entry(),
+        RULE_INTERFACE.entry(),
+        DSCP.entry(),
+        now(USE),
+    ],
+};
+
+// [set.NAME]
+
+/// Of each element of the list.
+pub(super) const PREFIXES: Scalar<Ipv4Net> = Scalar {
+    name: "prefixes",
+    wants: "a list of IPv4 prefixes and addresses such as [\"203.0.113.0/24\", \"192.0.2.7\"]",
+    read: value::prefix,
+};
+pub(super) const FILE: Scalar<PathBuf> =
+    Scalar { name: "file", wants: "the path of a file such as \"banks.txt\"", read: value::path };
+
+pub(super) const SET: Section = Section { place: "in [set.NAME]", entries: &[PREFIXES.entry(), FILE.entry()] };
 
 // [[forward]]
 
@@ -468,6 +545,23 @@ impl Section {
 pub(super) fn did_you_mean(near: &[&str]) -> String {
     let quoted: Vec<String> = near.iter().map(|name| format!("{name:?}")).collect();
     format!("did you mean {}?", quoted.join(" or "))
+}
+
+/// What to do about `name` where one of `known` has to stand, which are `kind`s and come from sections with the header `header`.
+pub(super) fn mend_name<'n>(
+    name: &str,
+    known: impl Iterator<Item = &'n str> + Clone,
+    kind: &str,
+    header: &str,
+) -> String {
+    /// Of a list that is longer no more than these are named.
+    const MOST_NAMES: usize = 32;
+    let near = nearest(name, known.clone());
+    if !near.is_empty() {
+        return did_you_mean(&near);
+    }
+    let all: Vec<String> = known.take(MOST_NAMES).map(|name| format!("{name:?}")).collect();
+    if all.is_empty() { format!("add {header}") } else { format!("the {kind} are {}", all.join(", ")) }
 }
 
 /// Those of `known` that are nearest to `name`: all at the least distance, if that is at most a third of their length (or 1).

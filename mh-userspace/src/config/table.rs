@@ -1,10 +1,14 @@
 //! A table of the document under the eyes of the schema: keys that do not belong are reported when it is opened, and values that
 //! do not fit when they are read. Everything is reported where it stands, and nothing is reported twice.
 
+use std::collections::HashSet;
+use std::hash::Hash;
+
 use toml::Spanned;
 use toml::de::{DeArray, DeString, DeTable, DeValue};
 
 use super::fault::Report;
+use super::policy::MAX_NAME;
 use super::schema::{Scalar, Section, Support};
 use super::value::{Mismatch, describe, describe_value, quoted};
 
@@ -40,11 +44,10 @@ impl<'t, 'i> Table<'t, 'i> {
         report: &mut Report,
     ) -> Self {
         let table = Self { section, path, at, entries };
-        for (key, value) in in_file_order(entries) {
+        for (key, _) in in_file_order(entries) {
             match section.entry(key.get_ref()).map(|entry| entry.support) {
                 Some(Support::Now) => {}
                 Some(Support::Later) => refuse(&table.path_of(key), key.span().start, report),
-                Some(Support::LaterEach) => refuse_each(&table.path_of(key), key, value, report),
                 None => report.fault(
                     key.span().start,
                     format!("unknown key {} {}; {}", quoted(key.get_ref()), table.place(), section.mend(key.get_ref())),
@@ -97,6 +100,16 @@ impl<'t, 'i> Table<'t, 'i> {
         Some(Placed { key_at: key.span().start, at: value.span().start, value: value_read })
     }
 
+    /// Reads a key whose value is one or a list of several; empty if it is left out. What is wrong is left out; what is there twice is kept once,
+    /// with a warning.
+    pub(super) fn read_all<T: Clone + Eq + Hash>(&self, scalar: &Scalar<T>, report: &mut Report) -> Vec<Placed<T>> {
+        debug_assert!(self.section.entry(scalar.name).is_some(), "{} is not in the schema", scalar.name);
+        let Some((key, value)) = self.get(scalar.name) else {
+            return Vec::new();
+        };
+        read_each(scalar, key.span().start, elements_or_value(value), report)
+    }
+
     /// Is a required key left out? A misspelt one, which has been reported, counts as there.
     pub(super) fn lacks(&self, name: &str) -> bool {
         self.get(name).is_none()
@@ -141,6 +154,61 @@ pub(super) fn read_as<T>(name: &str, scalar: &Scalar<T>, value: &Value<'_>, repo
     };
     report.fault(value.span().start, message);
     None
+}
+
+/// Reads the elements of the list at a key. What is wrong is left out; what is there twice is kept once, with a warning.
+pub(super) fn read_each<'t, 'i: 't, T: Clone + Eq + Hash>(
+    scalar: &Scalar<T>,
+    key_at: usize,
+    elements: impl IntoIterator<Item = &'t Value<'i>>,
+    report: &mut Report,
+) -> Vec<Placed<T>> {
+    let mut all: Vec<Placed<T>> = Vec::new();
+    let mut seen: HashSet<T> = HashSet::new();
+    for element in elements {
+        let at = element.span().start;
+        let Some(value) = read_as(scalar.name, scalar, element, report) else {
+            continue;
+        };
+        if !seen.insert(value.clone()) {
+            let what = describe_value(element.get_ref());
+            report.warning(at, format!("{what} is in {} twice; keep one of them", scalar.name));
+        } else {
+            all.push(Placed { key_at, at, value });
+        }
+    }
+    all
+}
+
+/// Reports `name` at byte `at` if it can't be that of `what`, such as "a policy".
+pub(super) fn check_name(what: &str, name: &str, at: usize, report: &mut Report) {
+    if !is_name(name) {
+        let wants = format!("use 1 to {MAX_NAME} of the characters a-z, A-Z, 0-9, _ and -");
+        report.fault(at, format!("{} is no name for {what}; {wants}", quoted(name)));
+    }
+}
+
+/// Can a thing be named `name`?
+pub(super) fn is_name(name: &str) -> bool {
+    is_bare(name) && name.len() <= MAX_NAME
+}
+
+/// Reports a key of `[TABLE.NAME]`, as `section` has them, that stands in `[TABLE]`. Other values that are no tables are not its business.
+pub(super) fn is_misplaced(
+    parent: &str,
+    section: &Section,
+    (key, value): (&Key<'_>, &Value<'_>),
+    report: &mut Report,
+) -> bool {
+    let name = key.get_ref();
+    let misplaced = value.get_ref().as_table().is_none() && section.entry(name).is_some();
+    if misplaced {
+        report.fault(
+            key.span().start,
+            format!("{name} stands in [{parent}] itself; it belongs in [{parent}.NAME], which names the {parent}"),
+        );
+    }
+    misplaced
 }
 
 /// The keys and values of a table, or a report that it is none.
@@ -189,22 +257,4 @@ pub(super) fn in_file_order<'t, 'i>(table: &'t DeTable<'i>) -> Vec<(&'t Key<'i>,
 /// Reports a part of the format that this version does not support.
 pub(super) fn refuse(what: &str, at: usize, report: &mut Report) {
     report.fault(at, format!("{what} is not supported by this version of mh yet; remove it"));
-}
-
-/// Refuses each table or list element at `key` for itself, so that all have a fault of their own.
-fn refuse_each(path: &str, key: &Key<'_>, value: &Value<'_>, report: &mut Report) {
-    match value.get_ref() {
-        DeValue::Table(tables) if !tables.is_empty() => {
-            for (name, _) in in_file_order(tables) {
-                refuse(&dotted(path, name.get_ref()), name.span().start, report);
-            }
-        }
-        // A list made by [[KEY]] headers begins at its first header, in front of that header's key.
-        DeValue::Array(list) if value.span().start < key.span().start => {
-            for element in list {
-                refuse(&format!("[[{path}]]"), element.span().start, report);
-            }
-        }
-        _ => refuse(path, key.span().start, report),
-    }
 }

@@ -5,19 +5,25 @@ use std::collections::HashMap;
 
 use super::fault::Report;
 use super::model::{
-    AddressRange, Damping, InterfacePattern, MAX_ADDRESS_RANGES, MAX_ADDRESSES, MAX_UPLINK_NAME, MAX_UPLINKS, MssClamp,
-    OnDown, PortRange, Uplink,
+    AddressRange, Damping, InterfacePattern, MAX_ADDRESS_RANGES, MAX_ADDRESSES, MAX_UPLINKS, MssClamp, OnDown,
+    PortRange, Uplink,
 };
 use super::policy::Weight;
 use super::probes;
-use super::schema::{self, did_you_mean, nearest};
-use super::table::{Key, Table, Value, dotted, elements_or_value, entries_of, in_file_order, is_bare, read_as};
+use super::schema::{self, mend_name};
+use super::table::{
+    Key, Table, Value, check_name, dotted, elements_or_value, entries_of, in_file_order, is_misplaced, read_as,
+};
 use super::value::quoted;
 
 /// An uplink with what is needed to check it against the rest of the config.
 pub(super) struct PlacedUplink {
     pub(super) uplink: Uplink,
     pub(super) name_at: usize,
+    /// Where its weight stands, if that could be read.
+    pub(super) weight_at: Option<usize>,
+    /// Is its capacity written, be it faulty?
+    pub(super) has_capacity: bool,
     /// Where its interface stands, if that could be read.
     interface_at: Option<usize>,
     /// Its addresses, and where they stand.
@@ -47,22 +53,10 @@ pub(super) fn uplinks(root: &Table<'_, '_>, lan: &[InterfacePattern], report: &m
     }
     for (key, value) in in_file_order(tables) {
         let name = key.get_ref();
-        if value.get_ref().as_table().is_none() && schema::UPLINK.entry(name).is_some() {
-            report.fault(
-                key.span().start,
-                format!("{name} stands in [uplink] itself; it belongs in [uplink.NAME], which names the uplink"),
-            );
+        if is_misplaced(schema::UPLINK_TABLE, &schema::UPLINK, (key, value), report) {
             continue;
         }
-        if !is_uplink_name(name) {
-            report.fault(
-                key.span().start,
-                format!(
-                    "{} is no name for an uplink; use 1 to {MAX_UPLINK_NAME} of the characters a-z, A-Z, 0-9, _ and -",
-                    quoted(name)
-                ),
-            );
-        }
+        check_name("an uplink", name, key.span().start, report);
         if uplinks.len() == MAX_UPLINKS {
             report.fault(
                 key.span().start,
@@ -75,10 +69,6 @@ pub(super) fn uplinks(root: &Table<'_, '_>, lan: &[InterfacePattern], report: &m
     check_interfaces(&uplinks, lan, report);
     check_addresses(&uplinks, report);
     uplinks
-}
-
-fn is_uplink_name(name: &str) -> bool {
-    is_bare(name) && name.len() <= MAX_UPLINK_NAME
 }
 
 fn uplink(name: &str, entry: (&Key<'_>, &Value<'_>), report: &mut Report) -> PlacedUplink {
@@ -100,7 +90,14 @@ fn uplink(name: &str, entry: (&Key<'_>, &Value<'_>), report: &mut Report) -> Pla
     let mut interface_at = None;
     let path = dotted(schema::UPLINK_TABLE, name);
     let Some(table) = Table::open(&schema::UPLINK, path, entry, report) else {
-        return PlacedUplink { uplink, name_at, interface_at, ranges: Vec::new() };
+        return PlacedUplink {
+            uplink,
+            name_at,
+            weight_at: None,
+            has_capacity: false,
+            interface_at,
+            ranges: Vec::new(),
+        };
     };
     if let Some(interface) = table.read(&schema::INTERFACE, report) {
         uplink.interface = interface.value;
@@ -122,8 +119,14 @@ fn uplink(name: &str, entry: (&Key<'_>, &Value<'_>), report: &mut Report) -> Pla
             );
         }
     }
-    if let Some(weight) = table.read(&schema::WEIGHT, report) {
-        uplink.weight = Weight::Fixed(weight.value);
+    let weight = table.read(&schema::WEIGHT, report);
+    if let Some(weight) = &weight {
+        uplink.weight = weight.value;
+    }
+    uplink.capacity = table.read(&schema::CAPACITY, report).map(|capacity| capacity.value);
+    let has_capacity = !table.lacks(schema::CAPACITY.name);
+    if let Some(weight) = weight.as_ref().filter(|weight| weight.value == Weight::Capacity && !has_capacity) {
+        report.fault(weight.at, lacks_capacity(name));
     }
     if let Some(ports) = table.read(&schema::PORTS, report) {
         uplink.ports = ports.value;
@@ -148,7 +151,17 @@ fn uplink(name: &str, entry: (&Key<'_>, &Value<'_>), report: &mut Report) -> Pla
     if let Some(table) = table.child(schema::PROBE_TABLE, &schema::PROBE, report) {
         uplink.probe = probes::probe(&table, report);
     }
-    PlacedUplink { uplink, name_at, interface_at, ranges }
+    let weight_at = weight.map(|weight| weight.at);
+    PlacedUplink { uplink, name_at, weight_at, has_capacity, interface_at, ranges }
+}
+
+/// What is wrong where the capacity of the uplink `name` decides, and it has none.
+pub(super) fn lacks_capacity(name: &str) -> String {
+    let header = dotted(schema::UPLINK_TABLE, name);
+    format!(
+        "uplink {} has no capacity; add capacity = \"DOWN/UP\" to [{header}], such as \"100mbit/20mbit\"",
+        quoted(name)
+    )
 }
 
 /// The addresses of an uplink in file order; those that are faulty are left out.
@@ -247,17 +260,9 @@ fn check_ranges(placed: &PlacedUplink, report: &mut Report) {
 pub(super) fn index_of(name: &str, at: usize, uplinks: &[PlacedUplink], report: &mut Report) -> Option<usize> {
     let index = uplinks.iter().position(|placed| placed.uplink.name == name);
     if index.is_none() {
-        report.fault(at, format!("no uplink is named {}; {}", quoted(name), mend_uplink_name(name, uplinks)));
+        let names = uplinks.iter().map(|placed| placed.uplink.name.as_str());
+        let mend = mend_name(name, names, "uplinks", "[uplink.NAME]");
+        report.fault(at, format!("no uplink is named {}; {mend}", quoted(name)));
     }
     index
-}
-
-fn mend_uplink_name(name: &str, uplinks: &[PlacedUplink]) -> String {
-    let names = || uplinks.iter().map(|placed| placed.uplink.name.as_str());
-    let near = nearest(name, names());
-    if !near.is_empty() {
-        return did_you_mean(&near);
-    }
-    let all: Vec<String> = names().map(quoted).collect();
-    if all.is_empty() { "add [uplink.NAME]".to_owned() } else { format!("the uplinks are {}", all.join(", ")) }
 }

@@ -3,16 +3,17 @@
 //! Every reader takes a TOML value and returns what it means or a [`Mismatch`]; none of them knows its key, and none of them can
 //! fail otherwise. What may stand at a key is put in words once, in the schema.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use toml::de::DeValue;
 
 use super::model::{
     AddressRange, MAX_ADDRESSES, MAX_UPLINKS, MIN_MARK_BITS, MssClamp, PortRange, check_interface_name,
 };
+use super::policy::{Capacity, MAX_CAPACITY, MAX_STICKY, MIN_CAPACITY, Weight};
 
 /// Why a value cannot stand where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -171,6 +172,62 @@ pub(super) fn addresses(value: &DeValue<'_>) -> Result<AddressRange, Mismatch> {
     Ok(AddressRange { first: prefix.network(), count })
 }
 
+/// A prefix, or an address for itself, whatever it is used for.
+pub(super) fn prefix(value: &DeValue<'_>) -> Result<Ipv4Net, Mismatch> {
+    prefix_of(text(value)?)
+}
+
+/// What [`prefix`] reads.
+pub(super) fn prefix_of(text: &str) -> Result<Ipv4Net, Mismatch> {
+    let prefix = if text.contains('/') { text.parse().ok() } else { text.parse::<Ipv4Addr>().ok().map(Ipv4Net::from) };
+    match prefix {
+        Some(prefix) if prefix == prefix.trunc() => Ok(prefix),
+        Some(prefix) => Err(Mismatch::Because(format!("it does not begin its prefix; write \"{}\"", prefix.trunc()))),
+        None if text.parse::<Ipv6Net>().is_ok() || text.parse::<Ipv6Addr>().is_ok() => {
+            Err(Mismatch::Because("it is of IPv6, which is not supported by this version of mh yet".to_owned()))
+        }
+        None => Err(Mismatch::Value),
+    }
+}
+
+/// A weight as a number, or `capacity`.
+pub(super) fn weight(value: &DeValue<'_>) -> Result<Weight, Mismatch> {
+    match value {
+        DeValue::Integer(_) => integer(value, 0, 65_535).map(Weight::Fixed),
+        other if other.as_str() == Some("capacity") => Ok(Weight::Capacity),
+        // Also of a number in quotes, which tells what is wrong with it.
+        _ => Err(Mismatch::Type),
+    }
+}
+
+/// `DOWN/UP`, or one rate for both.
+pub(super) fn capacity(value: &DeValue<'_>) -> Result<Capacity, Mismatch> {
+    let text = text(value)?;
+    let (down, up) = text.split_once('/').unwrap_or((text, text));
+    match (rate(down.trim()), rate(up.trim())) {
+        (Some(down), Some(up)) => Ok(Capacity { down, up }),
+        _ => Err(Mismatch::Value),
+    }
+}
+
+/// A number of bits per second with a decimal unit: `100mbit`, `1.5gbit`.
+fn rate(text: &str) -> Option<u64> {
+    /// Units and how many decimals of each are whole bits; `bit` last, since the others end with it.
+    const UNITS: &[(&str, usize)] = &[("kbit", 3), ("mbit", 6), ("gbit", 9), ("bit", 0)];
+    let (number, decimals) =
+        UNITS.iter().find_map(|(unit, decimals)| text.strip_suffix(unit).map(|number| (number, *decimals)))?;
+    let (whole, fraction) = match number.split_once('.') {
+        Some((_, "")) => return None,
+        Some(parts) => parts,
+        None => (number, ""),
+    };
+    if whole.is_empty() || fraction.len() > decimals {
+        return None;
+    }
+    let rate = decimal(&format!("{whole}{fraction:0<decimals$}"))?;
+    (MIN_CAPACITY..=MAX_CAPACITY).contains(&rate).then_some(rate)
+}
+
 /// An inside host, and the port if one is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Target {
@@ -249,6 +306,11 @@ pub(super) fn span(value: &DeValue<'_>) -> Result<Duration, Mismatch> {
     duration_within(value, Duration::from_secs(1), Duration::from_secs(24 * 3600))
 }
 
+/// How long a source may keep its uplink.
+pub(super) fn sticky(value: &DeValue<'_>) -> Result<Duration, Mismatch> {
+    duration_within(value, Duration::ZERO, MAX_STICKY)
+}
+
 fn duration_within(value: &DeValue<'_>, least: Duration, most: Duration) -> Result<Duration, Mismatch> {
     duration(value).and_then(
         |duration| {
@@ -269,6 +331,12 @@ pub(super) fn hook_timeout(value: &DeValue<'_>) -> Result<Duration, Mismatch> {
 pub(super) fn absolute_path(value: &DeValue<'_>) -> Result<PathBuf, Mismatch> {
     let path = PathBuf::from(text(value)?);
     if path.is_absolute() && !path.to_string_lossy().contains('\0') { Ok(path) } else { Err(Mismatch::Value) }
+}
+
+/// A path, from wherever.
+pub(super) fn path(value: &DeValue<'_>) -> Result<PathBuf, Mismatch> {
+    let text = text(value)?;
+    if text.is_empty() || text.contains('\0') { Err(Mismatch::Value) } else { Ok(PathBuf::from(text)) }
 }
 
 fn parse_duration(text: &str) -> Option<Duration> {

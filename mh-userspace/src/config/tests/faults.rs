@@ -92,7 +92,7 @@ fn unknown_keys() {
     after(
         "foo = 2",
         &[
-            "4:1: unknown key \"foo\" in [uplink.isp1]; the keys here are interface, gateway, address, weight, ports, on_down, \
+            "4:1: unknown key \"foo\" in [uplink.isp1]; the keys here are interface, gateway, address, weight, capacity, ports, on_down, \
          mss_clamp, nat, damping, probe",
         ],
     );
@@ -146,7 +146,7 @@ fn unknown_keys() {
     after(
         "\"a\\nb\" = 1",
         &[
-            "4:1: unknown key \"a\\nb\" in [uplink.isp1]; the keys here are interface, gateway, address, weight, ports, on_down, \
+            "4:1: unknown key \"a\\nb\" in [uplink.isp1]; the keys here are interface, gateway, address, weight, capacity, ports, on_down, \
          mss_clamp, nat, damping, probe",
         ],
     );
@@ -157,7 +157,7 @@ fn columns_count_characters() {
     whole(
         "# ü\r\n\"ü\" = 1\r\nlan = [\"ü\", \"ü ü\"]\r\n[uplink.\"ü\"]\r\ninterface = \"wan1\"",
         &[
-            "2:1: unknown key \"ü\" at the top level; the keys here are lan, datapath, uplink, policy, forward, nat, limits, \
+            "2:1: unknown key \"ü\" at the top level; the keys here are lan, datapath, uplink, policy, rule, set, forward, nat, limits, \
          timeouts, hooks",
             "3:13: lan must name interfaces, such as \"lan0\" or \"vlan*\", not \"ü ü\": white space, \"/\", \":\", \".\" and \"..\" are \
          not allowed",
@@ -236,7 +236,7 @@ fn weights() {
     ] {
         after(
             &format!("weight = {value}"),
-            &[&format!("4:10: weight must be a whole number from 0 to 65535, not {what}")],
+            &[&format!("4:10: weight must be a whole number from 0 to 65535, or \"capacity\", not {what}")],
         );
     }
     warned(
@@ -453,52 +453,6 @@ fn too_many_uplinks() {
 }
 
 #[test]
-fn default_policy() {
-    let tiers = "tiers must be a list with tables of uplinks and weights, such as [ { isp1 = 2, isp2 = 1 } ], not";
-    for (value, expected) in [
-        ("[]", format!("5:9: {tiers} an empty list")),
-        ("{ isp1 = 1 }", format!("5:9: {tiers} a table")),
-        ("[1]", "5:10: a tier must be a table, such as { isp1 = 2, isp2 = 1 }, not a whole number 1".to_owned()),
-        ("[{}]", "5:10: the tier is empty; name an uplink, such as { isp1 = 1 }, or leave it out".to_owned()),
-        ("[{ ips1 = 1 }]", "5:12: no uplink is named \"ips1\"; did you mean \"isp1\"?".to_owned()),
-        ("[{ wan = 1 }]", "5:12: no uplink is named \"wan\"; the uplinks are \"isp1\"".to_owned()),
-        (
-            "[{ isp1 = \"1\" }]",
-            "5:19: the weight of \"isp1\" must be a whole number from 0 to 65535, not a string \"1\"".to_owned(),
-        ),
-        ("[{ isp1 = 1 }, { lte = 1 }]", "5:26: no uplink is named \"lte\"; the uplinks are \"isp1\"".to_owned()),
-        (
-            "[{ isp1 = 1 }, { isp1 = 1 }]",
-            "5:26: uplink \"isp1\" is in an earlier tier already; keep one of them".to_owned(),
-        ),
-    ] {
-        after(&format!("[policy.default]\ntiers = {value}"), &[&expected]);
-    }
-    after(
-        "[policy.default]\nhash = \"x\"\nsticky = 3\n[policy.other]\n[policy.\"a b\"]",
-        &[
-            "5:8: hash must be \"flow\", \"source\" or \"source-destination\", not \"x\"",
-            "6:10: sticky must be a duration in quotes such as \"300s\" or \"1h30m\", not a whole number 3",
-            "7:9: policy.other is not supported by this version of mh yet; remove it",
-            "8:9: policy.\"a b\" is not supported by this version of mh yet; remove it",
-        ],
-    );
-    after(
-        "[policy.default]\nsticky = \"5m\"",
-        &["5:1: policy.default.sticky other than \"0s\" is not supported by this version of mh yet; remove it"],
-    );
-    after("[policy]\ndefault = 1", &["5:11: policy.default must be a table, [policy.default], not a whole number 1"]);
-    whole(
-        &format!("policy = 1\n{ONE_UPLINK}"),
-        &["1:10: policy must be a table, [policy.default], not a whole number 1"],
-    );
-    warned(
-        "[policy.default]\ntiers = [{ isp1 = 0 }]\nsticky = \"0s\"",
-        &["5:10: no uplink has a weight above 0: no new flow will get an uplink; give at least one uplink a weight"],
-    );
-}
-
-#[test]
 fn timeouts() {
     let wants = "must be a duration in quotes from \"1s\" to \"720h\", such as \"300s\" or \"1h30m\", not";
     after(
@@ -526,24 +480,13 @@ fn timeouts() {
 #[test]
 fn parts_of_the_format_that_are_not_supported_yet() {
     after(
-        "address6 = 1\ngateway6 = 1\nnptv6 = 1\nnat66 = true\n[set.a]\n[set.b]\n[[rule]]\n[[rule]]\n[metrics]",
+        "address6 = 1\ngateway6 = 1\nnptv6 = 1\nnat66 = true\n[metrics]",
         &[
             "4:1: uplink.isp1.address6 is not supported by this version of mh yet; remove it",
             "5:1: uplink.isp1.gateway6 is not supported by this version of mh yet; remove it",
             "6:1: uplink.isp1.nptv6 is not supported by this version of mh yet; remove it",
             "7:1: uplink.isp1.nat66 is not supported by this version of mh yet; remove it",
-            "8:6: set.a is not supported by this version of mh yet; remove it",
-            "9:6: set.b is not supported by this version of mh yet; remove it",
-            "10:1: [[rule]] is not supported by this version of mh yet; remove it",
-            "11:1: [[rule]] is not supported by this version of mh yet; remove it",
-            "12:2: metrics is not supported by this version of mh yet; remove it",
-        ],
-    );
-    whole(
-        &format!("rule = [{{}}, {{}}]\nset = 3\n{ONE_UPLINK}"),
-        &[
-            "1:1: rule is not supported by this version of mh yet; remove it",
-            "2:1: set is not supported by this version of mh yet; remove it",
+            "8:2: metrics is not supported by this version of mh yet; remove it",
         ],
     );
 }

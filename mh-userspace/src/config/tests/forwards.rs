@@ -21,7 +21,7 @@ fn tables() {
             "4:1: [[forward]] lacks port; add port = \"PORT\"",
             "4:1: [[forward]] lacks to; add to = \"ADDRESS:PORT\"",
             "6:1: unknown key \"protokol\" in [[forward]]; did you mean \"protocol\"?",
-            "9:1: unknown key \"name\" in [[forward]]; the keys here are uplinks, protocol, port, to",
+            "9:1: unknown key \"name\" in [[forward]]; it belongs in [[rule]]",
             "10:1: unknown key \"hash\" in [[forward]]; it belongs in [policy.NAME]",
         ],
     );

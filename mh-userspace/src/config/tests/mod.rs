@@ -4,8 +4,11 @@
 mod documents;
 mod faults;
 mod forwards;
+mod policies;
 mod probes;
 mod properties;
+mod rules;
+mod sets;
 mod values;
 
 use super::{Config, Loaded, Weight, parse};

@@ -437,6 +437,8 @@ fn place_of(section: &Section) -> (&'static str, &'static str) {
         "in [uplink.NAME.probe.loss]" => ("[uplink.isp1.probe.loss]\n", "in [uplink.isp1.probe.loss]"),
         "in [uplink.NAME.probe.latency]" => ("[uplink.isp1.probe.latency]\n", "in [uplink.isp1.probe.latency]"),
         "in [policy.NAME]" => ("[policy.default]\n", "in [policy.default]"),
+        "in [[rule]]" => ("[[rule]]\n", "in [[rule]]"),
+        "in [set.NAME]" => ("[set.banks]\n", "in [set.banks]"),
         "in [[forward]]" => ("[[forward]]\n", "in [[forward]]"),
         "in [nat]" => ("[nat]\n", "in [nat]"),
         "in [limits]" => ("[limits]\n", "in [limits]"),
