@@ -88,8 +88,10 @@ pub mod map {
     /// Per-CPU array of [`super::UplinkCounters`].
     pub const UPLINK_COUNTERS: &str = "mh_uplink_count";
 
-    /// Array of [`crate::rules::Classifier`], one for each of two generations.
+    /// Array of [`crate::rules::RuleList`], one for each of two generations.
     pub const RULES: &str = "mh_rules";
+    /// Array of [`crate::rules::Classifier`], likewise.
+    pub const CLASSIFIERS: &str = "mh_classifiers";
     /// Array of one [`crate::rules::Head`].
     pub const RULE_HEAD: &str = "mh_rule_head";
     /// Trie, [`crate::rules::PrefixKey`] to [`crate::rules::RuleSet`]: prefixes of rules, and of sets.
@@ -128,6 +130,7 @@ pub mod map {
         VERDICTS,
         UPLINK_COUNTERS,
         RULES,
+        CLASSIFIERS,
         RULE_HEAD,
         PREFIXES4,
         RULE_INTERFACES,
@@ -179,7 +182,8 @@ pub const LAYOUTS: &[Layout] = &[
     layout::<u32, Live>(map::LIVE, 2),
     layout::<u32, u64>(map::VERDICTS, 2),
     layout::<u32, UplinkCounters>(map::UPLINK_COUNTERS, 2),
-    layout::<u32, rules::Classifier>(map::RULES, 4),
+    layout::<u32, rules::RuleList>(map::RULES, 4),
+    layout::<u32, rules::Classifier>(map::CLASSIFIERS, 4),
     layout::<u32, rules::Head>(map::RULE_HEAD, 4),
     // The kernel's key of a trie begins with the length of the prefix.
     layout::<(u32, rules::PrefixKey<Ipv4>), rules::RuleSet>(map::PREFIXES4, 4),
@@ -582,6 +586,7 @@ mod user {
         StickyKey<Ipv4>,
         Sticky,
         UplinkCounters,
+        rules::RuleList,
         rules::Classifier,
         rules::Head,
         rules::PrefixKey<Ipv4>,

@@ -203,14 +203,30 @@ pub struct Fields {
     pub dport: u16,
 }
 
-/// One generation of the rules, but for addresses and interfaces. 404 KiB.
+/// What one generation's rules do, and by what the controller knows them. 4104 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RuleList {
+    /// The rules; one behind the last possible one is what becomes of flows that none matches.
+    pub rules: [Rule; MAX_RULES + 1],
+    /// By which the controller knows each rule: a hash of its name or, without one, of what it says; zero: there is no such rule.
+    pub identities: [u64; MAX_RULES],
+}
+
+// SAFETY: repr(C) of words and records of 8 bytes: no padding, and every bit pattern is a value.
+unsafe impl Zeroable for RuleList {}
+// SAFETY: as above.
+unsafe impl Pod for RuleList {}
+
+impl RuleList {
+    /// No rules.
+    pub const EMPTY: Self = Self { rules: [Rule::NONE; MAX_RULES + 1], identities: [0; MAX_RULES] };
+}
+
+/// What one generation's rules ask for, but for addresses and interfaces. 400 KiB.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Classifier {
-    /// The rules; one behind the last possible one is what becomes of flows that none matches.
-    pub rules: [Rule; MAX_RULES + 1],
-    /// By which the controller knows each rule: a hash of its name or, without one, of what it says.
-    pub identities: [u64; MAX_RULES],
     /// The rules that ask for no source address.
     pub any_from: RuleSet,
     /// The rules that ask for no destination address.
@@ -233,7 +249,7 @@ pub struct Classifier {
     pub to_classes: [u16; 1 << 16],
 }
 
-// SAFETY: repr(C) of records of 8, 32 and 2 bytes whose counts fill up whole words (asserted below): no padding, and every bit pattern is
+// SAFETY: repr(C) of sets of 32 bytes and then of words of 2 bytes whose counts fill up whole words (asserted below): no padding, and every bit pattern is
 // a value.
 unsafe impl Zeroable for Classifier {}
 // SAFETY: as above.
@@ -243,17 +259,15 @@ const _: () = {
     assert!(size_of::<Rule>() == 8);
     assert!(size_of::<Head>() == 8);
     assert!(size_of::<PrefixKey<Ipv4>>() == 8);
-    assert!(
-        size_of::<Classifier>()
-            == 8 * (2 * MAX_RULES + 1) + size_of::<RuleSet>() * (4 + 256 + DSCP_VALUES + 2 * PORT_CLASSES) + (4 << 16)
-    );
+    assert!(size_of::<RuleList>() == 8 * (2 * MAX_RULES + 1));
+    assert!(size_of::<Classifier>() == size_of::<RuleSet>() * (4 + 256 + DSCP_VALUES + 2 * PORT_CLASSES) + (4 << 16));
     assert!(PORT_CLASSES.is_power_of_two());
 };
 
 impl Classifier {
-    /// The first rule that agrees with these fields, and that each of these sets has; or what becomes of flows that none matches.
+    /// The number of the first rule that agrees with these fields, and that each of these sets has; [`MAX_RULES`] if there is none.
     #[inline(always)]
-    pub fn first(&self, fields: &Fields, interface: &RuleSet, from: &RuleSet, to: &RuleSet) -> Rule {
+    pub fn first(&self, fields: &Fields, interface: &RuleSet, from: &RuleSet, to: &RuleSet) -> usize {
         let (mut sport, mut dport) = (&self.any_ports, &self.any_ports);
         if matches!(fields.protocol, wire::PROTOCOL_TCP | wire::PROTOCOL_UDP) {
             let class = |classes: &[u16; 1 << 16], port| classes[u16::from_be(port) as usize] as usize % PORT_CLASSES;
@@ -272,7 +286,7 @@ impl Classifier {
                 rule = i * 64 + word.trailing_zeros() as usize;
             }
         }
-        self.rules[rule]
+        rule
     }
 }
 

@@ -16,7 +16,7 @@ use mh_common::{
     flow::{Entry, Key},
     fragment::{self, Held, HeldKey, Waiting},
     policy::{MAX_STICKY, POLICIES as MAX_POLICIES, Policy, SLOT_TABLES, Sticky, StickyKey},
-    rules::{self, Classifier, Head, InterfaceKey, PrefixKey, Rule, RuleSet},
+    rules::{self, Classifier, Head, InterfaceKey, PrefixKey, Rule, RuleList, RuleSet},
     slots::SlotTable,
     time::Tick,
     verdict::{COUNTERS, Verdict},
@@ -81,7 +81,9 @@ static VERDICTS: PerCpuArray<u64> = PerCpuArray::pinned(COUNTERS, 0);
 static UPLINK_COUNTERS: PerCpuArray<UplinkCounters> = PerCpuArray::pinned(MAX_UPLINKS as u32, 0);
 
 #[map(name = "mh_rules")]
-static RULES: Array<Classifier> = Array::pinned(rules::GENERATIONS, 0);
+static RULES: Array<RuleList> = Array::pinned(rules::GENERATIONS, 0);
+#[map(name = "mh_classifiers")]
+static CLASSIFIERS: Array<Classifier> = Array::pinned(rules::GENERATIONS, 0);
 #[map(name = "mh_rule_head")]
 static RULE_HEAD: Array<u64> = Array::pinned(1, 0);
 #[map(name = "mh_prefixes4")]
@@ -248,10 +250,16 @@ pub fn rule_head() -> Option<Head> {
     RULE_HEAD.get_ptr(0).map(|head| bytemuck::cast(unsafe { head.read_volatile() }))
 }
 
-/// The classifier of a generation.
+/// What the rules of a generation do.
+#[inline(always)]
+pub fn rules(generation: u32) -> Option<&'static RuleList> {
+    RULES.get(generation % rules::GENERATIONS)
+}
+
+/// What the rules of a generation ask for.
 #[inline(always)]
 pub fn classifier(generation: u32) -> Option<&'static Classifier> {
-    RULES.get(generation % rules::GENERATIONS)
+    CLASSIFIERS.get(generation % rules::GENERATIONS)
 }
 
 /// The rules that agree with an interface.

@@ -76,12 +76,13 @@ fn search<Fam: Tables>(src: Fam::Address, dst: Fam::Address, fields: &Fields, if
     } else {
         Fam::rules_of(PrefixKey::new(head.generation, Side::To, dst))
     };
-    classifier.first(
+    let first = classifier.first(
         fields,
         interface.unwrap_or(&classifier.any_interface),
         from.unwrap_or(&classifier.any_from),
         to.unwrap_or(&classifier.any_to),
-    )
+    );
+    maps::rules(head.generation).map_or(Rule::NONE, |list| list.rules[first])
 }
 
 /// The key of the trie of prefixes for one address.

@@ -5,10 +5,7 @@
 //! uplinks' gateways may come from the configuration only.
 
 use aya_ebpf::{bindings::bpf_fib_lookup as FibLookup, cty::c_void, helpers::generated::bpf_fib_lookup};
-use mh_common::{
-    abi,
-    wire::Mac,
-};
+use mh_common::{abi, wire::Mac};
 
 use crate::{
     access::Frame,

@@ -4,11 +4,15 @@
 //! datapath: an uplink that can't be used loses its health bit first, tables are filled before interfaces are attached, an
 //! interface is detached before its record goes, and what can't be taken back comes last.
 
-use std::net::Ipv4Addr;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+};
 
-use mh_common::abi;
+use mh_common::{abi, rules::RuleSet};
 
-use crate::core::{Desired, ForwardedPort, InsidePort, ManagedInterface, Routing};
+use crate::core::{Desired, ForwardedPort, InsidePort, ManagedInterface, PolicyRecord, Routing, RuleTable};
 
 /// One step. Each is idempotent.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,15 +46,19 @@ pub enum Action {
     SetUplink(u8, abi::Uplink),
     /// Free an index.
     RemoveUplink(u8),
-    /// Fill the default policy's slots anew and put them in force.
-    SetPolicy {
-        /// Weights by uplink.
-        weights: [u32; abi::MAX_UPLINKS],
-        /// One bit per uplink that may take flows.
-        members: u64,
-        /// [`mh_common::hash::HashMode`] as a number.
-        hash_mode: u32,
+    /// Fill a policy's slots anew and put them in force.
+    SetPolicy(u8, PolicyRecord),
+    /// Free an index of a policy.
+    RemovePolicy(u8),
+    /// Put these rules in force in place of all others.
+    SetRules {
+        /// The rules.
+        rules: Arc<RuleTable>,
+        /// Those that agree with each interface that any asks for.
+        interfaces: BTreeMap<u32, RuleSet>,
     },
+    /// Have an interface agree with these rules; `None`: with those that ask for none.
+    SetRuleInterface(u32, Option<RuleSet>),
     /// Note an own or broadcast address.
     AddLocal(Ipv4Addr),
     /// Forget it.
@@ -65,10 +73,11 @@ pub enum Action {
 pub fn plan(in_force: Option<&Desired>, desired: &Desired) -> Vec<Action> {
     let mut actions = Vec::new();
     let live = |d: &Desired| Action::SetLive { healthy: d.healthy, neighbour_epoch: d.neighbour_epoch };
-    let policy =
-        |d: &Desired| Action::SetPolicy { weights: d.weights, members: d.members, hash_mode: d.hash_mode as u32 };
     let settings = |d: &Desired| Action::SetSettings(d.settings);
-    let new_policy = in_force.map(policy) != Some(policy(desired));
+    // By index: those that have to be written still.
+    let mut policies: BTreeMap<u8, &PolicyRecord> =
+        desired.policies.iter().map(|(index, policy)| (*index, policy)).collect();
+    policies.retain(|index, policy| in_force.and_then(|d| d.policies.get(index)) != Some(policy));
 
     // Indices that serve another uplink than before: the flows, bindings and forwards of the former one go.
     let renamed: u64 = in_force.map_or(0, |before| {
@@ -81,14 +90,18 @@ pub fn plan(in_force: Option<&Desired>, desired: &Desired) -> Vec<Action> {
 
     // Health that is lost comes first of all, health that is gained after what it needs.
     let mut live_now = in_force.map(live);
-    let mut next_tier = false;
     if let Some(before) = in_force {
         let healthy = before.healthy & desired.healthy & !renamed;
         // When a tier is lost as a whole the next one must not come after a gap in which there is none.
-        next_tier = before.members & healthy == 0 && desired.members & healthy != 0;
-        if next_tier {
-            actions.push(policy(desired));
-        }
+        policies.retain(|&index, policy| {
+            let members = before.policies.get(&index).map_or(0, |policy| u64::from(policy.members));
+            let lost = members & before.healthy != 0 && members & healthy == 0;
+            let next_tier = lost && u64::from(policy.members) & healthy != 0;
+            if next_tier {
+                actions.push(Action::SetPolicy(index, (*policy).clone()));
+            }
+            !next_tier
+        });
         if healthy != before.healthy {
             live_now = Some(Action::SetLive { healthy, neighbour_epoch: before.neighbour_epoch });
             actions.extend(live_now.clone());
@@ -155,8 +168,23 @@ pub fn plan(in_force: Option<&Desired>, desired: &Desired) -> Vec<Action> {
     for &address in in_force.iter().flat_map(|d| &d.local).filter(|a| !desired.local.contains(a)) {
         actions.push(Action::RemoveLocal(address));
     }
-    if new_policy && !next_tier {
-        actions.push(policy(desired));
+    actions.extend(policies.into_iter().map(|(index, policy)| Action::SetPolicy(index, policy.clone())));
+    if in_force.is_none_or(|d| d.rules != desired.rules) {
+        let (rules, interfaces) = (desired.rules.clone(), desired.rule_interfaces.clone());
+        actions.push(Action::SetRules { rules, interfaces });
+    } else if let Some(before) = in_force {
+        let both: BTreeSet<u32> =
+            before.rule_interfaces.keys().chain(desired.rule_interfaces.keys()).copied().collect();
+        for ifindex in both {
+            let rules = desired.rule_interfaces.get(&ifindex);
+            if before.rule_interfaces.get(&ifindex) != rules {
+                actions.push(Action::SetRuleInterface(ifindex, rules.copied()));
+            }
+        }
+    }
+    // No rule names them any more.
+    for &index in in_force.iter().flat_map(|d| d.policies.keys()).filter(|i| !desired.policies.contains_key(i)) {
+        actions.push(Action::RemovePolicy(index));
     }
     if live_now != Some(live(desired)) {
         actions.push(live(desired));
@@ -184,12 +212,14 @@ pub fn back(in_force: &Desired, desired: &Desired, done: &[Action]) -> Vec<Actio
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
-
     use proptest::prelude::*;
 
     use super::*;
-    use crate::core::{Hook, Way};
+    use crate::{
+        config,
+        core::{Hook, Indices, Way},
+    };
+    use mh_common::rules::{NO_RULE, Rule};
 
     /// What the kernel would hold after actions.
     #[derive(Debug, Default, PartialEq)]
@@ -202,7 +232,9 @@ mod tests {
         forwards: BTreeMap<ForwardedPort, InsidePort>,
         routing: Option<Routing>,
         uplinks: BTreeMap<u8, abi::Uplink>,
-        policy: Option<([u32; abi::MAX_UPLINKS], u64, u32)>,
+        policies: BTreeMap<u8, PolicyRecord>,
+        rules: Option<Arc<RuleTable>>,
+        rule_interfaces: BTreeMap<u32, RuleSet>,
         local: BTreeSet<Ipv4Addr>,
         gateways: BTreeSet<(u32, Ipv4Addr)>,
         interfaces: BTreeMap<u32, ManagedInterface>,
@@ -229,7 +261,14 @@ mod tests {
                     self.pools.remove(&index);
                     self.forwards.retain(|port, _| port.uplink != index);
                 }
-                Action::SetPolicy { weights, members, hash_mode } => self.policy = Some((weights, members, hash_mode)),
+                Action::SetPolicy(index, policy) => drop(self.policies.insert(index, policy)),
+                Action::RemovePolicy(index) => drop(self.policies.remove(&index)),
+                Action::SetRules { rules, interfaces } => {
+                    self.rule_interfaces = interfaces;
+                    self.rules = Some(rules);
+                }
+                Action::SetRuleInterface(ifindex, Some(rules)) => drop(self.rule_interfaces.insert(ifindex, rules)),
+                Action::SetRuleInterface(ifindex, None) => drop(self.rule_interfaces.remove(&ifindex)),
                 Action::AddLocal(address) => drop(self.local.insert(address)),
                 Action::RemoveLocal(address) => drop(self.local.remove(&address)),
                 Action::Attach(ifindex, interface) => drop(self.interfaces.insert(ifindex, interface)),
@@ -238,6 +277,10 @@ mod tests {
             // At every step a usable uplink has a record.
             let recorded: u64 = self.uplinks.keys().map(|index| 1 << index).sum();
             assert_eq!(self.healthy & !recorded, 0, "after {action:?}");
+            // And every policy that a rule names is there.
+            for rule in self.rules.iter().flat_map(|rules| &rules.list.rules).filter(|rule| rule.number != NO_RULE) {
+                assert!(self.policies.contains_key(&rule.policy), "after {action:?}");
+            }
         }
 
         fn of(desired: &Desired) -> Self {
@@ -247,51 +290,87 @@ mod tests {
         }
     }
 
+    const CONFIG: &str = "lan = [\"lan0\"]\n[uplink.a]\ninterface = \"wan0\"\n";
+
+    fn record() -> PolicyRecord {
+        PolicyRecord {
+            name: [0; 32],
+            weights: [0; abi::MAX_UPLINKS],
+            members: 0,
+            eligible: 0,
+            hash_mode: mh_common::hash::HashMode::Flow,
+            sticky: 0,
+        }
+    }
+
+    fn members(desired: &Desired, policy: u8) -> u64 {
+        desired.policies.get(&policy).map_or(0, |policy| u64::from(policy.members))
+    }
+
     fn desired() -> impl Strategy<Value = Desired> {
         let uplinks = prop::collection::btree_map(0u8..4, (1u32..4, any::<bool>(), 0u32..3, 1..3_u8), 0..4);
         let interfaces = prop::collection::btree_map(1u32..6, any::<bool>(), 0..5);
         let local = prop::collection::btree_set((0u8..4).prop_map(|n| Ipv4Addr::new(192, 0, 2, n)), 0..4);
-        (uplinks, interfaces, local, 0u32..3).prop_map(|(uplinks, interfaces, local, neighbour_epoch)| {
-            let mut desired = Desired {
-                uplinks: BTreeMap::new(),
-                views: Vec::new(),
-                weights: [0; abi::MAX_UPLINKS],
-                members: 0,
-                healthy: 0,
-                hash_mode: mh_common::hash::HashMode::Flow,
-                settings: abi::Settings::default(),
-                pools: BTreeMap::new(),
-                outside: BTreeMap::new(),
-                forwards: BTreeMap::new(),
-                routing: Routing { mark_mask: 0xff, uplinks: BTreeMap::new(), spare: None },
-                interfaces: BTreeMap::new(),
-                local,
-                gateways: BTreeSet::new(),
-                sought: BTreeSet::new(),
-                neighbour_epoch,
-            };
-            for (index, (ifindex, healthy, weight, name)) in uplinks {
-                desired.uplinks.insert(index, abi::Uplink { ifindex, name: [name; 32], ..abi::Uplink::default() });
-                desired.healthy |= u64::from(healthy) << index;
-                desired.members |= u64::from(healthy && weight > 0) << index;
-                desired.weights[usize::from(index)] = weight;
-                let address = Ipv4Addr::new(198, 51, 100, u8::try_from(weight).unwrap());
-                desired.pools.insert(index, abi::Pool { total: weight, ..abi::Pool::default() });
-                *desired.outside.entry(address).or_default() |= 1 << index;
-                let port = ForwardedPort { uplink: index, protocol: 6, address, port: 80 };
-                desired.forwards.insert(port, InsidePort { address, port: u16::try_from(ifindex).unwrap() });
-                desired.settings.uplinks = u32::from(index) + 1;
-                desired.routing.uplinks.insert(index, Way { ifindex, gateway: None });
-                desired.gateways.insert((ifindex, address));
-            }
-            for (ifindex, lan) in interfaces {
-                let role = if lan { abi::ROLE_LAN } else { abi::ROLE_UPLINK };
-                let interface = abi::Interface { role, ..abi::Interface::default() };
-                let managed = ManagedInterface { name: format!("if{ifindex}"), interface, hook: Hook::Tc };
-                desired.interfaces.insert(ifindex, managed);
-            }
-            desired
-        })
+        let policies = prop::collection::btree_map(1u8..4, any::<u32>(), 0..3);
+        let rule_interfaces = prop::collection::btree_map(1u32..4, 1u64..3, 0..3);
+        let rest = (policies, rule_interfaces, 0u32..3);
+        (uplinks, interfaces, local, rest).prop_map(
+            |(uplinks, interfaces, local, (policies, rule_interfaces, epoch))| {
+                let mut rules = RuleTable::new(&config::parse(CONFIG).unwrap().config, &Indices::default());
+                for (number, policy) in policies.keys().enumerate() {
+                    let number_of = u16::try_from(number).unwrap();
+                    rules.list.rules[number] = Rule { policy: *policy, number: number_of, ..Rule::NONE };
+                }
+                let mut desired = Desired {
+                    uplinks: BTreeMap::new(),
+                    views: Vec::new(),
+                    policies: policies
+                        .into_iter()
+                        .map(|(index, seed)| (index, PolicyRecord { sticky: seed, ..record() }))
+                        .collect(),
+                    policy_views: Vec::new(),
+                    rules: Arc::new(rules),
+                    rule_interfaces: rule_interfaces
+                        .into_iter()
+                        .map(|(i, bits)| (i, RuleSet([bits, 0, 0, 0])))
+                        .collect(),
+                    healthy: 0,
+                    settings: abi::Settings::default(),
+                    pools: BTreeMap::new(),
+                    outside: BTreeMap::new(),
+                    forwards: BTreeMap::new(),
+                    routing: Routing { mark_mask: 0xff, uplinks: BTreeMap::new(), spare: None },
+                    interfaces: BTreeMap::new(),
+                    local,
+                    gateways: BTreeSet::new(),
+                    sought: BTreeSet::new(),
+                    neighbour_epoch: epoch,
+                };
+                let mut default = record();
+                for (index, (ifindex, healthy, weight, name)) in uplinks {
+                    desired.uplinks.insert(index, abi::Uplink { ifindex, name: [name; 32], ..abi::Uplink::default() });
+                    desired.healthy |= u64::from(healthy) << index;
+                    default.members |= u32::from(healthy && weight > 0) << index;
+                    default.weights[usize::from(index)] = weight;
+                    let address = Ipv4Addr::new(198, 51, 100, u8::try_from(weight).unwrap());
+                    desired.pools.insert(index, abi::Pool { total: weight, ..abi::Pool::default() });
+                    *desired.outside.entry(address).or_default() |= 1 << index;
+                    let port = ForwardedPort { uplink: index, protocol: 6, address, port: 80 };
+                    desired.forwards.insert(port, InsidePort { address, port: u16::try_from(ifindex).unwrap() });
+                    desired.settings.uplinks = u32::from(index) + 1;
+                    desired.routing.uplinks.insert(index, Way { ifindex, gateway: None });
+                    desired.gateways.insert((ifindex, address));
+                }
+                desired.policies.insert(0, default);
+                for (ifindex, lan) in interfaces {
+                    let role = if lan { abi::ROLE_LAN } else { abi::ROLE_UPLINK };
+                    let interface = abi::Interface { role, ..abi::Interface::default() };
+                    let managed = ManagedInterface { name: format!("if{ifindex}"), interface, hook: Hook::Tc };
+                    desired.interfaces.insert(ifindex, managed);
+                }
+                desired
+            },
+        )
     }
 
     proptest! {
@@ -316,7 +395,7 @@ mod tests {
             if lost != 0 {
                 let mut first = actions.next();
                 // But for the policy, if without it no uplink would be left for new flows meanwhile.
-                if before.members & after.healthy == 0 && matches!(first, Some(Action::SetPolicy { .. })) {
+                while matches!(first, Some(Action::SetPolicy(index, _)) if members(&before, index) & after.healthy == 0) {
                     first = actions.next();
                 }
                 let cleared = matches!(first, Some(Action::SetLive { healthy, .. }) if healthy & lost == 0);
@@ -331,8 +410,8 @@ mod tests {
             let same = |index: &u8| before.uplinks.get(index).map(|u| u.name) == after.uplinks.get(index).map(|u| u.name);
             let stay: u64 = after.uplinks.keys().filter(|index| same(index)).map(|index| 1 << index).sum();
             let stay = stay & before.healthy & after.healthy;
-            let takes = |model: &Model| model.policy.is_some_and(|(_, members, _)| members & model.healthy != 0);
-            if takes(&model) && after.members & stay != 0 {
+            let takes = |model: &Model| u64::from(model.policies[&0].members) & model.healthy != 0;
+            if takes(&model) && members(&after, 0) & stay != 0 {
                 for action in plan(Some(&before), &after) {
                     model.apply(&action);
                     prop_assert!(takes(&model), "after {:?}", action);

@@ -20,7 +20,7 @@ use mh_common::{
     abi::{self, map, program},
     address::Ipv4,
     flow::Entry,
-    fragment,
+    fragment, policy,
     time::Tick,
     verdict::{COUNTERS, Verdict},
 };
@@ -213,14 +213,12 @@ impl Rig {
     /// # Errors
     /// If a map can't be written.
     pub fn set_weights(&mut self, weights: [u32; 2]) -> Result<()> {
-        let mut all = [0; abi::MAX_UPLINKS];
-        all[..2].copy_from_slice(&weights);
-        let members = u64::from(weights[0] > 0) | u64::from(weights[1] > 0) << 1;
-        Ok(self.datapath.apply(&Action::SetPolicy {
-            weights: all,
-            members,
-            hash_mode: self.desired.hash_mode as u32,
-        })?)
+        let index = u8::try_from(policy::DEFAULT)?;
+        let mut policy = self.desired.policies.get(&index).context("there is no default policy")?.clone();
+        policy.weights[..2].copy_from_slice(&weights);
+        policy.members = u32::from(weights[0] > 0) | u32::from(weights[1] > 0) << 1;
+        policy.eligible = policy.members;
+        Ok(self.datapath.apply(&Action::SetPolicy(index, policy))?)
     }
 
     /// Makes everything in the tables older, as if so many ticks had passed.

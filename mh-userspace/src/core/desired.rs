@@ -3,15 +3,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    sync::Arc,
 };
 
-use mh_common::{
-    abi::{self, MAX_UPLINKS},
-    hash,
-};
+use mh_common::{abi, policy, rules::RuleSet};
 
-use super::{Condition, HealthOverride, Indices, Link, Neighbour, Observed, Routing, UplinkState, Way, records};
-use crate::config::{AddressRange, Config, HashMode, Mode, OnDown, Uplink, Weight};
+use super::{
+    Condition, HealthOverride, Indices, Link, Neighbour, Observed, PolicyRecord, PolicyView, Routing, RuleTable,
+    UplinkState, Way, policies, records,
+};
+use crate::config::{AddressRange, Config, Mode, OnDown, Uplink, Weight};
 
 /// What was ordered by hand, by uplink name. Survives a reload.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -119,14 +120,16 @@ pub struct Desired {
     pub uplinks: BTreeMap<u8, abi::Uplink>,
     /// The same as people see them, in the order of the configuration.
     pub views: Vec<UplinkView>,
-    /// Weights as in force, by index.
-    pub weights: [u32; MAX_UPLINKS],
-    /// One bit per uplink that may take new flows by policy.
-    pub members: u64,
+    /// The policies by index.
+    pub policies: BTreeMap<u8, PolicyRecord>,
+    /// Those that have a name as people see them, in the order of the configuration.
+    pub policy_views: Vec<PolicyView>,
+    /// The rules.
+    pub rules: Arc<RuleTable>,
+    /// The rules that agree with each managed interface that any rule asks for.
+    pub rule_interfaces: BTreeMap<u32, RuleSet>,
     /// One bit per uplink that can be used.
     pub healthy: u64,
-    /// What of a packet decides its uplink.
-    pub hash_mode: hash::HashMode,
     /// The settings, but for version and seed.
     pub settings: abi::Settings,
     /// Outside addresses by uplink index.
@@ -154,22 +157,21 @@ impl Desired {
     /// `conditions`: of each uplink, in the order of the configuration.
     pub fn new(
         config: &Config,
+        rules: &Arc<RuleTable>,
         indices: &Indices,
         overrides: &Overrides,
         observed: &Observed,
         conditions: &[Condition],
     ) -> Self {
+        let (policies, policy_views) = policies::policies(config, indices, overrides, conditions);
         let mut desired = Self {
             uplinks: BTreeMap::new(),
             views: Vec::with_capacity(config.uplinks.len()),
-            weights: [0; MAX_UPLINKS],
-            members: 0,
+            policies,
+            policy_views,
+            rules: rules.clone(),
+            rule_interfaces: BTreeMap::new(),
             healthy: 0,
-            hash_mode: match config.default_policy().map_or(HashMode::Flow, |policy| policy.hash) {
-                HashMode::Flow => hash::HashMode::Flow,
-                HashMode::Source => hash::HashMode::Source,
-                HashMode::SourceDestination => hash::HashMode::SourceDestination,
-            },
             settings: records::settings(config),
             pools: BTreeMap::new(),
             outside: BTreeMap::new(),
@@ -196,18 +198,14 @@ impl Desired {
             for forward in config.forwards.iter().filter(|forward| forward.uplinks.contains(&position)) {
                 desired.forwards.extend(records::forward(forward, index, &condition.addresses));
             }
-            let place =
-                config.default_policy().and_then(|policy| policy.place(position)).map(|(tier, weight)| match weight {
-                    Weight::Fixed(weight) => (tier, weight),
-                    Weight::Capacity => (tier, 1),
-                });
-            desired.views.push(view(index, uplink, condition, place, overrides));
+            let place = config.default_policy().and_then(|policy| policy.place(position));
+            let view = view(index, uplink, condition, place, overrides, &desired);
+            desired.views.push(view);
             if let Some(link) = link {
                 let hook = if link.master.is_some() { Hook::None } else { hook };
                 desired.manage(link, abi::ROLE_UPLINK, index, hook);
             }
         }
-        desired.share_out();
         desired.settings.uplinks = desired.uplinks.last_key_value().map_or(0, |(index, _)| u32::from(*index) + 1);
         for link in observed.links().filter(|link| config.is_lan(&link.name) && link.master.is_none()) {
             if !desired.interfaces.contains_key(&link.ifindex) {
@@ -264,18 +262,10 @@ impl Desired {
         }
     }
 
-    /// Gives new flows to the uplinks of the first tier that has any which take them.
-    fn share_out(&mut self) {
-        let takes = |view: &UplinkView| view.tier.filter(|_| view.state == UplinkState::Up);
-        let active = self.views.iter().filter_map(takes).min();
-        for view in &mut self.views {
-            let takes = active.is_some() && takes(view) == active;
-            view.effective_weight = if takes { view.weight } else { 0 };
-            self.members |= u64::from(takes) << view.index;
-            if let Some(weight) = self.weights.get_mut(usize::from(view.index)) {
-                *weight = u32::from(view.effective_weight);
-            }
-        }
+    /// Whether new flows find an uplink under any policy that has a name.
+    pub fn takes_flows(&self) -> bool {
+        let mut named = self.policies.iter().filter(|(index, _)| usize::from(**index) < policy::MAX_POLICIES);
+        named.any(|(_, policy)| u64::from(policy.members) & self.healthy != 0)
     }
 
     /// Whether flows have to leave otherwise than before: an uplink has another interface, gateway or address.
@@ -311,19 +301,26 @@ impl Desired {
         if role == abi::ROLE_LAN {
             self.settings.lan_mtu = self.settings.lan_mtu.min(link.mtu);
         }
+        if let Some(rules) = self.rules.of_interface(&link.name) {
+            self.rule_interfaces.insert(link.ifindex, rules);
+        }
         self.interfaces.insert(link.ifindex, ManagedInterface { name: link.name.clone(), interface, hook });
     }
 }
 
-/// An uplink as people see it, but for its effective weight. `place`: its tier and its weight there.
+/// An uplink as people see it. `place`: its tier in the default policy, and its weight there.
 fn view(
     index: u8,
     uplink: &Uplink,
     condition: &Condition,
-    place: Option<(usize, u16)>,
+    place: Option<(usize, Weight)>,
     overrides: &Overrides,
+    desired: &Desired,
 ) -> UplinkView {
-    let configured_weight = place.map_or(0, |(_, weight)| weight);
+    let configured_weight = place.map_or(0, |(_, weight)| match weight {
+        Weight::Fixed(weight) => weight,
+        Weight::Capacity => 1,
+    });
     let weight = overrides.weights.get(&uplink.name).copied().unwrap_or(configured_weight);
     let (state, reason) = if !condition.usable {
         (UplinkState::Down, condition.reason.clone())
@@ -336,6 +333,10 @@ fn view(
     };
     // Who gives a weight by hand to an uplink that is in no tier wants it used.
     let tier = place.map_or_else(|| (weight > 0).then_some(0), |(tier, _)| Some(tier));
+    let default = desired.policies.get(&0);
+    let effective_weight =
+        default.and_then(|policy| policy.weights.get(usize::from(index))).copied().unwrap_or_default();
+    let effective_weight = u16::try_from(effective_weight).unwrap_or(u16::MAX);
     UplinkView {
         index,
         name: uplink.name.clone(),
@@ -348,6 +349,6 @@ fn view(
         gateway: condition.gateway,
         configured_weight,
         weight,
-        effective_weight: 0,
+        effective_weight,
     }
 }

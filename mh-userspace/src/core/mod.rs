@@ -10,7 +10,9 @@ mod desired;
 mod events;
 mod indices;
 mod observed;
+mod policies;
 mod records;
+mod rule_table;
 mod terms;
 #[cfg(test)]
 mod tests;
@@ -18,6 +20,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -26,6 +29,8 @@ pub use desired::{Desired, ForwardedPort, Hook, InsidePort, ManagedInterface, Ov
 pub use events::{Change, changes};
 pub use indices::Indices;
 pub use observed::{DefaultRoute, Event, Hop, Link, Neighbour, Observed};
+pub use policies::{MemberView, PolicyRecord, PolicyView};
+pub use rule_table::RuleTable;
 pub use terms::{HealthOverride, Routing, UplinkState, Way};
 
 use self::damping::Damper;
@@ -41,6 +46,8 @@ const SEARCH_TIME: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub struct Core {
     config: Config,
+    /// The rules of the configuration.
+    rules: Arc<RuleTable>,
     indices: Indices,
     overrides: Overrides,
     observed: Observed,
@@ -62,6 +69,7 @@ impl Core {
         let mut observed = Observed::default();
         observed.continue_epoch(epoch);
         Self {
+            rules: Arc::new(RuleTable::new(&config, &indices)),
             config,
             indices,
             overrides,
@@ -125,6 +133,11 @@ impl Core {
         self.health.retain(|name, _| config.uplink_index(name).is_some());
         // A hold is that of the damping that imposed it.
         self.dampers.retain(|name, _| damping(&config, name) == damping(&self.config, name));
+        // Compiling a hundred thousand prefixes anew is worth avoiding, and so is putting them in force again.
+        let rules = RuleTable::new(&config, &self.indices);
+        if rules != *self.rules {
+            self.rules = Arc::new(rules);
+        }
         self.config = config;
     }
 
@@ -156,7 +169,8 @@ impl Core {
             self.config.uplinks.iter().map(|uplink| self.condition(uplink, &unreachable)).collect();
         self.damp(&mut conditions, now);
         let new = |observed: &Observed, silent: &BTreeMap<(u32, Ipv4Addr), Duration>| {
-            let mut desired = Desired::new(&self.config, &self.indices, &self.overrides, observed, &conditions);
+            let mut desired =
+                Desired::new(&self.config, &self.rules, &self.indices, &self.overrides, observed, &conditions);
             desired.sought.extend(silent.keys().filter(|gateway| desired.gateways.contains(gateway)));
             desired
         };

@@ -54,7 +54,7 @@ fn run(dir: &Path, which: &Which, healthy: &Weak<AtomicU64>) {
 /// What the datapath resets from now on and did not before.
 fn lost(before: &Desired, desired: &Desired) -> Vec<Which> {
     // Nothing is given up where new flows find no uplink.
-    if desired.members & desired.healthy == 0 {
+    if !desired.takes_flows() {
         return Vec::new();
     }
     let mut lost = Vec::new();
@@ -96,7 +96,13 @@ mod tests {
         let mut indices = Indices::default();
         indices.assign(&config);
         let desired = Core::new(config, indices, Overrides::default(), 0).desired(std::time::Duration::ZERO);
-        Desired { healthy: 0b11, members: 0b11, ..desired }
+        getting(Desired { healthy: 0b11, ..desired }, 0b11)
+    }
+
+    /// New flows go to these uplinks.
+    fn getting(mut desired: Desired, members: u32) -> Desired {
+        desired.policies.get_mut(&0).unwrap().members = members;
+        desired
     }
 
     #[test]
@@ -110,7 +116,7 @@ mod tests {
         }
         let before = desired("reset");
         assert_eq!(lost(&before, &Desired { healthy: 0, ..before.clone() }), [], "nowhere to go");
-        let drained = Desired { healthy: 0b10, members: 0b01, ..before.clone() };
+        let drained = getting(Desired { healthy: 0b10, ..before.clone() }, 0b01);
         assert_eq!(lost(&before, &drained), [], "nowhere to go");
     }
 

@@ -7,10 +7,7 @@ use std::{
 };
 
 use aya::Ebpf;
-use mh_common::{
-    abi::{self, Live, Policy},
-    slots,
-};
+use mh_common::abi::{self, Live};
 
 use super::{
     DatapathError, attach,
@@ -45,9 +42,10 @@ impl Datapath {
         Ok((Self { ebpf, dir, tables, attached: BTreeMap::new() }, notes))
     }
 
-    /// The indices that the adopted uplinks have.
+    /// The numbers that the adopted uplinks, policies and rules have.
     pub fn indices(&self) -> Result<Indices, DatapathError> {
-        Ok(Indices::adopt(self.tables.uplinks()?))
+        let tables = &self.tables;
+        Ok(Indices::adopt(tables.uplinks()?, tables.policies()?, tables.rules_in_force()?.as_ref()))
     }
 
     /// Health and neighbour epoch in force.
@@ -116,7 +114,10 @@ impl Datapath {
                     .map_err(DatapathError::map("write an uplink"))?;
                 tables.forget_uplink(*index)
             }
-            Action::SetPolicy { weights, members, hash_mode } => self.set_policy(weights, *members, *hash_mode),
+            Action::SetPolicy(index, policy) => tables.set_policy(*index, policy),
+            Action::RemovePolicy(index) => tables.remove_policy(*index),
+            Action::SetRules { rules, interfaces } => tables.set_rules(rules, interfaces),
+            Action::SetRuleInterface(ifindex, rules) => tables.set_rule_interface(*ifindex, rules.as_ref()),
             Action::AddLocal(address) => tables
                 .local4
                 .insert(mh_common::address::Ipv4::from(*address), 1, 0)
@@ -162,31 +163,6 @@ impl Datapath {
             self.tables.settings.set(0, settings, 0).map_err(DatapathError::map("write the settings"))?;
         }
         upgrade::remove(&self.dir)
-    }
-
-    /// Fills the slot table that is not in force and then puts it in force with one write.
-    fn set_policy(
-        &mut self,
-        weights: &[u32; abi::MAX_UPLINKS],
-        members: u64,
-        hash_mode: u32,
-    ) -> Result<(), DatapathError> {
-        let index = abi::DEFAULT_POLICY;
-        let tables = &mut self.tables;
-        let policy: Policy = tables.policies.get(&index, 0).map_err(DatapathError::map("read the policy"))?;
-        // A policy that was never written has no members and an all-zero table, which names uplink 0 throughout.
-        let mut table = if policy == Policy::default() {
-            slots::EMPTY
-        } else {
-            tables.slots.get(&policy.table, 0).map_err(DatapathError::map("read the slots"))?
-        };
-        let moved = slots::fill(&mut table, weights);
-        let next = 2 * index + u32::from(policy.table == 2 * index);
-        tables.slots.set(next, table, 0).map_err(DatapathError::map("write the slots"))?;
-        let policy = Policy { members, table: next, hash_mode };
-        tables.policies.set(index, policy, 0).map_err(DatapathError::map("write the policy"))?;
-        tracing::debug!("{moved} of {} slots moved", slots::SLOTS);
-        Ok(())
     }
 
     fn attach(&mut self, ifindex: u32, interface: &ManagedInterface) -> Result<(), DatapathError> {

@@ -97,10 +97,10 @@ impl Lost {
         tables.outside4.walk(|address, uplinks| {
             owners.insert(address, uplinks);
         })?;
-        let failed = DatapathError::map("read what is in force");
-        let policy = tables.policies.get(&abi::DEFAULT_POLICY, 0).map_err(failed)?;
+        let policies = tables.policies()?;
         let live = tables.live.get(&0, 0).map_err(DatapathError::map("read the live state"))?;
-        Ok(Self { uplinks, owners, elsewhere: policy.members & live.healthy != 0 })
+        let elsewhere = policies.iter().any(|(_, policy)| u64::from(policy.eligible) & live.healthy != 0);
+        Ok(Self { uplinks, owners, elsewhere })
     }
 
     /// Whether the uplink has lost this outside address, and does not hold what is on it.

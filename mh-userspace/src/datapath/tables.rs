@@ -8,12 +8,14 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, ProgramArray, lpm_trie::LpmTrie};
 use mh_common::{
-    abi::{self, Interface, Live, Policy, Pool, Settings, Source, Uplink, UplinkCounters, map},
+    abi::{self, Interface, Live, Pool, Settings, Source, Uplink, UplinkCounters, map},
     address::Ipv4,
     binding::{End, Inside, Outside, Peer},
     flow::{Entry, Key},
+    policy::{POLICIES, Policy, Sticky, StickyKey},
+    rules::{Classifier, Head, InterfaceKey, PrefixKey, RuleList, RuleSet},
     slots::SlotTable,
     time::Tick,
 };
@@ -110,6 +112,20 @@ pub struct Tables {
     pub verdicts: PerCpuArray<MapData, u64>,
     /// Counters by uplink.
     pub uplink_counters: PerCpuArray<MapData, UplinkCounters>,
+    /// What rules do, for each of two generations.
+    pub rules: Array<MapData, RuleList>,
+    /// What rules ask for, likewise.
+    pub classifiers: Array<MapData, Classifier>,
+    /// Which rules are in force.
+    pub rule_head: Array<MapData, Head>,
+    /// Prefixes of rules.
+    pub prefixes4: LpmTrie<MapData, PrefixKey<Ipv4>, RuleSet>,
+    /// The rules that interfaces agree with.
+    pub rule_interfaces: Hash<InterfaceKey, RuleSet>,
+    /// Counters by rule.
+    pub rule_hits: PerCpuArray<MapData, u64>,
+    /// Sources that keep their uplink.
+    pub sticky4: Hash<StickyKey<Ipv4>, Sticky>,
 }
 
 impl Tables {
@@ -146,6 +162,13 @@ impl Tables {
             live: typed(dir, map::LIVE)?,
             verdicts: typed(dir, map::VERDICTS)?,
             uplink_counters: typed(dir, map::UPLINK_COUNTERS)?,
+            rules: typed(dir, map::RULES)?,
+            classifiers: typed(dir, map::CLASSIFIERS)?,
+            rule_head: typed(dir, map::RULE_HEAD)?,
+            prefixes4: typed(dir, map::PREFIXES4)?,
+            rule_interfaces: pinned(dir, map::RULE_INTERFACES, Hash::open)?,
+            rule_hits: typed(dir, map::RULE_HITS)?,
+            sticky4: pinned(dir, map::STICKY4, Hash::open)?,
         })
     }
 
@@ -156,5 +179,14 @@ impl Tables {
             .map(|index| Ok((index, self.uplinks.get(&u32::from(index), 0)?)))
             .collect::<Result<_, _>>()
             .map_err(DatapathError::map("read the uplinks"))
+    }
+
+    /// The policies that the datapath knows, by index; indices that are free, and uplinks' own policies, have no name.
+    pub fn policies(&self) -> Result<Vec<(u8, Policy)>, DatapathError> {
+        let highest = u8::try_from(POLICIES).unwrap_or(u8::MAX);
+        (0..highest)
+            .map(|index| Ok((index, self.policies.get(&u32::from(index), 0)?)))
+            .collect::<Result<_, _>>()
+            .map_err(DatapathError::map("read the policies"))
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use mh_common::{abi, address::Ipv4, binding, flow, time::Tick};
+use mh_common::{abi, address::Ipv4, binding, flow, policy, time::Tick};
 use mh_userspace::datapath::{flows, sweep};
 use nix::time::{ClockId, clock_gettime};
 
@@ -113,9 +113,9 @@ impl World<'_> {
     }
 
     fn read_slots(&mut self) -> Result<()> {
-        let policy = self.rig.tables.policies.get(&abi::DEFAULT_POLICY, 0)?;
-        self.model.setup.members = policy.members;
-        self.model.setup.slots = self.rig.tables.slots.get(&policy.table, 0)?.to_vec();
+        let found = self.rig.tables.policies.get(&policy::DEFAULT, 0)?;
+        self.model.setup.members = u64::from(found.members);
+        self.model.setup.slots = self.rig.tables.slots.get(&found.table, 0)?.to_vec();
         Ok(())
     }
 

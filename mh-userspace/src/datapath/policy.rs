@@ -1,0 +1,163 @@
+//! Policies and rules in the maps.
+//!
+//! What decides about new flows is written beside what is in force, and then put in force with one write: a policy's slots by the number
+//! of its slot table, the rules (classifier, prefixes, interfaces) by their generation. So a packet sees the old or the new, and what
+//! fails half-way changes nothing. What is not in force any more stays until the next time, since a program may be reading it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use aya::maps::{MapError, PerCpuValues, lpm_trie::Key};
+use ipnet::Ipv4Net;
+use mh_common::{
+    address::Ipv4,
+    policy::{MAX_POLICIES, Policy},
+    rules::{
+        GENERATIONS, HAS_RULES, Head, InterfaceKey, NO_RULE_COUNTER, PREFIX_TAG_BITS, PrefixKey, RuleList, RuleSet,
+        Side,
+    },
+    slots,
+};
+
+use super::{DatapathError, tables::Tables};
+use crate::core::{PolicyRecord, RuleTable};
+
+fn key(generation: u32, side: Side, prefix: &Ipv4Net) -> Key<PrefixKey<Ipv4>> {
+    let len = PREFIX_TAG_BITS + u32::from(prefix.prefix_len());
+    Key::new(len, PrefixKey::new(generation, side, Ipv4::from(prefix.network())))
+}
+
+impl Tables {
+    /// Fills the policy's slot table that is not in force, and then puts it in force with one write.
+    pub fn set_policy(&mut self, index: u8, wanted: &PolicyRecord) -> Result<(), DatapathError> {
+        let number = u32::from(index);
+        let found: Policy = self.policies.get(&number, 0).map_err(DatapathError::map("read a policy"))?;
+        let same = found.name == wanted.name && found.id != 0;
+        let mut policy = Policy {
+            members: wanted.members,
+            eligible: wanted.eligible,
+            table: 0,
+            hash_mode: wanted.hash_mode as u32,
+            sticky: wanted.sticky,
+            // Unlike that of any policy before it with the same index, and of those with others.
+            id: if same {
+                found.id
+            } else {
+                found.id.wrapping_add(MAX_POLICIES as u32).max(number + MAX_POLICIES as u32)
+            },
+            name: wanted.name,
+        };
+        if usize::from(index) < MAX_POLICIES {
+            let mut table = if same {
+                self.slots.get(&found.table, 0).map_err(DatapathError::map("read the slots"))?
+            } else {
+                slots::EMPTY
+            };
+            let moved = slots::fill(&mut table, &wanted.weights);
+            policy.table = 2 * number + u32::from(found.table == 2 * number);
+            self.slots.set(policy.table, table, 0).map_err(DatapathError::map("write the slots"))?;
+            tracing::debug!("policy {index}: {moved} of {} slots moved", slots::SLOTS);
+        }
+        self.policies.set(number, policy, 0).map_err(DatapathError::map("write a policy"))
+    }
+
+    /// Frees an index.
+    pub fn remove_policy(&mut self, index: u8) -> Result<(), DatapathError> {
+        let number = u32::from(index);
+        let found: Policy = self.policies.get(&number, 0).map_err(DatapathError::map("read a policy"))?;
+        let free = Policy { id: found.id, table: found.table, ..Policy::default() };
+        self.policies.set(number, free, 0).map_err(DatapathError::map("write a policy"))
+    }
+
+    fn rule_head(&self) -> Result<Head, DatapathError> {
+        self.rule_head.get(&0, 0).map_err(DatapathError::map("read which rules are in force"))
+    }
+
+    /// The rules in force, if there are any.
+    pub fn rules_in_force(&self) -> Result<Option<RuleList>, DatapathError> {
+        let head = self.rule_head()?;
+        if head.flags & HAS_RULES == 0 {
+            return Ok(None);
+        }
+        self.rules.get(&(head.generation % GENERATIONS), 0).map(Some).map_err(DatapathError::map("read the rules"))
+    }
+
+    /// Puts other rules in force.
+    pub fn set_rules(&mut self, rules: &RuleTable, interfaces: &BTreeMap<u32, RuleSet>) -> Result<(), DatapathError> {
+        let head = self.rule_head()?;
+        let generation = head.generation.wrapping_add(1);
+        self.remove_rules_but(head.generation)?;
+        self.start_counters(rules)?;
+        let place = generation % GENERATIONS;
+        self.rules.set(place, &*rules.list, 0).map_err(DatapathError::map("write the rules"))?;
+        self.classifiers
+            .set(place, &*rules.classifier, 0)
+            .map_err(DatapathError::map("write what the rules ask for"))?;
+        for (&ifindex, set) in interfaces {
+            let key = InterfaceKey { generation, ifindex };
+            self.rule_interfaces.insert(key, set, 0).map_err(DatapathError::map("write an interface's rules"))?;
+        }
+        for (side, prefix, set) in &rules.prefixes {
+            let key = key(generation, *side, prefix);
+            self.prefixes4.insert(&key, set, 0).map_err(DatapathError::map("write a rule's prefix"))?;
+        }
+        let head = Head { generation, flags: rules.flags };
+        self.rule_head.set(0, head, 0).map_err(DatapathError::map("put the rules in force"))
+    }
+
+    /// Has an interface agree with other rules of those in force; `None`: with those that ask for none.
+    pub fn set_rule_interface(&mut self, ifindex: u32, rules: Option<&RuleSet>) -> Result<(), DatapathError> {
+        let key = InterfaceKey { generation: self.rule_head()?.generation, ifindex };
+        match rules {
+            Some(rules) => {
+                self.rule_interfaces.insert(key, rules, 0).map_err(DatapathError::map("write an interface's rules"))
+            }
+            None => self.rule_interfaces.forget(&key),
+        }
+    }
+
+    /// Removes prefixes and interfaces of all generations but one.
+    fn remove_rules_but(&mut self, generation: u32) -> Result<(), DatapathError> {
+        let failed = || DatapathError::map("remove a prefix that no rule has any more");
+        let old: Vec<_> = self
+            .prefixes4
+            .keys()
+            .filter(|key| key.as_ref().map_or(true, |key| !key.data().is_of(generation)))
+            .collect::<Result<_, MapError>>()
+            .map_err(failed())?;
+        for key in &old {
+            self.prefixes4.remove(key).map_err(failed())?;
+        }
+        let mut interfaces = Vec::new();
+        self.rule_interfaces.walk(|key, _| interfaces.push(key))?;
+        let old = interfaces.iter().filter(|key| key.generation != generation);
+        old.copied().collect::<Vec<_>>().iter().try_for_each(|key| self.rule_interfaces.forget(key))
+    }
+
+    /// Counters that are another rule's now start from zero.
+    fn start_counters(&mut self, rules: &RuleTable) -> Result<(), DatapathError> {
+        let counters = |list: &RuleList| -> HashMap<u16, u64> {
+            let counters = list.rules.iter().map(|rule| rule.counter).zip(list.identities);
+            counters.filter(|(counter, identity)| *counter < NO_RULE_COUNTER && *identity != 0).collect()
+        };
+        let before = self.rules_in_force()?.map_or_else(HashMap::new, |list| counters(&list));
+        let failed = || DatapathError::map("start a rule's counter");
+        for (counter, identity) in counters(&rules.list) {
+            if before.get(&counter) != Some(&identity) {
+                let cpus = aya::util::nr_cpus().map_err(|(what, source)| DatapathError::Io {
+                    what: format!("count processors ({what})"),
+                    source,
+                })?;
+                let zeros =
+                    PerCpuValues::try_from(vec![0u64; cpus]).map_err(DatapathError::io("start a rule's counter"))?;
+                self.rule_hits.set(u32::from(counter), zeros, 0).map_err(failed())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// How many flows each of these counters has counted.
+    pub fn rule_hits(&self, counters: impl IntoIterator<Item = u16>) -> Result<Vec<u64>, DatapathError> {
+        let hits = |counter: u16| Ok(self.rule_hits.get(&u32::from(counter), 0)?.iter().sum());
+        counters.into_iter().map(hits).collect::<Result<_, _>>().map_err(DatapathError::map("read a rule's counter"))
+    }
+}
