@@ -152,10 +152,13 @@ pub fn neighbour(message: &NeighbourMessage, there: bool) -> Option<Event> {
         (true, NeighbourState::Incomplete | NeighbourState::None, _) | (true, _, None) | (false, ..) => {
             Event::NeighbourGone(ifindex, address)
         }
-        (true, _, Some(mac)) => {
-            let learned_elsewhere = message.header.flags.contains(NeighbourFlags::ExtLearned);
-            let fixed = learned_elsewhere || matches!(state, NeighbourState::Permanent | NeighbourState::Noarp);
-            Event::Neighbour { ifindex, address, mac, fixed }
-        }
+        (true, _, Some(mac)) => Event::Neighbour { ifindex, address, mac, fixed: is_fixed(message) },
     })
+}
+
+/// Whether somebody has set a neighbour, and the kernel does not look for itself.
+pub fn is_fixed(neighbour: &NeighbourMessage) -> bool {
+    let header = &neighbour.header;
+    header.flags.contains(NeighbourFlags::ExtLearned)
+        || matches!(header.state, NeighbourState::Permanent | NeighbourState::Noarp)
 }

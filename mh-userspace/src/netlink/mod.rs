@@ -28,6 +28,8 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+pub(crate) use message::is_fixed;
+
 use crate::core::Event;
 
 /// What the event socket buffers at the most, in bytes: some 20,000 messages.
