@@ -42,8 +42,6 @@ const FIRST_TABLE: u32 = 0x6d68_0000;
 /// The priority of the rule by which the main table's routes, but for default routes, come first for what the machine itself sends;
 /// right before that of the main table. The rule for the uplink that stands in follows it.
 const SPARE_PRIORITY: u32 = 32_764;
-/// The main table (`RT_TABLE_MAIN`).
-const MAIN_TABLE: u32 = 254;
 /// What the machine itself sends comes from this interface.
 const ITSELF: &str = "lo";
 
@@ -66,7 +64,10 @@ impl Routing {
         let spare = self.spare.into_iter().flat_map(|index| {
             let no_default = RuleAttribute::SuppressPrefixLen(0);
             let table = FIRST_TABLE + u32::from(index);
-            [itself(SPARE_PRIORITY, MAIN_TABLE, Some(no_default)), itself(SPARE_PRIORITY + 1, table, None)]
+            [
+                itself(SPARE_PRIORITY, libc::RT_TABLE_MAIN.into(), Some(no_default)),
+                itself(SPARE_PRIORITY + 1, table, None),
+            ]
         });
         uplinks.chain(refusals).chain(spare).collect()
     }
