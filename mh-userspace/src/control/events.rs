@@ -130,6 +130,13 @@ impl EventLog {
         self.latest.send_modify(|latest| latest.seq = seq);
     }
 
+    /// Keeps something that the user should know, and writes it to mhd's own log.
+    pub fn warn(&self, text: impl Into<String>) {
+        let text = text.into();
+        tracing::warn!("{text}");
+        self.push(Happening::new(EventKind::Warning, text));
+    }
+
     /// Nothing follows: followers end when they have been given all that is there.
     pub fn close(&self) {
         self.latest.send_modify(|latest| latest.closed = true);
