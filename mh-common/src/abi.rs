@@ -266,9 +266,14 @@ pub mod mark {
     /// How many bits the values take.
     pub const BITS: u32 = 6;
 
-    /// The mark of the uplink with this index, as it stands in packets: under the mask of the bits that are mh's.
+    /// A value as it stands in packets: under the mask of the bits that are mh's.
+    pub const fn of(value: u32, mask: u32) -> u32 {
+        value << mask.trailing_zeros() & mask
+    }
+
+    /// The mark of the uplink with this index, as it stands in packets.
     pub const fn of_uplink(index: u8, mask: u32) -> u32 {
-        (FIRST_UPLINK + index as u32) << mask.trailing_zeros() & mask
+        of(FIRST_UPLINK + index as u32, mask)
     }
 }
 

@@ -113,13 +113,13 @@ fn enter<Fam: Tables + Header>(
                 && record.flags & abi::UPLINK_NAT != 0
                 && record.first_port <= port
                 && port <= record.last_port
-                && !nat::is_accepted::<Fam, false>(frame, packet)
+                && !nat::is_accepted::<Fam>(frame, packet)
             {
                 return Err(Verdict::Unsolicited);
             }
         }
         // Each answer to a probe would be a flow of its own.
-        Transport::UDP if nat::is_answered_here::<Fam, false>(frame, packet) => return Err(Verdict::NoFlow),
+        Transport::UDP if nat::is_answered_here::<Fam>(frame, packet) => return Err(Verdict::NoFlow),
         Transport::UDP | Transport::ECHO_REQUEST => {}
         _ => return Err(Verdict::NoFlow),
     }

@@ -206,7 +206,7 @@ pub fn is_open<Fam: Tables + Header, const EGRESS: bool>(
         _ if forward => {}
         _ => return false,
     }
-    match find_socket::<Fam, EGRESS>(frame, packet.transport, address, port, remote, remote_port) {
+    match find_socket::<Fam, EGRESS, false>(frame, packet.transport, address, port, remote, remote_port) {
         Some(socket) => forward && !socket.is_connected(),
         None => true,
     }
@@ -253,36 +253,23 @@ pub fn has_socket<Fam: Header, const EGRESS: bool>(
     remote: Fam::Address,
     remote_port: u16,
 ) -> bool {
-    find_socket::<Fam, EGRESS>(frame, transport, address, port, remote, remote_port).is_some()
+    find_socket::<Fam, EGRESS, false>(frame, transport, address, port, remote, remote_port).is_some()
 }
 
 /// Whether the machine itself would take the TCP connection that the packet opens: it listens, or has a connection of the same ends in
 /// TIME-WAIT, whose place a new one may take (RFC 9293 section 3.6.1) and which [`has_socket`] takes for none.
 #[inline(always)]
-pub fn is_accepted<Fam: Header, const EGRESS: bool>(frame: &TcFrame<EGRESS>, packet: &Packet<Fam::Address>) -> bool {
+pub fn is_accepted<Fam: Header>(frame: &TcFrame<false>, packet: &Packet<Fam::Address>) -> bool {
     let key = &packet.key;
-    let mut tuple = SocketTuple { remote: key.src, local: key.dst, remote_port: key.sport, local_port: key.dport };
-    let (ctx, tuple, size) = (frame.context(), (&raw mut tuple).cast(), size_of::<SocketTuple<Fam::Address>>() as u32);
-    // SAFETY: the tuple has the kernel's layout and lives through the call; a socket that is found is released at once.
-    unsafe {
-        let socket = bpf_skc_lookup_tcp(ctx, tuple, size, CURRENT_NETNS, 0);
-        if socket.is_null() {
-            return false;
-        }
-        bpf_sk_release(socket.cast());
-    }
-    true
+    find_socket::<Fam, false, true>(frame, Transport::TCP, key.dst, key.dport, key.src, key.sport).is_some()
 }
 
 /// Whether what the machine itself answers to the packet leaves by the packet's interface and with the address that it came to, come what
 /// may: its socket is bound to the one and connected from the other, as those of probes are.
 #[inline(always)]
-pub fn is_answered_here<Fam: Header, const EGRESS: bool>(
-    frame: &TcFrame<EGRESS>,
-    packet: &Packet<Fam::Address>,
-) -> bool {
+pub fn is_answered_here<Fam: Header>(frame: &TcFrame<false>, packet: &Packet<Fam::Address>) -> bool {
     let key = &packet.key;
-    find_socket::<Fam, EGRESS>(frame, packet.transport, key.dst, key.dport, key.src, key.sport)
+    find_socket::<Fam, false, false>(frame, packet.transport, key.dst, key.dport, key.src, key.sport)
         .is_some_and(|socket| socket.is_connected() && socket.device != 0)
 }
 
@@ -302,9 +289,10 @@ impl Socket {
     }
 }
 
-/// The socket of the machine itself that would take a packet from the remote to this address and port.
+/// The socket of the machine itself that would take a packet from the remote to this address and port; with `TIME_WAIT`, a TCP connection
+/// in that state counts too.
 #[inline(always)]
-fn find_socket<Fam: Header, const EGRESS: bool>(
+fn find_socket<Fam: Header, const EGRESS: bool, const TIME_WAIT: bool>(
     frame: &TcFrame<EGRESS>,
     transport: Transport,
     address: Fam::Address,
@@ -317,6 +305,7 @@ fn find_socket<Fam: Header, const EGRESS: bool>(
     // SAFETY: the tuple has the kernel's layout and lives through the call; a socket that is found is released at once.
     unsafe {
         let socket = match transport {
+            Transport::TCP if TIME_WAIT => bpf_skc_lookup_tcp(ctx, tuple, size, CURRENT_NETNS, 0),
             Transport::TCP => bpf_sk_lookup_tcp(ctx, tuple, size, CURRENT_NETNS, 0),
             Transport::UDP => bpf_sk_lookup_udp(ctx, tuple, size, CURRENT_NETNS, 0),
             _ => return None,

@@ -9,6 +9,8 @@
 //!
 //! Neighbours are permanent; the far ends of the links are in a namespace that does nothing.
 
+pub mod conversation;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd as _, AsRawFd as _};

@@ -103,14 +103,12 @@ fn drain(scene: &mut Scene) -> Result<()> {
     scene.mhd.ctl(&["drain", "isp1"])?;
     assert_eq!(scene.mhd.uplink("isp1")?["state"], "draining");
     Flows::open(scene, 30)?.split().check(&[(address2, 1)])?;
-    before.check(address1)?;
-    before.check(address2)?;
+    before.check_all()?;
     scene.mhd.ctl(&["undrain", "isp1"])?;
     assert_eq!(scene.mhd.uplink("isp1")?["state"], "up");
     let split = Flows::open(scene, 30)?.split();
     assert_eq!(split.iter().count(), 2, "new flows use both again: {split}");
-    before.check(address1)?;
-    before.check(address2)
+    before.check_all()
 }
 
 fn no_uplink_left_and_back(scene: &mut Scene) -> Result<()> {

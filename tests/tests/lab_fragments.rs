@@ -100,13 +100,6 @@ fn expect_nothing(socket: &UdpSocket, what: &str) -> Result<()> {
     Ok(socket.set_nonblocking(false)?)
 }
 
-/// A counter of `mhctl stats`, whichever section it is in.
-fn counter(scene: &Scene, name: &str) -> Result<u64> {
-    let stats = scene.mhd.ctl_json(&["stats"])?;
-    let found = ["verdicts", "drops"].iter().find_map(|section| stats[section][name].as_u64());
-    found.with_context(|| format!("no counter {name} in {stats}"))
-}
-
 /// A UDP flow between a client's socket and one of the server's.
 struct Talk {
     client: UdpSocket,
@@ -171,18 +164,18 @@ fn datagrams_in_order(scene: &mut Scene) -> Result<()> {
     each_uplink(scene, |index, client, address| {
         let talk = Talk::open(scene, client, address)?;
         assert_eq!(*talk.outside.ip(), scene.lab.uplink(index)?.address);
-        let before = counter(scene, "fragment")?;
+        let before = scene.count_of("fragment")?;
         for seed in 0..3 {
             talk.exchange(&payload(seed, LARGE))?;
         }
-        assert_eq!(counter(scene, "fragment")? - before, 3 * 2 * (LARGE_FRAGMENTS - 1));
+        assert_eq!(scene.count_of("fragment")? - before, 3 * 2 * (LARGE_FRAGMENTS - 1));
         ping_large(client, SERVER)?;
         // Three fragments each.
-        assert_eq!(counter(scene, "fragment")? - before, 3 * 2 * (LARGE_FRAGMENTS - 1) + 3 * 2 * 2);
+        assert_eq!(scene.count_of("fragment")? - before, 3 * 2 * (LARGE_FRAGMENTS - 1) + 3 * 2 * 2);
         // The largest there is.
         talk.exchange(&payload(9, 65_507))
     })?;
-    assert_eq!(counter(scene, "fragments_full")?, 0);
+    assert_eq!(scene.count_of("fragments_full")?, 0);
     Ok(())
 }
 
@@ -199,7 +192,7 @@ fn out_of_order(scene: &Scene, order: fn(&[Fragment]) -> Vec<Fragment>, early: f
             id += 1;
             let what = format!("{count} fragments, identification {id}");
             let payload = payload(id.into(), 1000 * usize::try_from(count)?);
-            let before = (counter(scene, "fragment_held")?, counter(scene, "fragment")?);
+            let before = (scene.count_of("fragment_held")?, scene.count_of("fragment")?);
             let arrived = at_server.packets()?;
             from_client.send(&order(&talk.upwards(id, &payload).fragments(usize::try_from(count)?)))?;
             assert_eq!(expect(&talk.server, &payload, &format!("to the server: {what}"))?, talk.outside);
@@ -213,8 +206,8 @@ fn out_of_order(scene: &Scene, order: fn(&[Fragment]) -> Vec<Fragment>, early: f
             let expected = if address == CLIENT1 { count - 1 } else { 0 };
             assert_eq!(at_client1.packets()? - arrived, expected, "to the client: {what}");
 
-            assert_eq!(counter(scene, "fragment_held")? - before.0, 2 * early(count), "{what}");
-            assert_eq!(counter(scene, "fragment")? - before.1, 2 * (count - 1), "{what}");
+            assert_eq!(scene.count_of("fragment_held")? - before.0, 2 * early(count), "{what}");
+            assert_eq!(scene.count_of("fragment")? - before.1, 2 * (count - 1), "{what}");
             expect_nothing(&talk.server, &what)?;
             expect_nothing(&talk.client, &what)?;
         }
@@ -296,7 +289,7 @@ fn hairpin(scene: &mut Scene) -> Result<()> {
         let talk = Talk::open(scene, &scene.lab.client2, CLIENT2)?;
         for (host, address) in [(&scene.lab.client1, CLIENT1), (&scene.lab.client3, CLIENT3)] {
             let asking = bind(host, address)?;
-            let before = (counter(scene, "hairpin")?, counter(scene, "fragment")?);
+            let before = (scene.count_of("hairpin")?, scene.count_of("fragment")?);
             for seed in 0..3 {
                 let payload = payload(seed, LARGE);
                 asking.send_to(&payload, talk.outside)?;
@@ -305,8 +298,8 @@ fn hairpin(scene: &mut Scene) -> Result<()> {
                 talk.client.send_to(&payload, source)?;
                 assert_eq!(expect(&asking, &payload, "back by hairpin")?, talk.outside);
             }
-            assert_eq!(counter(scene, "hairpin")? - before.0, 6);
-            assert_eq!(counter(scene, "fragment")? - before.1, 6 * (LARGE_FRAGMENTS - 1));
+            assert_eq!(scene.count_of("hairpin")? - before.0, 6);
+            assert_eq!(scene.count_of("fragment")? - before.1, 6 * (LARGE_FRAGMENTS - 1));
             let sender = RawSender::open(host)?;
             for order in [last_first, shuffled_fragments] {
                 id += 1;
@@ -343,20 +336,20 @@ fn flood(scene: &Scene, host: &Host, stray: impl Fn(&Talk, u16) -> Fragment) -> 
     let connection = OpenTransfer::start(&lab.client3, &scene.tcp, Direction::Download)?;
     connection.advance(1_000_000)?;
     let sender = RawSender::open(host)?;
-    let held = counter(scene, "fragment_held")?;
+    let held = scene.count_of("fragment_held")?;
     for id in 1..=STRAYS {
         sender.send([&stray(&talk, id)])?;
     }
     let expected = held + u64::from(STRAYS);
-    wait_until("all strays to be held", DEADLINE, || Ok(counter(scene, "fragment_held")? >= expected))?;
+    wait_until("all strays to be held", DEADLINE, || Ok(scene.count_of("fragment_held")? >= expected))?;
     connection.advance(1_000_000)?;
     connection.finish()?;
     for (host, arrivals) in others.iter().zip(arrivals) {
         assert_eq!(arrivals?.packets()?, 0, "strays came to {}", host.name());
     }
-    assert_eq!(counter(scene, "fragment_held")?, expected);
+    assert_eq!(scene.count_of("fragment_held")?, expected);
     // Each is of a datagram of its own.
-    assert_eq!(counter(scene, "fragments_full")?, 0);
+    assert_eq!(scene.count_of("fragments_full")?, 0);
     all_is_well(scene, &talk, STRAYS + 1)
 }
 
@@ -376,13 +369,13 @@ fn too_many_of_one_datagram(scene: &mut Scene) -> Result<()> {
     let talk = Talk::open(scene, &scene.lab.client1, CLIENT1)?;
     let directions = [(&scene.lab.client1, talk.upwards(77, &[])), (&scene.lab.server, talk.downwards(77, &[]))];
     for (host, datagram) in directions {
-        let before = (counter(scene, "fragment_held")?, counter(scene, "fragments_full")?);
+        let before = (scene.count_of("fragment_held")?, scene.count_of("fragments_full")?);
         let strays: Vec<Fragment> = (1..=60).map(|n| datagram.fragment(n * 10, true, &[0; 80])).collect();
         RawSender::open(host)?.send(&strays)?;
         wait_until("what is too much to be dropped", DEADLINE, || {
-            Ok(counter(scene, "fragments_full")? - before.1 == 60 - LIMIT)
+            Ok(scene.count_of("fragments_full")? - before.1 == 60 - LIMIT)
         })?;
-        assert_eq!(counter(scene, "fragment_held")? - before.0, LIMIT);
+        assert_eq!(scene.count_of("fragment_held")? - before.0, LIMIT);
     }
     all_is_well(scene, &talk, 78)
 }
@@ -398,7 +391,7 @@ fn released_once_if_the_first_is_not_let_through(scene: &mut Scene) -> Result<()
     scene.lab.server.ip(&[format!("addr add {stranger}/32 dev lo")])?;
     let sender = RawSender::open(&scene.lab.server)?;
     let names = ["filtered", "fragment_held", "fragments_full", "fragment"];
-    let counters = || names.iter().map(|name| counter(scene, name)).collect::<Result<Vec<u64>>>();
+    let counters = || names.iter().map(|name| scene.count_of(name)).collect::<Result<Vec<u64>>>();
     let before = counters()?;
     let payload = payload(5, 10_000);
     let datagram = Datagram { src: SocketAddrV4::new(stranger, 9), ..talk.downwards(55, &payload) };
@@ -428,7 +421,7 @@ fn untranslated_protocols(scene: &mut Scene) -> Result<()> {
         sender.send(&last_first(&Datagram { id: id + 100, ..datagram }.fragments(5)))?;
     }
     wait_until("all fragments to come to the kernel", DEADLINE, || Ok(arrivals.packets()? == 20))?;
-    assert_eq!(counter(scene, "fragment_held")?, 0);
+    assert_eq!(scene.count_of("fragment_held")?, 0);
     Ok(())
 }
 
@@ -441,11 +434,11 @@ fn of_the_machine_itself(scene: &mut Scene) -> Result<()> {
         assert!(scene.lab.router.ping(scene.lab.uplink(index)?.gateway, 2)? > 0);
         let talk = Talk::open(scene, &scene.lab.router, Ipv4Addr::UNSPECIFIED)?;
         assert_eq!(*talk.outside.ip(), scene.lab.uplink(index)?.address);
-        let before = counter(scene, "fragment")?;
+        let before = scene.count_of("fragment")?;
         for seed in 0..3 {
             talk.exchange(&payload(seed, LARGE))?;
         }
-        assert!(counter(scene, "fragment")? - before >= 3 * (LARGE_FRAGMENTS - 1));
+        assert!(scene.count_of("fragment")? - before >= 3 * (LARGE_FRAGMENTS - 1));
         ping_large(&scene.lab.router, SERVER)?;
         let sender = RawSender::open(&scene.lab.server)?;
         let payload = payload(8, 20_000);
@@ -460,7 +453,7 @@ fn of_the_machine_itself(scene: &mut Scene) -> Result<()> {
 fn small_uplinks(scene: &mut Scene) -> Result<()> {
     other_mtus(scene)?;
     // What was too large for an uplink went through the kernel.
-    assert!(counter(scene, "pass_to_fragment")? > 0);
+    assert!(scene.count_of("pass_to_fragment")? > 0);
     Ok(())
 }
 
@@ -486,7 +479,7 @@ fn other_mtus(scene: &mut Scene) -> Result<()> {
         assert_eq!(expect(&talk.client, &downwards, "to the client, last first")?, talk.remote);
         Ok(())
     })?;
-    assert_eq!(counter(scene, "misrouted")?, 0);
+    assert_eq!(scene.count_of("misrouted")?, 0);
     Ok(())
 }
 
@@ -512,6 +505,6 @@ fn lans_with_a_smaller_mtu_xdp() -> Result<()> {
 
 fn small_lans(scene: &mut Scene) -> Result<()> {
     other_mtus(scene)?;
-    assert!(counter(scene, "pass_to_fragment")? > 0);
+    assert!(scene.count_of("pass_to_fragment")? > 0);
     Ok(())
 }

@@ -40,11 +40,6 @@ in_both_modes!(
 const PORT: u16 = 7300;
 const BYTES: u64 = 5_000_000;
 
-fn mh_counter(scene: &Scene, section: &str, name: &str) -> Result<u64> {
-    let stats = scene.mhd.ctl_json(&["stats"])?;
-    stats[section][name].as_u64().with_context(|| format!("{section}/{name}: {stats}"))
-}
-
 /// TCP both ways and ping from the internet host to an address of the router.
 fn ask_by_tcp_and_ping(scene: &Scene, address: Ipv4Addr) -> Result<()> {
     let server = &scene.lab.server;
@@ -114,11 +109,11 @@ fn answers_leave_by_the_uplink_that_was_asked(scene: &mut Scene) -> Result<()> {
     with_default_routes(scene, || {
         for uplink in &scene.lab.uplinks {
             let asked = || -> Result<()> {
-                let before = mh_counter(scene, "verdicts", "host")?;
+                let before = scene.count_of("host")?;
                 ask_by_tcp_and_ping(scene, uplink.address)?;
                 ask_by_udp(scene, uplink.address, PORT)?;
                 ask_by_udp(scene, uplink.address, PORT + 1)?;
-                let counted = mh_counter(scene, "verdicts", "host")? - before;
+                let counted = scene.count_of("host")? - before;
                 assert!(counted > 100, "{counted} packets counted as the machine's own");
                 Ok(())
             };

@@ -125,12 +125,6 @@ fn expect_too_big(socket: &Datagrams, length: usize, host: &Host, to: Ipv4Addr, 
     socket.send(&payload(mtu as usize - HEADERS)).context("a datagram that fits")
 }
 
-/// A counter of `mhctl stats --json`.
-fn counter(scene: &Scene, section: &str, name: &str) -> Result<u64> {
-    let stats = scene.mhd.ctl_json(&["stats"])?;
-    stats[section][name].as_u64().with_context(|| format!("no {section}/{name} in {stats}"))
-}
-
 fn client_learns_the_uplinks_mtu(mode: Mode) -> Result<()> {
     with_small_uplinks(mode, "", |scene| {
         let client = &scene.lab.client1;
@@ -139,10 +133,10 @@ fn client_learns_the_uplinks_mtu(mode: Mode) -> Result<()> {
         for (index, mtu) in SMALL_UPLINKS.into_iter().enumerate() {
             let outside = only(scene, index)?;
             forget_path_mtu(client)?;
-            let refused = counter(scene, "drops", "too_big")?;
+            let refused = scene.count_of("too_big")?;
             let socket = Datagrams::connected(client, server.local)?;
             expect_too_big(&socket, 1450 + HEADERS, client, SERVER, mtu)?;
-            assert_eq!(counter(scene, "drops", "too_big")?, refused + 1);
+            assert_eq!(scene.count_of("too_big")?, refused + 1);
             let (received, source) = server.receive()?;
             assert_eq!(received, payload(mtu as usize - HEADERS), "only what fits arrives");
             assert_eq!(*source.ip(), outside);
@@ -194,14 +188,14 @@ fn what_may_be_fragmented_arrives_by_small_uplinks(mode: Mode) -> Result<()> {
         let server = Datagrams::bind(&scene.lab.server, SERVER, 9001)?;
         for index in [0, 1] {
             let outside = only(scene, index)?;
-            let mut fragmented = counter(scene, "verdicts", "pass_to_fragment")?;
+            let mut fragmented = scene.count_of("pass_to_fragment")?;
             // One that the router fragments, then one that the client has fragmented: its fragments are too large as well. Once as
             // the first of a flow, once on a flow that exists.
             for length in [1450, 4000] {
                 let socket = Datagrams::connected(client, server.local)?;
                 for _ in 0..2 {
                     round_trip(&socket, &server, length, outside)?;
-                    let now = counter(scene, "verdicts", "pass_to_fragment")?;
+                    let now = scene.count_of("pass_to_fragment")?;
                     assert!(now > fragmented, "{length} bytes were not fragmented");
                     fragmented = now;
                 }
@@ -276,7 +270,7 @@ fn tcp_is_clamped_to_the_uplinks_mtu(mode: Mode) -> Result<()> {
             // Nobody had to be told anything.
             assert_eq!(path_mtu(&scene.lab.client1, SERVER)?, None);
             assert_eq!(path_mtu(&scene.lab.server, outside)?, None);
-            assert_eq!(counter(scene, "drops", "too_big")?, 0);
+            assert_eq!(scene.count_of("too_big")?, 0);
         }
         Ok(())
     })
@@ -293,10 +287,10 @@ fn client_learns_the_mtu_behind_the_isp(mode: Mode) -> Result<()> {
             // As if a smaller link followed: the server's own is as large as ever, and so is the MSS that it announces.
             uplink.isp.ip(&[format!("route replace default via 10.99.{}.2 mtu lock {mtu}", index + 1)])?;
             forget_path_mtu(client)?;
-            let translated = counter(scene, "verdicts", "icmp_error")?;
+            let translated = scene.count_of("icmp_error")?;
             let socket = Datagrams::connected(client, server.local)?;
             expect_too_big(&socket, 1400, client, SERVER, mtu)?;
-            assert_eq!(counter(scene, "verdicts", "icmp_error")?, translated + 1);
+            assert_eq!(scene.count_of("icmp_error")?, translated + 1);
             let told = format!("{} > {CLIENT1}: ICMP {SERVER} unreachable - need to frag (mtu {mtu})", uplink.gateway);
             let quoted = format!("{} > {SERVER}.9001: UDP", dotted(socket.local));
             expect_shown(&errors, &[&told, &quoted])?;
@@ -330,9 +324,9 @@ fn server_learns_the_lans_mtu(mode: Mode) -> Result<()> {
             let (_, seen) = server.receive()?;
             assert_eq!(*seen.ip(), outside);
             server.connect(seen)?;
-            let refused = counter(scene, "drops", "too_big")?;
+            let refused = scene.count_of("too_big")?;
             expect_too_big(&server, 1400, &scene.lab.server, outside, 1200)?;
-            assert_eq!(counter(scene, "drops", "too_big")?, refused + 1);
+            assert_eq!(scene.count_of("too_big")?, refused + 1);
             assert_eq!(inside.receive()?, (payload(1200 - HEADERS), server.local), "only what fits arrives");
             // The error comes from the outside address and quotes what the server sent.
             let told = format!("{outside} > {SERVER}: ICMP {outside} unreachable - need to frag (mtu 1200)");
@@ -353,10 +347,10 @@ fn what_may_be_fragmented_arrives_in_a_small_lan(mode: Mode) -> Result<()> {
         for (index, client) in [(0, &scene.lab.client1), (1, &scene.lab.client3)] {
             let outside = only(scene, index)?;
             let socket = Datagrams::connected(client, server.local)?;
-            let mut fragmented = counter(scene, "verdicts", "pass_to_fragment")?;
+            let mut fragmented = scene.count_of("pass_to_fragment")?;
             for length in [1400, 1400, 4000] {
                 round_trip(&socket, &server, length, outside)?;
-                let now = counter(scene, "verdicts", "pass_to_fragment")?;
+                let now = scene.count_of("pass_to_fragment")?;
                 assert!(now > fragmented, "{length} bytes were not fragmented");
                 fragmented = now;
             }
@@ -393,9 +387,9 @@ fn traceroute_shows_every_router(mode: Mode) -> Result<()> {
             let expected =
                 [ROUTER_LAN0, scene.lab.uplink(index)?.gateway, SERVER].map(|address| address.to_string()).to_vec();
             for options in [&[][..], &["-I"], &["-T", "-p", "7000"], &["-U", "-p", "9"]] {
-                let translated = counter(scene, "verdicts", "icmp_error")?;
+                let translated = scene.count_of("icmp_error")?;
                 assert_eq!(hops(&scene.lab.client1, options)?, expected, "traceroute {options:?}");
-                assert!(counter(scene, "verdicts", "icmp_error")? >= translated + 2);
+                assert!(scene.count_of("icmp_error")? >= translated + 2);
             }
             let told = format!("{} > {CLIENT1}: ICMP time exceeded in-transit", scene.lab.uplink(index)?.gateway);
             expect_shown(&errors, &[&told])?;
@@ -432,11 +426,11 @@ fn closed_port_of_the_server(mode: Mode) -> Result<()> {
         for index in [0, 1] {
             only(scene, index)?;
             let socket = Datagrams::connected(client, scene.lab.server_at(9999))?;
-            let translated = counter(scene, "verdicts", "icmp_error")?;
+            let translated = scene.count_of("icmp_error")?;
             for round in 1..=3 {
                 socket.send(b"anybody?")?;
                 assert_eq!(socket.error()?, Errno::ECONNREFUSED);
-                assert_eq!(counter(scene, "verdicts", "icmp_error")?, translated + round);
+                assert_eq!(scene.count_of("icmp_error")?, translated + round);
                 // It neither ends the flow nor counts as an answer.
                 let flow = flow_of(scene, socket.local)?.context("the flow has ended")?;
                 assert_eq!(
@@ -471,10 +465,10 @@ fn closed_port_of_an_inside_host(mode: Mode) -> Result<()> {
             // The server's port that the client knew, and one that it has never sent to: the binding is open to both.
             let stranger = Datagrams::connected(&scene.lab.server, seen)?;
             for socket in [&server, &stranger] {
-                let translated = counter(scene, "verdicts", "icmp_error")?;
+                let translated = scene.count_of("icmp_error")?;
                 socket.send(b"still there?")?;
                 assert_eq!(socket.error()?, Errno::ECONNREFUSED);
-                assert_eq!(counter(scene, "verdicts", "icmp_error")?, translated + 1);
+                assert_eq!(scene.count_of("icmp_error")?, translated + 1);
                 let told = format!("{outside} > {SERVER}: ICMP {outside} udp port {} unreachable", seen.port());
                 let quoted = format!("{} > {}: UDP", dotted(socket.local), dotted(seen));
                 expect_shown(&errors, &[&told, &quoted])?;
@@ -489,7 +483,7 @@ fn closed_port_of_an_inside_host(mode: Mode) -> Result<()> {
             again.send_to(b"back", server.local)?;
             assert_eq!(server.receive()?, (b"back".to_vec(), seen));
         }
-        assert_eq!(counter(scene, "drops", "icmp_stray")?, 0);
+        assert_eq!(scene.count_of("icmp_stray")?, 0);
         Ok(())
     })
 }
@@ -507,10 +501,10 @@ fn closed_port_of_an_inside_host_by_its_outside_address(mode: Mode) -> Result<()
             server.connect(seen)?;
             drop(inside);
             let neighbour = Datagrams::connected(client1, seen)?;
-            let translated = counter(scene, "verdicts", "icmp_error")?;
+            let translated = scene.count_of("icmp_error")?;
             neighbour.send(b"still there?")?;
             assert_eq!(neighbour.error()?, Errno::ECONNREFUSED);
-            assert_eq!(counter(scene, "verdicts", "icmp_error")?, translated + 1);
+            assert_eq!(scene.count_of("icmp_error")?, translated + 1);
             let told = format!("{outside} > {CLIENT1}: ICMP {outside} udp port {} unreachable", seen.port());
             let quoted = format!("{} > {}: UDP", dotted(neighbour.local), dotted(seen));
             expect_shown(&errors, &[&told, &quoted])?;
@@ -521,11 +515,11 @@ fn closed_port_of_an_inside_host_by_its_outside_address(mode: Mode) -> Result<()
 
 /// Tries UDP and TCP from `client` and checks that each fails at once with `error`, and is counted as `reason`.
 fn expect_refusal(scene: &Scene, client: &Host, error: Errno, reason: &str) -> Result<()> {
-    let refused = counter(scene, "drops", reason)?;
+    let refused = scene.count_of(reason)?;
     let socket = Datagrams::connected(client, scene.udp.address())?;
     socket.send(b"hello")?;
     assert_eq!(socket.error()?, error, "udp");
-    assert_eq!(counter(scene, "drops", reason)?, refused + 1);
+    assert_eq!(scene.count_of(reason)?, refused + 1);
 
     let begun = Instant::now();
     let connected = client.enter(|| TcpStream::connect(SocketAddrV4::new(SERVER, 7000)))?;
@@ -533,7 +527,7 @@ fn expect_refusal(scene: &Scene, client: &Host, error: Errno, reason: &str) -> R
     // Here the answer to the first SYN comes while `connect` is still sending it, which the kernel takes for a hint only: it ends with
     // the repeated SYN.
     assert!(begun.elapsed() < Duration::from_millis(2500), "{:?}", begun.elapsed());
-    assert!(counter(scene, "drops", reason)? > refused + 1);
+    assert!(scene.count_of(reason)? > refused + 1);
     Ok(())
 }
 

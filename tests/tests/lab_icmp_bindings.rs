@@ -30,11 +30,6 @@ fn closed_port_behind_a_forward_xdp() -> Result<()> {
     closed_port_behind_a_forward(Mode::Xdp)
 }
 
-fn icmp_errors(scene: &Scene) -> Result<u64> {
-    let stats = scene.mhd.ctl_json(&["stats"])?;
-    stats["verdicts"]["icmp_error"].as_u64().context("no verdicts/icmp_error")
-}
-
 /// Waits until all of it was captured, with right checksums.
 fn expect_shown(sniffer: &Sniffer, all: &[&str]) -> Result<()> {
     let shown = wait_until("errors on the wire", Duration::from_secs(5), || {
@@ -61,9 +56,9 @@ fn error_about_a_flow_that_was_forgotten(scene: &mut Scene) -> Result<()> {
         wait_until("the flow", Duration::from_secs(2), || Ok(count(scene)? == 1))?;
         scene.mhd.ctl(&["flows", "flush"])?;
         assert_eq!(count(scene)?, 0);
-        let translated = icmp_errors(scene)?;
+        let translated = scene.count_of("icmp_error")?;
         assert_eq!(socket.error()?, Errno::EHOSTUNREACH);
-        assert_eq!(icmp_errors(scene)?, translated + 1);
+        assert_eq!(scene.count_of("icmp_error")?, translated + 1);
         assert_eq!(count(scene)?, 0, "an error makes no flow");
         let told = format!("{} > {CLIENT1}: ICMP host {nobody} unreachable", uplink.gateway);
         let quoted = format!("{CLIENT1}.{} > {nobody}.9001: UDP", socket.local.port());
@@ -83,10 +78,10 @@ fn closed_port_behind_a_forward(mode: Mode) -> Result<()> {
                 let outside = SocketAddrV4::new(uplink.address, 5300);
                 let socket = Datagrams::connected(&scene.lab.server, outside)?;
                 for _ in 0..2 {
-                    let translated = icmp_errors(scene)?;
+                    let translated = scene.count_of("icmp_error")?;
                     socket.send(b"anybody?")?;
                     assert_eq!(socket.error()?, Errno::ECONNREFUSED);
-                    assert_eq!(icmp_errors(scene)?, translated + 1);
+                    assert_eq!(scene.count_of("icmp_error")?, translated + 1);
                 }
                 let told = format!("{} > {SERVER}: ICMP {} udp port 5300 unreachable", outside.ip(), outside.ip());
                 let quoted = format!("{SERVER}.{} > {}.5300: UDP", socket.local.port(), outside.ip());

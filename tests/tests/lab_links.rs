@@ -33,18 +33,6 @@ fn expect_split(scene: &Scene, indices: &[usize]) -> Result<()> {
     split(scene)?.check(&addresses)
 }
 
-/// Waits until an uplink is in this state, with a reason that contains `reason`.
-fn wait_for_reason(scene: &Scene, name: &str, state: &str, reason: &str, longest: Duration) -> Result<Duration> {
-    let mut last = serde_json::Value::Null;
-    let waited = wait_for(&format!("{name} to be {state}: {reason}"), longest, || {
-        last = scene.mhd.uplink(name)?;
-        Ok((last["state"] == state && last["reason"].as_str().is_some_and(|text| text.contains(reason))).then_some(()))
-    });
-    let ((), elapsed) = waited.with_context(|| format!("last seen: {last}"))?;
-    println!("{name} is {state} after {elapsed:?}: {}", last["reason"]);
-    Ok(elapsed)
-}
-
 /// The laboratory with both uplinks' ways left to learn, and no damping.
 fn undamped(config: &str) -> String {
     config.replace("weight = 1\n", "weight = 1\ndamping = { losses = 0 }\n")
@@ -66,10 +54,10 @@ fn an_interface_is_found_by_its_name() -> Result<()> {
         let router = &scene.lab.router;
         // Renamed away, and back.
         router.ip(&["link set wan1 down", "link set wan1 name other", "link set other up"])?;
-        wait_for_reason(scene, "isp1", "down", "interface wan1 does not exist", SOON)?;
+        scene.mhd.wait_for_reason("isp1", "down", "interface wan1 does not exist", SOON)?;
         expect_split(scene, &[1])?;
         router.ip(&["link set other down", "link set other name wan1", "link set wan1 up"])?;
-        wait_for_reason(scene, "isp1", "up", "link up", SOON)?;
+        scene.mhd.wait_for_reason("isp1", "up", "link up", SOON)?;
         expect_split(scene, &[0, 1])
     })
 }
@@ -79,11 +67,11 @@ fn an_interface_that_is_enslaved_is_none_of_mhs() -> Result<()> {
     without_damping(|scene| {
         let router = &scene.lab.router;
         router.ip(&["link add br0 type bridge", "link set br0 up", "link set wan1 master br0"])?;
-        wait_for_reason(scene, "isp1", "down", "interface wan1 is enslaved to br0", SOON)?;
+        scene.mhd.wait_for_reason("isp1", "down", "interface wan1 is enslaved to br0", SOON)?;
         expect_split(scene, &[1])?;
         assert_eq!(programs_on(router, "wan1")?, 0, "no program runs on a port of a bridge");
         router.ip(&["link set wan1 nomaster"])?;
-        wait_for_reason(scene, "isp1", "up", "link up", SOON)?;
+        scene.mhd.wait_for_reason("isp1", "up", "link up", SOON)?;
         assert_eq!(programs_on(router, "wan1")?, 2);
         expect_split(scene, &[0, 1])
     })
@@ -95,14 +83,14 @@ fn an_interface_that_is_made_again_takes_its_flows_back() -> Result<()> {
         let isp = &scene.lab.uplink(0)?.isp;
         let mut flows: Vec<UdpFlow> = udp_flows(&scene.lab.client1, scene.udp.address(), 20)?;
         scene.lab.router.ip(&["link del wan1"])?;
-        wait_for_reason(scene, "isp1", "down", "does not exist", SOON)?;
+        scene.mhd.wait_for_reason("isp1", "down", "interface wan1 does not exist", SOON)?;
         expect_split(scene, &[1])?;
         // The other end of the pair has gone with it.
         let gateway = scene.lab.uplink(0)?.gateway;
         scene.lab.router.connect("wan1", isp, "eth0")?;
         isp.ip(&[format!("addr add {gateway}/24 dev eth0"), "link set eth0 up".to_owned()])?;
         furnish_wan1(scene)?;
-        wait_for_reason(scene, "isp1", "up", "link up", SOON)?;
+        scene.mhd.wait_for_reason("isp1", "up", "link up", SOON)?;
         expect_split(scene, &[0, 1])?;
         // Datagrams of flows that were on either uplink arrive.
         for flow in &mut flows {
@@ -134,10 +122,10 @@ fn a_silent_gateway_is_found_out_without_probes() -> Result<()> {
             .nft("table arp silent {\n  chain in { type filter hook input priority 0; iifname eth0 drop; }\n}\n")?;
         // Asked every 3 s, three times a second apart; and some slack.
         let reason = format!("gateway {} not reachable", uplink.gateway);
-        wait_for_reason(scene, "isp1", "down", &reason, Duration::from_secs(15))?;
+        scene.mhd.wait_for_reason("isp1", "down", &reason, Duration::from_secs(15))?;
         expect_split(scene, &[1])?;
         uplink.isp.run(&["nft", "delete", "table", "arp", "silent"])?;
-        wait_for_reason(scene, "isp1", "up", "link up", Duration::from_secs(15))?;
+        scene.mhd.wait_for_reason("isp1", "up", "link up", Duration::from_secs(15))?;
         expect_split(scene, &[0, 1])
     })
 }
@@ -180,15 +168,15 @@ fn an_uplink_that_flaps_is_held_until_it_is_well() -> Result<()> {
             let isp = &scene.lab.uplink(0)?.isp;
             for round in 0..3 {
                 isp.set_link("eth0", false)?;
-                wait_for_reason(scene, "isp1", "down", "carrier lost", SOON)?;
+                scene.mhd.wait_for_reason("isp1", "down", "carrier lost", SOON)?;
                 isp.set_link("eth0", true)?;
                 if round < 2 {
-                    wait_for_reason(scene, "isp1", "up", "link up", SOON)?;
+                    scene.mhd.wait_for_reason("isp1", "up", "link up", SOON)?;
                 }
             }
-            wait_for_reason(scene, "isp1", "down", "flapping: lost 3 times within 60s", SOON)?;
+            scene.mhd.wait_for_reason("isp1", "down", "flapping: lost 3 times within 60s", SOON)?;
             expect_split(scene, &[1])?;
-            let held = wait_for_reason(scene, "isp1", "up", "link up", SOON)?;
+            let held = scene.mhd.wait_for_reason("isp1", "up", "link up", SOON)?;
             assert!(held > Duration::from_secs(1), "held for {held:?}");
             expect_split(scene, &[0, 1])
         },

@@ -51,21 +51,6 @@ fn mend(isp: &Host) -> Result<()> {
     isp.nft("delete table ip hole")
 }
 
-/// Waits until what is said of an uplink is as wanted.
-fn wait_for_uplink(scene: &Scene, name: &str, what: &str, holds: impl Fn(&Value) -> bool) -> Result<Duration> {
-    let mut last = Value::Null;
-    let waited = wait_until(&format!("{name} {what}"), PATIENCE, || {
-        last = scene.mhd.uplink(name)?;
-        Ok(holds(&last))
-    });
-    waited.with_context(|| format!("last seen: {last}"))
-}
-
-fn wait_for_reason(scene: &Scene, name: &str, state: &str, reason: &str) -> Result<Duration> {
-    let what = format!("to be {state}: {reason}");
-    wait_for_uplink(scene, name, &what, |uplink| uplink["state"] == state && uplink["reason"] == reason)
-}
-
 /// States and reasons of an uplink after an event, in order.
 fn events_after(scene: &Scene, seq: u64, name: &str) -> Result<Vec<(String, String)>> {
     let events = scene.mhd.ctl_json(&["events"])?;
@@ -107,7 +92,7 @@ fn targets_of_each_kind(scene: &mut Scene) -> Result<()> {
     scene.reconfigure(&probes(&ALL, "interval = \"100ms\"\nquorum = \"all\""))?;
     let passed = scene.count_of("pass_host")?;
     for name in ["isp1", "isp2"] {
-        wait_for_uplink(scene, name, "to be up with a round-trip time", |uplink| {
+        scene.mhd.wait_for_uplink(name, "to be up with a round-trip time", PATIENCE, |uplink| {
             let rtt = uplink["rtt_ms"].as_f64();
             uplink["state"] == "up"
                 && uplink["reason"] == "probes answered"
@@ -137,14 +122,14 @@ fn targets_of_each_kind(scene: &mut Scene) -> Result<()> {
 fn black_holes(scene: &mut Scene) -> Result<()> {
     for (lines, goal) in [("", 2000), ("interval = \"100ms\"", 500)] {
         scene.reconfigure(&probes(&[ICMP], lines))?;
-        wait_for_reason(scene, "isp1", "up", "probes answered")?;
-        wait_for_reason(scene, "isp2", "up", "probes answered")?;
+        scene.mhd.wait_for_reason("isp1", "up", "probes answered", PATIENCE)?;
+        scene.mhd.wait_for_reason("isp2", "up", "probes answered", PATIENCE)?;
         check_both_take_part(scene)?;
         let seq = latest_event(scene)?;
         let isp = &scene.lab.uplink(0)?.isp;
         cut(isp, "")?;
         let begun = Instant::now();
-        wait_for_reason(scene, "isp1", "down", "probe icmp://192.0.2.10 3/3 lost")?;
+        scene.mhd.wait_for_reason("isp1", "down", "probe icmp://192.0.2.10 3/3 lost", PATIENCE)?;
         let took = begun.elapsed();
         println!("black hole, {lines:?}: down after {took:?}, goal {goal} ms");
         assert!(took < Duration::from_millis(2 * goal), "{took:?}");
@@ -158,7 +143,7 @@ fn black_holes(scene: &mut Scene) -> Result<()> {
 
         mend(isp)?;
         let begun = Instant::now();
-        wait_for_reason(scene, "isp1", "up", "probes answered")?;
+        scene.mhd.wait_for_reason("isp1", "up", "probes answered", PATIENCE)?;
         println!("black hole, {lines:?}: up {:?} after mending", begun.elapsed());
         // Five rounds, of which the first may be on its way.
         let least = Duration::from_millis(if lines.is_empty() { 1500 } else { 300 });
@@ -180,7 +165,7 @@ fn answers_to_probes_are_nobody_elses(scene: &mut Scene) -> Result<()> {
     let forward = "[[forward]]\nprotocol = [\"tcp\", \"udp\"]\nport = \"40000-40099\"\nto = \"192.168.1.11\"\n";
     scene.reconfigure(&(probes(&ALL, "interval = \"100ms\"\nquorum = \"all\"") + forward))?;
     for name in ["isp1", "isp2"] {
-        wait_for_reason(scene, name, "up", "probes answered")?;
+        scene.mhd.wait_for_reason(name, "up", "probes answered", PATIENCE)?;
     }
     let seq = latest_event(scene)?;
     // Identifiers of its own choice, 0 among them.
@@ -227,7 +212,7 @@ fn loss_and_latency_have_limits() -> Result<()> {
                       latency = { window = 10, warn = \"60ms\", down = \"200ms\" }";
         scene.reconfigure(&(probe("isp1", &[ICMP], limits) + &probe("isp2", &http, limits)))?;
         for name in ["isp1", "isp2"] {
-            wait_for_reason(scene, name, "up", "probes answered")?;
+            scene.mhd.wait_for_reason(name, "up", "probes answered", PATIENCE)?;
         }
         let seq = latest_event(scene)?;
         let is_fine = |uplink: &Value| uplink["state"] == "up" && uplink["warning"].is_null();
@@ -241,17 +226,23 @@ fn loss_and_latency_have_limits() -> Result<()> {
 
         let near = "probe icmp://192.0.2.10 loss above 8%";
         cut(&isp1, "meta l4proto icmp ip saddr 192.0.2.10 numgen inc mod 6 0")?;
-        wait_for_uplink(scene, "isp1", "to be near its limit of loss", |uplink| is_warned(uplink, near))?;
+        scene
+            .mhd
+            .wait_for_uplink("isp1", "to be near its limit of loss", PATIENCE, |uplink| is_warned(uplink, near))?;
         let table = scene.mhd.ctl(&["status"])?;
         assert!(table.contains(near), "{table}");
         // A sixth is a warning for good: there is one event, however long it lasts.
-        wait_for_uplink(scene, "isp1", "to have a sixth lost", |uplink| uplink["loss"].as_f64() >= Some(0.15))?;
+        scene.mhd.wait_for_uplink("isp1", "to have a sixth lost", PATIENCE, |uplink| {
+            uplink["loss"].as_f64() >= Some(0.15)
+        })?;
         mend(&isp1)?;
         cut(&isp1, "meta l4proto icmp ip saddr 192.0.2.10 numgen inc mod 2 0")?;
-        wait_for_uplink(scene, "isp1", "to be beyond its limit of loss", |uplink| uplink["state"] == "down")?;
+        scene
+            .mhd
+            .wait_for_uplink("isp1", "to be beyond its limit of loss", PATIENCE, |uplink| uplink["state"] == "down")?;
         check_isp1_is_left(scene)?;
         mend(&isp1)?;
-        wait_for_uplink(scene, "isp1", "to come back", is_fine)?;
+        scene.mhd.wait_for_uplink("isp1", "to come back", PATIENCE, is_fine)?;
         let expected = [
             ("up", format!("probes answered; {near}")),
             ("down", "probe icmp://192.0.2.10 loss 40% (limit 40%)".to_owned()),
@@ -262,13 +253,17 @@ fn loss_and_latency_have_limits() -> Result<()> {
 
         asked.delay(Duration::from_millis(100));
         let near = "probe http://192.0.2.10/ latency above 60ms";
-        wait_for_uplink(scene, "isp2", "to be near its limit of latency", |uplink| is_warned(uplink, near))?;
-        wait_for_uplink(scene, "isp2", "to show it", |uplink| uplink["rtt_ms"].as_f64() >= Some(80.0))?;
+        scene
+            .mhd
+            .wait_for_uplink("isp2", "to be near its limit of latency", PATIENCE, |uplink| is_warned(uplink, near))?;
+        scene.mhd.wait_for_uplink("isp2", "to show it", PATIENCE, |uplink| uplink["rtt_ms"].as_f64() >= Some(80.0))?;
         asked.delay(Duration::from_millis(300));
-        wait_for_uplink(scene, "isp2", "to be beyond its limit of latency", |uplink| uplink["state"] == "down")?;
+        scene.mhd.wait_for_uplink("isp2", "to be beyond its limit of latency", PATIENCE, |uplink| {
+            uplink["state"] == "down"
+        })?;
         new_flows(scene)?.check(&[(scene.lab.uplink(0)?.address, 1)])?;
         asked.delay(Duration::ZERO);
-        wait_for_uplink(scene, "isp2", "to come back", is_fine)?;
+        scene.mhd.wait_for_uplink("isp2", "to come back", PATIENCE, is_fine)?;
         let events = events_after(scene, seq, "isp2")?;
         let states: Vec<&str> = events.iter().map(|(state, _)| state.as_str()).collect();
         assert_eq!(states, ["up", "down", "up"], "{events:?}");
@@ -313,13 +308,13 @@ fn hosts_that_do_not_answer_hold_nobody_up() -> Result<()> {
         scene.mhd.restart()?;
         println!("ready after {:?}, and {usual:?} without probes", scene.mhd.ready_after());
         assert!(scene.mhd.ready_after() < usual * 2 + Duration::from_secs(1));
-        wait_for_uplink(scene, "isp1", "to be down by its probes", |uplink| {
+        scene.mhd.wait_for_uplink("isp1", "to be down by its probes", PATIENCE, |uplink| {
             let reason = uplink["reason"].as_str().unwrap_or_default();
             uplink["state"] == "down"
                 && reason.starts_with("probe icmp://192.0.2.99 3/3 ")
                 && reason.ends_with(" and 1 more")
         })?;
-        wait_for_uplink(scene, "isp2", "to be up by the one that answers", |uplink| {
+        scene.mhd.wait_for_uplink("isp2", "to be up by the one that answers", PATIENCE, |uplink| {
             uplink["state"] == "up" && uplink["reason"] == "probes answered" && uplink["rtt_ms"].as_f64() < Some(80.0)
         })?;
         check_isp1_is_left(scene)?;
@@ -337,7 +332,7 @@ fn hosts_that_do_not_answer_hold_nobody_up() -> Result<()> {
 fn a_new_mhd_knows_which_uplink_is_down() -> Result<()> {
     run(Mode::Tc, |scene| {
         scene.reconfigure(&probes(&[ICMP], "interval = \"100ms\"\nup = 10"))?;
-        wait_for_reason(scene, "isp1", "up", "probes answered")?;
+        scene.mhd.wait_for_reason("isp1", "up", "probes answered", PATIENCE)?;
         let isp = scene.lab.uplink(0)?.isp.clone();
         cut(&isp, "ip protocol icmp")?;
         scene.mhd.wait_for_state("isp1", "down")?;
@@ -364,7 +359,7 @@ fn a_new_mhd_knows_which_uplink_is_down() -> Result<()> {
             scene.mhd.start_again()?;
             let down = scene.mhd.uplink("isp1")?;
             assert_eq!(down["state"], "down", "{down}");
-            wait_for_uplink(scene, "isp1", "to say why", |uplink| {
+            scene.mhd.wait_for_uplink("isp1", "to say why", PATIENCE, |uplink| {
                 uplink["state"] == "down" && uplink["reason"] == "probe icmp://192.0.2.10 3/3 lost"
             })?;
             stop.send(())?;
@@ -379,7 +374,7 @@ fn a_new_mhd_knows_which_uplink_is_down() -> Result<()> {
         let begun = Instant::now();
         assert_eq!(scene.mhd.uplink("isp1")?["state"], "down");
         check_isp1_is_left(scene)?;
-        wait_for_reason(scene, "isp1", "up", "probes answered")?;
+        scene.mhd.wait_for_reason("isp1", "up", "probes answered", PATIENCE)?;
         println!("up {:?} after mhd was ready", begun.elapsed());
         check_both_take_part(scene)
     })
@@ -393,13 +388,13 @@ fn probes_come_change_and_go_with_reloads() -> Result<()> {
         let isp = scene.lab.uplink(0)?.isp.clone();
         // Come, with a state that they find good.
         scene.reconfigure(&probes(&[ICMP], "interval = \"50ms\""))?;
-        wait_for_reason(scene, "isp1", "up", "probes answered")?;
+        scene.mhd.wait_for_reason("isp1", "up", "probes answered", PATIENCE)?;
         // Change.
         for (targets, lines) in
             [(&ALL[..], "interval = \"60ms\""), (&ALL[1..2], "interval = \"60ms\"\nquorum = \"all\"")]
         {
             scene.reconfigure(&probes(targets, lines))?;
-            wait_for_reason(scene, "isp1", "up", "probes answered")?;
+            scene.mhd.wait_for_reason("isp1", "up", "probes answered", PATIENCE)?;
         }
         let events = events_after(scene, seq, "isp1")?;
         assert!(events.iter().all(|(state, _)| state == "up"), "{events:?}");
@@ -408,20 +403,20 @@ fn probes_come_change_and_go_with_reloads() -> Result<()> {
         scene.mhd.wait_for_state("isp1", "down")?;
         let seq = latest_event(scene)?;
         scene.reconfigure(&probes(&[ICMP], "interval = \"50ms\"\ntimeout = \"40ms\""))?;
-        wait_for_reason(scene, "isp1", "down", "probe icmp://192.0.2.10 3/3 lost")?;
+        scene.mhd.wait_for_reason("isp1", "down", "probe icmp://192.0.2.10 3/3 lost", PATIENCE)?;
         let events = events_after(scene, seq, "isp1")?;
         assert!(events.iter().all(|(state, _)| state == "down"), "{events:?}");
         check_isp1_is_left(scene)?;
         // Go: the link is fine.
         scene.reconfigure(&probe("isp2", &[ICMP], "interval = \"50ms\""))?;
-        wait_for_reason(scene, "isp1", "up", "link up")?;
+        scene.mhd.wait_for_reason("isp1", "up", "link up", PATIENCE)?;
         let isp1 = scene.mhd.uplink("isp1")?;
         assert!(isp1["rtt_ms"].is_null() && isp1["loss"].is_null(), "{isp1}");
         // Come to a dead uplink.
         scene.reconfigure(&probes(&[ICMP], "interval = \"50ms\""))?;
-        wait_for_reason(scene, "isp1", "down", "probe icmp://192.0.2.10 3/3 lost")?;
+        scene.mhd.wait_for_reason("isp1", "down", "probe icmp://192.0.2.10 3/3 lost", PATIENCE)?;
         mend(&isp)?;
-        wait_for_reason(scene, "isp1", "up", "probes answered")?;
+        scene.mhd.wait_for_reason("isp1", "up", "probes answered", PATIENCE)?;
         // Come to an uplink that was down when mhd started, and is not any more.
         isp.ip(&["link set eth0 down"])?;
         scene.mhd.wait_for_state("isp1", "down")?;
@@ -434,7 +429,7 @@ fn probes_come_change_and_go_with_reloads() -> Result<()> {
         wait_until("the gateway to answer", PATIENCE, || Ok(scene.lab.router.ping(gateway, 1)? == 1))?;
         let seq = latest_event(scene)?;
         scene.reconfigure(&probes(&[ICMP], "interval = \"50ms\""))?;
-        wait_for_reason(scene, "isp1", "up", "probes answered")?;
+        scene.mhd.wait_for_reason("isp1", "up", "probes answered", PATIENCE)?;
         let events = events_after(scene, seq, "isp1")?;
         assert!(events.iter().all(|(state, _)| state == "up"), "{events:?}");
         Ok(())

@@ -3,27 +3,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may")]
 
-use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::Result;
 use mh_common::{abi::mark, time};
-use mh_tests::lab::skipped;
-use mh_tests::model::wire::{self, Body, Datagram, Frame};
+use mh_tests::model::wire::{ACK, Body, Datagram, FIN, Frame, PSH, Part, RST, SYN};
 use mh_tests::packet::{Mac, Packet, Transport, with_fragment};
+use mh_tests::rig::conversation::{INSIDE, REMOTE, assert_done, counted, on_rig_with, out, states};
 use mh_tests::rig::{
     GATEWAY1, GATEWAY2, HOST, LAN, Outcome, Rig, TC_NEXT, TC_REDIRECT, WAN1, WAN2, XDP_PASS, XDP_REDIRECT,
 };
-use mh_userspace::datapath::flows::{self, Filter};
+use mh_userspace::datapath::flows;
 
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const PSH: u8 = 0x08;
-const ACK: u8 = 0x10;
-
-const INSIDE: &str = "192.168.1.10:40001";
-const REMOTE: &str = "192.0.2.10:443";
 const ADDRESS1: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 const ADDRESS2: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
 /// What isp2 is renumbered to.
@@ -37,17 +28,7 @@ const ISP2: u64 = 0b10;
 
 /// Runs a test with the flows of isp2 (all but one in 65536), which has `on_down` as given.
 fn on_isp2(on_down: &str, work: impl FnOnce(&mut Rig) -> Result<()> + Send) {
-    if !skipped() {
-        Rig::run_with_isp2(&format!("on_down = \"{on_down}\""), [1, 65535], work).unwrap();
-    }
-}
-
-fn out(transport: Transport) -> Packet {
-    Packet::new(LAN, HOST, INSIDE, REMOTE, transport)
-}
-
-fn counted(name: &'static str) -> BTreeMap<&'static str, u64> {
-    [(name, 1)].into()
+    on_rig_with(&format!("on_down = \"{on_down}\""), [1, 65535], work);
 }
 
 /// The source address of a frame.
@@ -70,23 +51,12 @@ fn rst(to: Mac, from: Mac, src: &str, dst: &str, seq: u32, ack: Option<u32>) -> 
     let (src, dst): (SocketAddrV4, SocketAddrV4) = (src.parse().unwrap(), dst.parse().unwrap());
     let body = Body::Reset { sport: src.port(), dport: dst.port(), seq, ack };
     let datagram = Datagram { src: *src.ip(), dst: *dst.ip(), ttl: 64, id: 0, df: true, body, payload: Vec::new() };
-    Frame { to, from, datagram, part: wire::Part::Whole }.build()
-}
-
-fn states(rig: &Rig) -> Result<Vec<&'static str>> {
-    let mut states = Vec::new();
-    rig.tables.each_flow(&Filter::default(), |flow| {
-        states.push(flow.state().name());
-        true
-    })?;
-    Ok(states)
+    Frame { to, from, datagram, part: Part::Whole }.build()
 }
 
 #[track_caller]
 fn assert_reset(outcome: &Outcome, expected: &[u8]) {
-    assert_eq!(outcome.counted, counted("reset"));
-    assert_eq!(outcome.code, TC_REDIRECT);
-    assert_eq!(outcome.packet, expected);
+    assert_done(outcome, TC_REDIRECT, expected, "reset");
 }
 
 /// RFC 9293 section 3.10.7.1: with the number that the segment acknowledges or, if it acknowledges none, acknowledging all of it.
@@ -275,10 +245,7 @@ fn the_machines_own_connections_are_reset_too() {
 fn connections_from_outside_wait_for_their_uplink() {
     let forward = "on_down = \"reset\"\n[[forward]]\nuplinks = [\"isp2\"]\nprotocol = \"tcp\"\nport = 8443\n\
                    to = \"192.168.1.10:443\"";
-    if skipped() {
-        return;
-    }
-    Rig::run_with_isp2(forward, [1, 1], |rig| {
+    on_rig_with(forward, [1, 1], |rig| {
         let question = Packet::new(WAN2, GATEWAY2, "192.0.2.10:5555", "203.0.113.2:8443", Transport::Tcp(SYN)).build();
         assert_eq!(rig.tc("wan2", &question)?.counted, counted("inbound"));
         let answer = |flags| Packet::new(LAN, HOST, "192.168.1.10:443", "192.0.2.10:5555", Transport::Tcp(flags));
@@ -295,8 +262,7 @@ fn connections_from_outside_wait_for_their_uplink() {
         let outcome = rig.tc("lan0", &answer(ACK).build())?;
         assert_reset(&outcome, &rst(HOST, LAN, "192.0.2.10:5555", "192.168.1.10:443", 2, None));
         Ok(())
-    })
-    .unwrap();
+    });
 }
 
 /// isp2 has another address: what has the old one outside ends as `on_down` says, though isp2 is up.

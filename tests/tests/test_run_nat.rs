@@ -7,54 +7,14 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use mh_common::abi::mark;
-use mh_tests::lab::skipped;
+use mh_tests::model::wire::{ACK, RST, SYN};
 use mh_tests::packet::{Packet, Transport, icmp_error, with_fragment};
-use mh_tests::rig::{GATEWAY1, GATEWAY2, HOST, HOST2, LAN, Outcome, Rig, TC_DROP, TC_NEXT, TC_REDIRECT, WAN1, WAN2};
+use mh_tests::rig::conversation::{
+    INSIDE, OUTSIDE, REMOTE, assert_done, back, back_sent, flows, on_rig, on_rig_with, out, out_sent, states,
+};
+use mh_tests::rig::{GATEWAY1, GATEWAY2, HOST, HOST2, LAN, Rig, TC_DROP, TC_NEXT, TC_REDIRECT, WAN1, WAN2};
 
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const ACK: u8 = 0x10;
-
-const INSIDE: &str = "192.168.1.10:40001";
-const OUTSIDE: &str = "198.51.100.2:40001";
-const REMOTE: &str = "192.0.2.10:443";
 const MORE_FRAGMENTS: u16 = 0x2000;
-
-fn on_rig(work: impl FnOnce(&mut Rig) -> Result<()> + Send) {
-    if !skipped() {
-        Rig::run([1, 0], work).unwrap();
-    }
-}
-
-fn with_config(lines: &str, work: impl FnOnce(&mut Rig) -> Result<()> + Send) {
-    if !skipped() {
-        Rig::run_with_isp2(lines, [1, 0], work).unwrap();
-    }
-}
-
-#[track_caller]
-fn assert_done(outcome: &Outcome, code: i32, packet: &[u8], counter: &'static str) {
-    let counted: BTreeMap<_, _> = [(counter, 1)].into();
-    assert_eq!(outcome.counted, counted);
-    assert_eq!(outcome.code, code);
-    assert_eq!(outcome.packet, packet);
-}
-
-fn out(transport: Transport) -> Packet {
-    Packet::new(LAN, HOST, INSIDE, REMOTE, transport)
-}
-
-fn out_sent(transport: Transport) -> Packet {
-    Packet { ttl: 63, ..Packet::new(GATEWAY1, WAN1, OUTSIDE, REMOTE, transport) }
-}
-
-fn back(transport: Transport) -> Packet {
-    Packet::new(WAN1, GATEWAY1, REMOTE, OUTSIDE, transport)
-}
-
-fn back_sent(transport: Transport) -> Packet {
-    Packet { ttl: 63, ..Packet::new(HOST, LAN, REMOTE, INSIDE, transport) }
-}
 
 /// The IP packet of a frame, cut after so many bytes of its transport header.
 fn quote(frame: &[u8], transport_len: usize) -> Vec<u8> {
@@ -155,12 +115,7 @@ fn errors_leave_flows_as_they_are() {
 }
 
 fn all_flows(rig: &Rig) -> Result<Vec<String>> {
-    let mut flows = Vec::new();
-    rig.tables.each_flow(&mh_userspace::datapath::flows::Filter::default(), |flow| {
-        flows.push(format!("{flow:?}"));
-        true
-    })?;
-    Ok(flows)
+    Ok(flows(rig)?.iter().map(|flow| format!("{flow:?}")).collect())
 }
 
 #[test]
@@ -190,7 +145,7 @@ fn fragments_follow_the_first() {
 fn a_forward_lets_in_and_answers_from_its_port() {
     let forward = "[[forward]]\nuplinks = [\"isp1\"]\nprotocol = \"tcp\"\nport = 8443\nto = \"192.168.1.10:443\"\n\
                    [nat]\nfiltering = \"address-dependent\"\n";
-    with_config(forward, |rig| {
+    on_rig_with(forward, [1, 0], |rig| {
         let request = |kind| Packet::new(WAN1, GATEWAY1, "192.0.2.77:5555", "198.51.100.2:8443", kind);
         let inside = |kind| Packet { ttl: 63, ..Packet::new(HOST, LAN, "192.0.2.77:5555", "192.168.1.10:443", kind) };
         let syn = Transport::Tcp(SYN);
@@ -293,23 +248,13 @@ fn a_forged_reset_does_not_shorten_a_connection() {
         rig.tc("lan0", &out(Transport::Tcp(SYN)).build())?;
         rig.tc("wan1", &back(Transport::Tcp(SYN | ACK)).build())?;
         rig.tc("lan0", &out(Transport::Tcp(ACK)).build())?;
-        let state = |rig: &Rig| anyhow::Ok(all_flows_state(rig)?.concat());
-        assert_eq!(state(rig)?, "established");
+        assert_eq!(states(rig)?, ["established"]);
         rig.tc("wan1", &back(Transport::Tcp(RST)).build())?;
-        assert_eq!(state(rig)?, "reset");
+        assert_eq!(states(rig)?, ["reset"]);
         rig.tc("wan1", &back(Transport::Tcp(ACK)).build())?;
-        assert_eq!(state(rig)?, "established");
+        assert_eq!(states(rig)?, ["established"]);
         Ok(())
     });
-}
-
-fn all_flows_state(rig: &Rig) -> Result<Vec<String>> {
-    let mut states = Vec::new();
-    rig.tables.each_flow(&mh_userspace::datapath::flows::Filter::default(), |flow| {
-        states.push(flow.state().name().to_owned());
-        true
-    })?;
-    Ok(states)
 }
 
 /// What the machine itself is asked by isp2 is answered by isp2, though the kernel would send it by isp1.
@@ -367,7 +312,7 @@ fn probes_of_an_uplink_pass_untouched() {
                 assert_done(&rig.egress("wan1", mark::FIRST_UPLINK << 16, &later)?, TC_NEXT, &later, "pass_host");
             }
         }
-        assert_eq!(all_flows_state(rig)?, Vec::<String>::new());
+        assert_eq!(states(rig)?, Vec::<&str>::new());
         assert_eq!(rig.tables.bindings()?, []);
         Ok(())
     });

@@ -186,6 +186,13 @@ pub struct Http {
     pub path: String,
 }
 
+impl Http {
+    /// The port of `https` (with `tls`) or `http` (RFC 9110 section 4.2).
+    pub const fn default_port(tls: bool) -> u16 {
+        if tls { 443 } else { 80 }
+    }
+}
+
 /// Why a text is no target; the messages continue "not TEXT: ".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
@@ -316,7 +323,7 @@ impl FromStr for ProbeTarget {
                 if path.len() > MAX_PATH || path.bytes().any(|byte| !byte.is_ascii_graphic() || byte == b'#') {
                     return Err(TargetError::Path);
                 }
-                let port = port.unwrap_or(if tls { HTTPS_PORT } else { HTTP_PORT });
+                let port = port.unwrap_or(Http::default_port(tls));
                 Check::Http(Http { tls, address, port, name: name.map(str::to_ascii_lowercase), path })
             }
         };
@@ -325,8 +332,6 @@ impl FromStr for ProbeTarget {
 }
 
 const DNS_PORT: u16 = 53;
-const HTTP_PORT: u16 = 80;
-const HTTPS_PORT: u16 = 443;
 
 /// `ADDRESS` or `ADDRESS:PORT`.
 fn host_and_port(text: &str) -> Result<(Ipv4Addr, Option<u16>), TargetError> {

@@ -130,12 +130,6 @@ impl Client {
         let begin = self.begin(stream, Method::GET, &path, None::<&()>);
         let begun = tokio::time::timeout(TIMEOUT, begin).await;
         let mut response = begun.map_err(|_| self.late())??;
-        if !response.status().is_success() {
-            let status = response.status();
-            let bytes =
-                response.into_body().collect().await.map_err(|error| self.broken(error.to_string()))?.to_bytes();
-            return Err(refusal(status, &bytes).into());
-        }
         let mut pending = Vec::new();
         while let Some(frame) = response.body_mut().frame().await {
             let frame = frame.map_err(|error| self.broken(error.to_string()))?;
@@ -176,12 +170,7 @@ impl Client {
         let stream = UnixStream::connect(&self.path).await.map_err(|error| self.unreachable(&error))?;
         let exchange = async {
             let response = self.begin(stream, method, path, body).await?;
-            let status = response.status();
-            let bytes =
-                response.into_body().collect().await.map_err(|error| self.broken(error.to_string()))?.to_bytes();
-            if !status.is_success() {
-                return Err(refusal(status, &bytes));
-            }
+            let bytes = self.body(response).await?;
             serde_json::from_slice(&bytes).map_err(|error| self.broken(error.to_string()))
         };
         match tokio::time::timeout(TIMEOUT, exchange).await {
@@ -190,7 +179,7 @@ impl Client {
         }
     }
 
-    /// Sends a request; the answer's head is there, and its body comes.
+    /// Sends a request; the answer's head is there and is no refusal, and its body comes.
     async fn begin(
         &self,
         stream: UnixStream,
@@ -213,7 +202,14 @@ impl Client {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         // It ends with the answer's body; how does not matter then.
         tokio::spawn(connection);
-        sender.send_request(request).await.map_err(broken)
+        let response = sender.send_request(request).await.map_err(broken)?;
+        let status = response.status();
+        if status.is_success() { Ok(response) } else { Err(refusal(status, &self.body(response).await?)) }
+    }
+
+    async fn body(&self, response: Response<Incoming>) -> Result<Bytes, ClientError> {
+        let body = response.into_body().collect().await.map_err(|error| self.broken(error.to_string()))?;
+        Ok(body.to_bytes())
     }
 
     fn late(&self) -> ClientError {

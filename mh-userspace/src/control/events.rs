@@ -130,6 +130,13 @@ impl EventLog {
         self.latest.send_modify(|latest| latest.seq = seq);
     }
 
+    /// Keeps something that the user should know, and writes it to mhd's own log.
+    pub fn warn(&self, text: impl Into<String>) {
+        let text = text.into();
+        tracing::warn!("{text}");
+        self.push(Happening::new(EventKind::Warning, text));
+    }
+
     /// Nothing follows: followers end when they have been given all that is there.
     pub fn close(&self) {
         self.latest.send_modify(|latest| latest.closed = true);
@@ -207,24 +214,8 @@ fn seconds(time: Duration) -> f64 {
 }
 
 /// A time since 1970 as RFC 3339 has it, in UTC, to the millisecond.
-pub fn rfc3339(time: Duration) -> String {
-    let (days, second) = (time.as_secs() / 86_400, time.as_secs() % 86_400);
-    // From days to a date of the Gregorian calendar, counted from 0000-03-01 in eras of 400 years: so a leap day ends its year.
-    let days = days + 719_468;
-    let (era, day) = (days / 146_097, days % 146_097);
-    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
-    let day = day - (365 * year + year / 4 - year / 100);
-    let month = (5 * day + 2) / 153;
-    let day = day - (153 * month + 2) / 5 + 1;
-    let (month, year) = if month < 10 { (month + 3, year) } else { (month - 9, year + 1) };
-    format!(
-        "{:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
-        era * 400 + year,
-        second / 3600,
-        second / 60 % 60,
-        second % 60,
-        time.subsec_millis()
-    )
+fn rfc3339(time: Duration) -> String {
+    humantime::format_rfc3339_millis(UNIX_EPOCH + time).to_string()
 }
 
 #[cfg(test)]
@@ -240,19 +231,9 @@ mod tests {
     }
 
     #[test]
-    fn times_are_those_of_the_calendar() {
-        for (seconds, text) in [
-            (0, "1970-01-01T00:00:00.000Z"),
-            (951_782_399, "2000-02-28T23:59:59.000Z"),
-            (951_782_400, "2000-02-29T00:00:00.000Z"),
-            (951_868_800, "2000-03-01T00:00:00.000Z"),
-            (1_709_251_199, "2024-02-29T23:59:59.000Z"),
-            (1_735_689_599, "2024-12-31T23:59:59.000Z"),
-            (4_107_542_400, "2100-03-01T00:00:00.000Z"),
-        ] {
-            assert_eq!(rfc3339(Duration::from_secs(seconds)), text);
-        }
-        assert_eq!(rfc3339(Duration::from_millis(1_234)), "1970-01-01T00:00:01.234Z");
+    fn times_are_in_utc_and_have_milliseconds() {
+        assert_eq!(rfc3339(Duration::ZERO), "1970-01-01T00:00:00.000Z");
+        assert_eq!(rfc3339(Duration::from_millis(1_709_251_199_034)), "2024-02-29T23:59:59.034Z");
     }
 
     #[test]

@@ -84,7 +84,7 @@ impl Controller {
     pub fn new(options: &Options, config: Config, probes: Probes) -> Result<Self, DatapathError> {
         let (datapath, notes) = Datapath::open(&options.bpffs, &config.datapath, options.debug)?;
         let events = EventLog::default();
-        notes.iter().for_each(|note| warn(&events, note));
+        notes.into_iter().for_each(|note| events.warn(note));
         let mut indices = datapath.indices()?;
         let live = datapath.live()?;
         let was_down = |name: &str| indices.get(name).is_some_and(|index| !live.is_healthy(index));
@@ -94,11 +94,11 @@ impl Controller {
         let gateways_before = datapath.gateways()?;
         let saved = saved::load(&options.state, &options.config).unwrap_or_else(|error| {
             let dir = options.state.display();
-            warn(&events, &format!("what was saved in {dir} can't be read and is not used: {error}"));
+            events.warn(format!("what was saved in {dir} can't be read and is not used: {error}"));
             Saved::default()
         });
         for name in saved.strangers(&config) {
-            warn(&events, &format!("what was saved for {name} is not used: there is no such uplink; it is kept"));
+            events.warn(format!("what was saved for {name} is not used: there is no such uplink; it is kept"));
         }
         let core = Core::new(config, indices, saved.overrides(), live.neighbour_epoch);
         Ok(Self {
@@ -483,12 +483,6 @@ impl Controller {
     pub const fn ebpf(&mut self) -> &mut Ebpf {
         self.datapath.ebpf()
     }
-}
-
-/// Something that the user should know.
-fn warn(events: &EventLog, text: &str) {
-    tracing::warn!("{text}");
-    events.push(Happening::new(EventKind::Warning, text));
 }
 
 /// Whether there is an interface with this index.

@@ -37,7 +37,7 @@ use crate::{
     config::Hooks,
     control::{
         api::{Event, EventKind},
-        events::{EventLog, Follower, Happening},
+        events::{EventLog, Follower},
     },
 };
 
@@ -72,20 +72,15 @@ pub async fn run(events: EventLog, hooks: watch::Receiver<Hooks>) {
     loop {
         let dropped = gather(&mut follower, &mut waiting).await;
         if dropped > 0 {
-            warn(&events, format!("hooks are slower than changes: {dropped} events are told to none"));
+            events.warn(format!("hooks are slower than changes: {dropped} events are told to none"));
         }
         let Some(event) = waiting.pop_front() else { return };
         let Hooks { on_change: Some(program), timeout } = hooks.borrow().clone() else { continue };
         if let Err(error) = run_one(&program, timeout, &event).await {
             let uplink = event.uplink.as_deref().unwrap_or_default();
-            warn(&events, format!("hook {} for {uplink}: {error}", program.display()));
+            events.warn(format!("hook {} for {uplink}: {error}", program.display()));
         }
     }
-}
-
-fn warn(events: &EventLog, text: String) {
-    tracing::warn!("{text}");
-    events.push(Happening::new(EventKind::Warning, text));
 }
 
 /// Takes in all events that are there, and waits for one if there is none. Returns how many were dropped; nothing waits when events end.
@@ -393,7 +388,7 @@ mod tests {
         let runner = tokio::spawn(run(events.clone(), configured));
         // No change: a first state, and what is not about an uplink.
         events.push(Change { previous: None, ..change("isp1", 0) });
-        events.push(Happening::new(EventKind::Warning, "a warning"));
+        events.warn("a warning");
         (1..=3).for_each(|n| events.push(change("isp1", n)));
         until("three hooks", || first.file("told") == "reason 1\nreason 2\nreason 3\n").await;
         in_force.send_replace(hooks(&second));

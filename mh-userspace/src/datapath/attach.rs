@@ -21,7 +21,7 @@ use aya::{
 };
 use mh_common::abi::{INTERFACE_CLSACT, INTERFACE_L3, INTERFACE_XDP, ROLE_UPLINK, program};
 
-use super::{DatapathError, load::program_of, qdisc};
+use super::{DatapathError, load::program_of, qdisc, unpin};
 use crate::core::{Hook, ManagedInterface};
 
 /// The directory of link pins, below the pin directory.
@@ -208,15 +208,6 @@ fn attach_xdp(ebpf: &mut Ebpf, dir: &Path, ifindex: u32, name: &str) -> Result<(
 /// The link that is pinned there, if it can be taken over; a link whose interface is gone can't.
 fn adopt(path: &Path) -> Option<FdLink> {
     path.exists().then(|| PinnedLink::from_pin(path).ok().map(FdLink::from)).flatten()
-}
-
-fn unpin(path: &Path) -> Result<(), DatapathError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(DatapathError::Io { what: format!("remove {}", path.display()), source: error })
-        }
-        _ => Ok(()),
-    }
 }
 
 fn pin(dir: &Path, kind: &str, ifindex: u32) -> PathBuf {

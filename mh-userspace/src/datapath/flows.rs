@@ -125,9 +125,7 @@ impl Tables {
         for table in [&self.flows4, &self.new_flows4] {
             table.walk(|key, forward| {
                 if go_on && !forward.is_reply() && filter.matches(&key, &forward) {
-                    // Of a flow from inside to inside, both halves may be forward ones: each side began it.
-                    let answers = |half: &Entry<Ipv4>| half.is_reply() || half.flags & flow::HAIRPIN != 0;
-                    let reply = self.half(&forward.other_key(key.protocol)).filter(answers);
+                    let reply = self.reply(&forward.other_key(key.protocol));
                     go_on = each(Flow { key, forward, reply });
                 }
             })?;
@@ -159,6 +157,22 @@ impl Tables {
         self.flows4.get(key, 0).or_else(|_| self.new_flows4.get(key, 0)).ok()
     }
 
+    /// What answers to a flow; another flow may have the key.
+    fn reply(&self, key: &Key<Ipv4>) -> Option<Entry<Ipv4>> {
+        // Of a flow from inside to inside, both halves may be forward ones: each side began it.
+        let answers = |half: &Entry<Ipv4>| half.is_reply() || half.flags & flow::HAIRPIN != 0;
+        self.half(key).filter(answers)
+    }
+
+    /// Removes a flow, its reply half too, which may have come since the flow was read.
+    pub fn remove_flow(&mut self, flow: &Flow) -> Result<(), DatapathError> {
+        let other = flow.forward.other_key(flow.key.protocol);
+        if self.reply(&other).is_some() {
+            self.remove_half(&other)?;
+        }
+        self.remove_half(&flow.key)
+    }
+
     /// Removes a half, wherever it is; one that is gone already is no error.
     pub fn remove_half(&mut self, key: &Key<Ipv4>) -> Result<(), DatapathError> {
         self.flows4.forget(key)?;
@@ -187,10 +201,7 @@ impl Tables {
             found.push(flow);
             true
         })?;
-        for flow in &found {
-            self.remove_half(&flow.forward.other_key(flow.key.protocol))?;
-            self.remove_half(&flow.key)?;
-        }
+        found.iter().try_for_each(|flow| self.remove_flow(flow))?;
         Ok(found.len() as u64)
     }
 

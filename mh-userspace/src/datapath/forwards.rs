@@ -123,10 +123,7 @@ impl Tables {
             }
             true
         })?;
-        for flow in &found {
-            self.remove_half(&flow.forward.other_key(flow.key.protocol))?;
-            self.remove_half(&flow.key)?;
-        }
+        found.iter().try_for_each(|flow| self.remove_flow(flow))?;
         self.by_inside4.forget(inside)?;
         self.by_outside4.forget(outside)
     }

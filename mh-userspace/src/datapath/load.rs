@@ -29,6 +29,7 @@ use nix::sys::{
 use super::{
     DatapathError, attach, kernel, routing,
     tables::Tables,
+    unpin,
     upgrade::{self, Pins},
 };
 use crate::config;
@@ -185,13 +186,7 @@ pub fn detach(dir: &Path) -> Result<bool, DatapathError> {
     }
     upgrade::remove(dir)?;
     for name in map::ALL {
-        let path = dir.join(name);
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(DatapathError::Io { what: format!("remove {}", path.display()), source: error });
-            }
-            _ => {}
-        }
+        unpin(&dir.join(name))?;
     }
     match fs::remove_dir(dir) {
         Ok(()) => Ok(true),

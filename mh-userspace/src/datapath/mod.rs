@@ -30,7 +30,10 @@ pub mod sweep;
 pub mod tables;
 pub mod upgrade;
 
-use std::{io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 /// Why the datapath could not be set up or asked.
 #[derive(Debug, thiserror::Error)]
@@ -100,5 +103,15 @@ impl DatapathError {
 
     fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { what: what.into(), source }
+    }
+}
+
+/// Removes a pin; one that is gone already is no error.
+fn unpin(path: &Path) -> Result<(), DatapathError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(DatapathError::Io { what: format!("remove {}", path.display()), source: error })
+        }
+        _ => Ok(()),
     }
 }

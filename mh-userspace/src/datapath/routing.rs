@@ -27,7 +27,10 @@ use rtnetlink::{
 };
 
 use super::{DatapathError, requests::Requests};
-use crate::core::{Routing, Way};
+use crate::{
+    core::{Routing, Way},
+    netlink::is_fixed,
+};
 
 /// Who made a rule or a route (`RTPROT_*`): a number that nobody else has (`/etc/iproute2/rt_protos`).
 pub const PROTOCOL: u8 = 109;
@@ -39,21 +42,15 @@ const FIRST_TABLE: u32 = 0x6d68_0000;
 /// The priority of the rule by which the main table's routes, but for default routes, come first for what the machine itself sends;
 /// right before that of the main table. The rule for the uplink that stands in follows it.
 const SPARE_PRIORITY: u32 = 32_764;
-/// The main table (`RT_TABLE_MAIN`).
-const MAIN_TABLE: u32 = 254;
 /// What the machine itself sends comes from this interface.
 const ITSELF: &str = "lo";
 
 impl Routing {
-    fn mark(&self, value: u32) -> u32 {
-        value << self.mark_mask.trailing_zeros() & self.mark_mask
-    }
-
     /// The rules: mark, and table or refusal; and those for a spare.
     fn rules(&self) -> Vec<RuleMessage> {
         let marked = |value, action, table: Option<u32>| {
-            let mark = [RuleAttribute::FwMark(self.mark(value)), RuleAttribute::FwMask(self.mark_mask)];
-            rule(PRIORITY, action, mark.into_iter().chain(table.map(RuleAttribute::Table)))
+            let marks = [RuleAttribute::FwMark(mark::of(value, self.mark_mask)), RuleAttribute::FwMask(self.mark_mask)];
+            rule(PRIORITY, action, marks.into_iter().chain(table.map(RuleAttribute::Table)))
         };
         let itself = |priority, table, more: Option<RuleAttribute>| {
             let which = [RuleAttribute::Iifname(ITSELF.to_owned()), RuleAttribute::Table(table)];
@@ -67,7 +64,10 @@ impl Routing {
         let spare = self.spare.into_iter().flat_map(|index| {
             let no_default = RuleAttribute::SuppressPrefixLen(0);
             let table = FIRST_TABLE + u32::from(index);
-            [itself(SPARE_PRIORITY, MAIN_TABLE, Some(no_default)), itself(SPARE_PRIORITY + 1, table, None)]
+            [
+                itself(SPARE_PRIORITY, libc::RT_TABLE_MAIN.into(), Some(no_default)),
+                itself(SPARE_PRIORITY + 1, table, None),
+            ]
         });
         uplinks.chain(refusals).chain(spare).collect()
     }
@@ -142,9 +142,10 @@ pub fn apply(wanted: &Routing) -> Result<(), DatapathError> {
 pub fn keep_gateway(ifindex: u32, gateway: Ipv4Addr) -> Result<(), DatapathError> {
     let mut socket = Requests::open()?;
     // Somebody may just have set it.
-    if find_gateway(&mut socket, ifindex, gateway).is_some_and(|found| is_fixed(&found)) {
-        return Ok(());
-    }
+    if is_fixed_gateway(&mut socket, ifindex, gateway) { Ok(()) } else { keep(&mut socket, ifindex, gateway) }
+}
+
+fn keep(socket: &mut Requests, ifindex: u32, gateway: Ipv4Addr) -> Result<(), DatapathError> {
     let mut neighbour = neighbour(ifindex, gateway, NeighbourFlags::Use);
     neighbour.attributes.push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
     let message = RouteNetlinkMessage::NewNeighbour(neighbour);
@@ -158,7 +159,7 @@ pub fn keep_gateway(ifindex: u32, gateway: Ipv4Addr) -> Result<(), DatapathError
 /// If the kernel refuses.
 pub fn check_gateway(ifindex: u32, gateway: Ipv4Addr) -> Result<(), DatapathError> {
     let mut socket = Requests::open()?;
-    if find_gateway(&mut socket, ifindex, gateway).is_some_and(|found| is_fixed(&found)) {
+    if is_fixed_gateway(&mut socket, ifindex, gateway) {
         return Ok(());
     }
     let mut neighbour = neighbour(ifindex, gateway, NeighbourFlags::empty());
@@ -167,7 +168,7 @@ pub fn check_gateway(ifindex: u32, gateway: Ipv4Addr) -> Result<(), DatapathErro
     // It may have been lost meanwhile.
     let tolerated = [ABSENT, &[libc::ENOENT]].concat();
     socket.request("check a gateway", message, 0, &tolerated)?;
-    keep_gateway(ifindex, gateway)
+    keep(&mut socket, ifindex, gateway)
 }
 
 /// Leaves a gateway to the kernel again.
@@ -197,11 +198,8 @@ fn find_gateway(socket: &mut Requests, ifindex: u32, gateway: Ipv4Addr) -> Optio
     }
 }
 
-/// Whether somebody has set it, and the kernel does not look for itself.
-fn is_fixed(neighbour: &NeighbourMessage) -> bool {
-    let header = &neighbour.header;
-    header.flags.contains(NeighbourFlags::ExtLearned)
-        || matches!(header.state, NeighbourState::Permanent | NeighbourState::Noarp)
+fn is_fixed_gateway(socket: &mut Requests, ifindex: u32, gateway: Ipv4Addr) -> bool {
+    find_gateway(socket, ifindex, gateway).is_some_and(|found| is_fixed(&found))
 }
 
 /// What the kernel answers about an interface that is down or gone.

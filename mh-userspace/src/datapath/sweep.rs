@@ -57,13 +57,7 @@ pub fn sweep(tables: &mut Tables, timeouts: &Timeouts, now: Tick) -> Result<Swep
         }
         true
     })?;
-    for flow in &expired {
-        // Without a reply half of its own, another flow may have the key.
-        if flow.reply.is_some() {
-            tables.remove_half(&flow.forward.other_key(flow.key.protocol))?;
-        }
-        tables.remove_half(&flow.key)?;
-    }
+    expired.iter().try_for_each(|flow| tables.remove_flow(flow))?;
     let mut lone = Vec::new();
     tables.each_lone_reply(now, |protocol| State::Established.timeout(protocol, timeouts), |key| lone.push(key))?;
     for key in &lone {

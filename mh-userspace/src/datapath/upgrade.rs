@@ -18,7 +18,7 @@ use aya::maps::{MapData, MapError, MapInfo};
 use bytemuck::{Pod, Zeroable};
 use mh_common::abi::{self, Layout, map};
 
-use super::{DatapathError, load::make_dir};
+use super::{DatapathError, load::make_dir, unpin};
 
 /// `BPF_MAP_LOOKUP_ELEM`.
 const LOOKUP: libc::c_long = 1;
@@ -190,15 +190,6 @@ fn old(dir: &Path) -> PathBuf {
 /// Where maps are made.
 fn new(dir: &Path) -> PathBuf {
     of(dir).join("new")
-}
-
-fn unpin(path: &Path) -> Result<(), DatapathError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(DatapathError::Io { what: format!("remove {}", path.display()), source: error })
-        }
-        _ => Ok(()),
-    }
 }
 
 fn rename(from: &Path, to: &Path) -> Result<(), DatapathError> {

@@ -15,11 +15,6 @@ use rtnetlink::{
 
 use crate::core::{DefaultRoute, Event, Hop, Link};
 
-/// The routing table that holds all but local and broadcast addresses (`RT_TABLE_MAIN`).
-const RT_TABLE_MAIN: u32 = 254;
-/// The routing table of local and broadcast addresses (`RT_TABLE_LOCAL`).
-const RT_TABLE_LOCAL: u32 = 255;
-
 /// The events that a message stands for. `flags`: those of its header.
 pub fn events(message: &RouteNetlinkMessage, flags: u16) -> Vec<Event> {
     match message {
@@ -111,14 +106,15 @@ pub fn route(message: &RouteMessage, new: Option<u16>) -> Option<Event> {
         }
     }
     let kind = message.header.kind;
-    if table == RT_TABLE_LOCAL {
+    if table == u32::from(libc::RT_TABLE_LOCAL) {
         let own = matches!(kind, RouteType::Local | RouteType::Broadcast | RouteType::Anycast);
         // 127.0.0.0/8 is a route too; no router forwards it, so whole addresses are all that is needed.
         let address = destination.filter(|_| own && message.header.destination_prefix_length == 32)?;
         return Some(if new.is_some() { Event::Local(address) } else { Event::LocalGone(address) });
     }
-    let is_default =
-        table == RT_TABLE_MAIN && message.header.destination_prefix_length == 0 && kind == RouteType::Unicast;
+    let is_default = table == u32::from(libc::RT_TABLE_MAIN)
+        && message.header.destination_prefix_length == 0
+        && kind == RouteType::Unicast;
     hops.extend(ifindex.map(|ifindex| Hop { ifindex, gateway }));
     if !is_default || hops.is_empty() {
         return None;
@@ -152,10 +148,13 @@ pub fn neighbour(message: &NeighbourMessage, there: bool) -> Option<Event> {
         (true, NeighbourState::Incomplete | NeighbourState::None, _) | (true, _, None) | (false, ..) => {
             Event::NeighbourGone(ifindex, address)
         }
-        (true, _, Some(mac)) => {
-            let learned_elsewhere = message.header.flags.contains(NeighbourFlags::ExtLearned);
-            let fixed = learned_elsewhere || matches!(state, NeighbourState::Permanent | NeighbourState::Noarp);
-            Event::Neighbour { ifindex, address, mac, fixed }
-        }
+        (true, _, Some(mac)) => Event::Neighbour { ifindex, address, mac, fixed: is_fixed(message) },
     })
+}
+
+/// Whether somebody has set a neighbour, and the kernel does not look for itself.
+pub fn is_fixed(neighbour: &NeighbourMessage) -> bool {
+    let header = &neighbour.header;
+    header.flags.contains(NeighbourFlags::ExtLearned)
+        || matches!(header.state, NeighbourState::Permanent | NeighbourState::Noarp)
 }

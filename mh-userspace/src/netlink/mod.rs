@@ -28,6 +28,8 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 
+pub(crate) use message::is_fixed;
+
 use crate::core::Event;
 
 /// What the event socket buffers at the most, in bytes: some 20,000 messages.
@@ -49,10 +51,6 @@ const RETRY_TIME: Duration = Duration::from_secs(1);
 /// Groups of events: `RTMGRP_*` bits, one less than the `RTNLGRP_*` number, of links, neighbours, IPv4 addresses, routes and rules, and
 /// nexthop objects (5.3).
 const GROUPS: u32 = 1 << 0 | 1 << 2 | 1 << 4 | 1 << 6 | 1 << 7 | 1 << 31;
-
-/// The main and the local table (`RT_TABLE_*`), in the one byte of `struct rtmsg`.
-const MAIN: u8 = 254;
-const LOCAL: u8 = 255;
 
 /// Message types (`RTM_*`) that are looked at before parsing.
 mod kind {
@@ -143,7 +141,9 @@ impl Batch {
                 }
                 kind::NEWLINK | kind::DELLINK | kind::DELADDR | kind::DELROUTE => self.incomplete = true,
                 // Which one it replaces is not said.
-                kind::NEWROUTE => self.incomplete |= flags & NLM_F_REPLACE != 0 && message.get(20) == Some(&MAIN),
+                kind::NEWROUTE => {
+                    self.incomplete |= flags & NLM_F_REPLACE != 0 && message.get(20) == Some(&libc::RT_TABLE_MAIN)
+                }
                 _ => {}
             }
             match NetlinkMessage::<RouteNetlinkMessage>::deserialize(message) {
@@ -163,7 +163,9 @@ impl Batch {
 /// Whether a message is worth parsing: of a full routing table, only default routes and local addresses are.
 fn is_of_interest(kind: u16, message: &[u8]) -> bool {
     match (kind, message.get(16..24)) {
-        (kind::NEWROUTE | kind::DELROUTE, Some(&[_, prefix_len, _, _, table, ..])) => prefix_len == 0 || table == LOCAL,
+        (kind::NEWROUTE | kind::DELROUTE, Some(&[_, prefix_len, _, _, table, ..])) => {
+            prefix_len == 0 || table == libc::RT_TABLE_LOCAL
+        }
         _ => true,
     }
 }

@@ -19,8 +19,6 @@ use crate::health::Failure;
 
 /// The most that is read of an answer's head; of its body, nothing is waited for.
 const MAX_HEAD: usize = 16 * 1024;
-const HTTP_PORT: u16 = 80;
-const HTTPS_PORT: u16 = 443;
 
 /// Asks, and looks at the status of the answer.
 pub(super) async fn get(path: &Path, http: &Http, tls: &Tls) -> Result<(), Failure> {
@@ -57,8 +55,7 @@ async fn exchange(http: &Http, stream: impl AsyncRead + AsyncWrite + Unpin + Sen
 fn request(http: &Http) -> Result<Request<Empty<Bytes>>, Failure> {
     let uri: Uri = http.path.parse().map_err(|_| Failure::error("not a path"))?;
     let host = http.name.clone().unwrap_or_else(|| http.address.to_string());
-    let default = if http.tls { HTTPS_PORT } else { HTTP_PORT };
-    let host = if http.port == default { host } else { format!("{host}:{}", http.port) };
+    let host = if http.port == Http::default_port(http.tls) { host } else { format!("{host}:{}", http.port) };
     Request::builder()
         .method(Method::GET)
         .uri(uri)

@@ -9,10 +9,12 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use super::{Host, Lab, Output, Process, wait_for};
+use super::{Host, Lab, Output, Process, wait_until};
 
 /// How long mhd may take to be ready here: far more than it should, since two laboratories share two cores.
 const READY_TIMEOUT: Duration = Duration::from_secs(90);
+/// How long an uplink may take to get to a state.
+const STATE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Where the host's own bpffs keeps the pins.
 const BPFFS: &str = "/sys/fs/bpf/mh";
 
@@ -254,12 +256,36 @@ impl Mhd {
     /// # Errors
     /// If it doesn't get there within 10 seconds; the message carries the uplink's last status.
     pub fn wait_for_state(&self, name: &str, state: &str) -> Result<Duration> {
+        self.wait_for_uplink(name, &format!("to be {state}"), STATE_TIMEOUT, |uplink| uplink["state"] == state)
+    }
+
+    /// Waits until an uplink has a state for a reason that begins like this; gives how long it took.
+    ///
+    /// # Errors
+    /// If it doesn't get there within `longest`; the message carries the uplink's last status.
+    pub fn wait_for_reason(&self, name: &str, state: &str, reason: &str, longest: Duration) -> Result<Duration> {
+        self.wait_for_uplink(name, &format!("to be {state}: {reason}"), longest, |uplink| {
+            uplink["state"] == state && uplink["reason"].as_str().is_some_and(|text| text.starts_with(reason))
+        })
+    }
+
+    /// Waits until an uplink's entry in `mhctl status --json` is as wanted (`what`, in words); gives how long it took.
+    ///
+    /// # Errors
+    /// If it isn't within `longest`; the message carries the uplink's last status.
+    pub fn wait_for_uplink(
+        &self,
+        name: &str,
+        what: &str,
+        longest: Duration,
+        holds: impl Fn(&Value) -> bool,
+    ) -> Result<Duration> {
         let mut last = Value::Null;
-        let waited = wait_for(&format!("{name} to be {state}"), Duration::from_secs(10), || {
+        let waited = wait_until(&format!("{name} {what}"), longest, || {
             last = self.uplink(name)?;
-            Ok((last["state"] == state).then_some(()))
+            Ok(holds(&last))
         });
-        waited.map(|((), elapsed)| elapsed).with_context(|| format!("last seen: {last}"))
+        waited.with_context(|| format!("last seen: {last}"))
     }
 
     /// What `mhctl flows list --json` gives with these further arguments.
