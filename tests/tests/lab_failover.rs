@@ -98,19 +98,17 @@ fn health_by_hand(scene: &mut Scene) -> Result<()> {
 }
 
 fn drain(scene: &mut Scene) -> Result<()> {
-    let (address1, address2) = (scene.lab.uplink(0)?.address, scene.lab.uplink(1)?.address);
+    let address2 = scene.lab.uplink(1)?.address;
     let mut before = Flows::open_by_both(scene, 40)?;
     scene.mhd.ctl(&["drain", "isp1"])?;
     assert_eq!(scene.mhd.uplink("isp1")?["state"], "draining");
     Flows::open(scene, 30)?.split().check(&[(address2, 1)])?;
-    before.check(address1)?;
-    before.check(address2)?;
+    before.check_all()?;
     scene.mhd.ctl(&["undrain", "isp1"])?;
     assert_eq!(scene.mhd.uplink("isp1")?["state"], "up");
     let split = Flows::open(scene, 30)?.split();
     assert_eq!(split.iter().count(), 2, "new flows use both again: {split}");
-    before.check(address1)?;
-    before.check(address2)
+    before.check_all()
 }
 
 fn no_uplink_left_and_back(scene: &mut Scene) -> Result<()> {

@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use mh_common::abi::{LAYOUTS, VERSION, map};
 use mh_tests::in_both_modes;
-use mh_tests::lab::traffic::{Split, TcpFlow, UdpFlow, tcp_flows, udp_flows};
+use mh_tests::lab::traffic::{Flows, Split, TcpFlow, tcp_flows};
 use mh_tests::lab::{Mode, Scene, run, wait_until};
 use serde_json::Value;
 
@@ -29,6 +29,8 @@ in_both_modes!(
 );
 
 const TIMEOUT: Duration = Duration::from_secs(90);
+/// Flows of each kind that are open meanwhile.
+const COUNT: usize = 20;
 
 fn pin(scene: &Scene, name: &str) -> String {
     format!("{}/{name}", scene.mhd.bpffs())
@@ -85,27 +87,10 @@ fn check_upgraded(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-struct Flows {
-    tcp: Vec<TcpFlow>,
-    udp: Vec<UdpFlow>,
-}
-
-impl Flows {
-    fn open(scene: &Scene) -> Result<Self> {
-        Ok(Self {
-            tcp: tcp_flows(&scene.lab.client1, scene.tcp.address(), 20)?,
-            udp: udp_flows(&scene.lab.client2, scene.udp.address(), 20)?,
-        })
-    }
-
-    /// They go on as they were, and new ones come by both uplinks.
-    fn check(&mut self, scene: &Scene) -> Result<()> {
-        self.tcp.iter_mut().try_for_each(TcpFlow::echo)?;
-        for flow in &self.udp {
-            assert_eq!(flow.ask()?, flow.seen);
-        }
-        check_new(scene)
-    }
+/// Flows go on as they were, and new ones come by both uplinks.
+fn check(flows: &mut Flows, scene: &Scene) -> Result<()> {
+    flows.check_all()?;
+    check_new(scene)
 }
 
 fn check_new(scene: &Scene) -> Result<()> {
@@ -121,23 +106,23 @@ fn stop(scene: &mut Scene) -> Result<()> {
 }
 
 fn flows_outlive_an_upgrade(scene: &mut Scene) -> Result<()> {
-    let mut flows = Flows::open(scene)?;
+    let mut flows = Flows::open(scene, COUNT)?;
     stop(scene)?;
     set_version(scene, VERSION - 1)?;
-    flows.check(scene)?;
+    check(&mut flows, scene)?;
     scene.mhd.start_again()?;
     let log = scene.mhd.log();
     assert!(log.contains("flows go on"), "{log}");
     check_upgraded(scene)?;
-    flows.check(scene)?;
+    check(&mut flows, scene)?;
     // There is nothing left to do.
     scene.mhd.restart()?;
     assert_eq!(scene.mhd.log().matches("are brought from").count(), 1);
-    flows.check(scene)
+    check(&mut flows, scene)
 }
 
 fn a_map_of_another_layout_is_made_anew_and_flows_go_on(scene: &mut Scene) -> Result<()> {
-    let mut flows = Flows::open(scene)?;
+    let mut flows = Flows::open(scene, COUNT)?;
     stop(scene)?;
     set_version(scene, VERSION - 1)?;
     change_layout(scene, map::POOLS, "array", "4", "200")?;
@@ -148,14 +133,14 @@ fn a_map_of_another_layout_is_made_anew_and_flows_go_on(scene: &mut Scene) -> Re
     let mut line = vec!["bpftool", "map", "update", "pinned", &path, "key", "0", "0", "0", "0", "value"];
     line.extend(value.iter().map(String::as_str));
     scene.lab.router.run(&line)?;
-    flows.check(scene)?;
+    check(&mut flows, scene)?;
     scene.mhd.start_again()?;
     check_upgraded(scene)?;
-    flows.check(scene)
+    check(&mut flows, scene)
 }
 
 fn flows_end_with_the_layout_of_bindings(scene: &mut Scene) -> Result<()> {
-    let flows = Flows::open(scene)?;
+    let flows = Flows::open(scene, COUNT)?;
     assert!(!scene.mhd.flows(&[])?.is_empty());
     stop(scene)?;
     drop(flows);
@@ -166,11 +151,11 @@ fn flows_end_with_the_layout_of_bindings(scene: &mut Scene) -> Result<()> {
     assert!(log.contains("flows had to end"), "{log}");
     check_upgraded(scene)?;
     assert_eq!(scene.mhd.ctl_json(&["bindings"])?, Value::Array(Vec::new()));
-    Flows::open(scene)?.check(scene)
+    check(&mut Flows::open(scene, COUNT)?, scene)
 }
 
 fn an_interrupted_upgrade_is_taken_up_again(scene: &mut Scene) -> Result<()> {
-    let mut flows = Flows::open(scene)?;
+    let mut flows = Flows::open(scene, COUNT)?;
     stop(scene)?;
     set_version(scene, VERSION - 1)?;
     change_layout(scene, map::POOLS, "array", "4", "200")?;
@@ -201,11 +186,11 @@ fn an_interrupted_upgrade_is_taken_up_again(scene: &mut Scene) -> Result<()> {
     }
     scene.mhd.start_again()?;
     check_upgraded(scene)?;
-    flows.check(scene)
+    check(&mut flows, scene)
 }
 
 fn a_newer_version_is_refused_and_nothing_is_touched(scene: &mut Scene) -> Result<()> {
-    let mut flows = Flows::open(scene)?;
+    let mut flows = Flows::open(scene, COUNT)?;
     stop(scene)?;
     set_version(scene, VERSION + 1)?;
     let (pins, value) = (pinned(scene)?, settings(scene)?);
@@ -219,7 +204,7 @@ fn a_newer_version_is_refused_and_nothing_is_touched(scene: &mut Scene) -> Resul
         assert!(said.contains(&word), "{word}: {said}");
     }
     assert_eq!((pinned(scene)?, settings(scene)?), (pins, value));
-    flows.check(scene)?;
+    check(&mut flows, scene)?;
     // What it says does mend it.
     scene.mhd.detach()?;
     scene.mhd.start_again()?;

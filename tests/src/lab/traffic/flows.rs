@@ -60,10 +60,21 @@ impl Flows {
     /// If one does not, or comes from elsewhere now.
     pub fn check(&mut self, address: Ipv4Addr) -> Result<()> {
         self.tcp_of(address).try_for_each(TcpFlow::echo)?;
-        for flow in self.udp_of(address) {
-            let seen = flow.ask()?;
-            ensure!(seen == flow.seen, "{} comes from {seen} now", flow.seen);
-        }
-        Ok(())
+        self.udp_of(address).try_for_each(check_udp)
     }
+
+    /// All of them work, unchanged.
+    ///
+    /// # Errors
+    /// If one does not, or comes from elsewhere now.
+    pub fn check_all(&mut self) -> Result<()> {
+        self.tcp.iter_mut().try_for_each(TcpFlow::echo)?;
+        self.udp.iter().try_for_each(check_udp)
+    }
+}
+
+fn check_udp(flow: &UdpFlow) -> Result<()> {
+    let seen = flow.ask()?;
+    ensure!(seen == flow.seen, "{} comes from {seen} now", flow.seen);
+    Ok(())
 }
