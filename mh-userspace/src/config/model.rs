@@ -302,6 +302,15 @@ pub struct Uplink {
     pub probe: Option<Probe>,
 }
 
+impl Uplink {
+    /// What its capacity counts as among numbers: the Mbit/s from the uplink, at least 1; 1 without a capacity.
+    #[must_use]
+    pub fn nominal_weight(&self) -> u16 {
+        let megabits = self.capacity.map_or(1, |capacity| capacity.down / 1_000_000);
+        u16::try_from(megabits).unwrap_or(u16::MAX).max(1)
+    }
+}
+
 /// Damping of an uplink that comes and goes: `[uplink.NAME.damping]`. Once it has been lost `losses` times within `within`, it is used again
 /// only when it has been well for `hold` without a break.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

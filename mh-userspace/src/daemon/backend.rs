@@ -11,8 +11,8 @@ use tokio::{
 use crate::{
     control::{
         api::{
-            self, Backend, Binding, ControlError, Count, DrainRequest, Flow, FlowFilter, FlowTotals, HealthRequest,
-            Reloaded, Stats, Status, UplinkStatus, Usage, Version, Weight, WeightsRequest,
+            self, Backend, Binding, Capacity, ControlError, Count, DrainRequest, Flow, FlowFilter, FlowTotals,
+            HealthRequest, Reloaded, Stats, Status, UplinkStatus, Usage, Version, Weight, WeightsRequest,
         },
         events::EventLog,
     },
@@ -23,6 +23,7 @@ use crate::{
         tables::Tables,
     },
     health::Health,
+    load::Rates,
 };
 
 /// A change, with the place for its answer.
@@ -50,6 +51,8 @@ pub struct Views {
     pub hooks: BTreeMap<String, &'static str>,
     /// What the probes of each uplink that has some say.
     pub health: BTreeMap<String, Health>,
+    /// What each uplink carries.
+    pub rates: BTreeMap<String, Rates>,
 }
 
 impl Views {
@@ -61,7 +64,7 @@ impl Views {
                 configured: u32::from(view.configured_weight),
                 weight: u32::from(view.weight),
                 effective_weight: u32::from(view.effective_weight),
-                share: view.share(&self.uplinks),
+                share: view.share,
             })
             .collect()
     }
@@ -100,6 +103,16 @@ pub struct Handle {
 /// A failure of the datapath as an answer.
 pub fn internal(error: DatapathError) -> ControlError {
     ControlError::Internal(error.to_string())
+}
+
+/// A rate in whole bits per second.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "rates are not negative, and far below the limit"
+)]
+const fn bits(rate: f64) -> u64 {
+    rate as u64
 }
 
 fn ending() -> ControlError {
@@ -156,6 +169,7 @@ impl Backend for Handle {
             for view in &views.uplinks {
                 let stats = tables.uplink_stats(view.index)?;
                 let health = views.health.get(&view.name);
+                let rates = views.rates.get(&view.name);
                 uplinks.push(UplinkStatus {
                     name: view.name.clone(),
                     interface: view.interface.clone(),
@@ -168,7 +182,10 @@ impl Backend for Handle {
                     effective_weight: u32::from(view.effective_weight),
                     tier: view.tier.and_then(|tier| u32::try_from(tier).ok()).unwrap_or_default(),
                     warning: view.warning.clone(),
-                    share: view.share(&views.uplinks),
+                    share: view.share,
+                    capacity: view.capacity.map(|capacity| Capacity { down_bps: capacity.down, up_bps: capacity.up }),
+                    rx_bps: rates.map_or(0, |rates| bits(rates.down)),
+                    tx_bps: rates.map_or(0, |rates| bits(rates.up)),
                     rtt_ms: health.and_then(|health| health.rtt).map(|rtt| rtt.as_secs_f64() * 1000.0),
                     loss: health.and_then(|health| health.loss),
                     tx_packets: stats.tx_packets,

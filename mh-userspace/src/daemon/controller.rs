@@ -183,6 +183,9 @@ impl Controller {
     /// Puts in force what should be. An action that fails is reported and does not keep the others from being done.
     pub fn reconcile(&mut self) {
         let desired = self.core.desired(self.now());
+        if self.in_force.as_ref() == Some(&desired) {
+            return;
+        }
         for action in reconcile::plan(self.in_force.as_ref(), &desired) {
             if let Err(error) = self.datapath.apply(&action) {
                 self.failed(&error);
@@ -232,6 +235,20 @@ impl Controller {
         match self.retry {
             Some(retry) if retry.at <= self.now() => self.reconcile_anew(retry.pause),
             _ => self.reconcile(),
+        }
+    }
+
+    /// Measures what uplinks carry, and spreads new flows by that.
+    pub fn measure(&mut self) {
+        let now = self.now();
+        for (index, name) in self.in_force.iter().flat_map(|d| &d.views).map(|view| (view.index, &view.name)) {
+            match self.datapath.uplink_stats(index) {
+                Ok(stats) => self.core.count(name, now, stats.tx_bytes, stats.rx_bytes),
+                Err(error) => return tracing::warn!("{error}"),
+            }
+        }
+        if self.core.goes_by_load() {
+            self.reconcile();
         }
     }
 
@@ -454,7 +471,8 @@ impl Controller {
             .collect();
         let health = |name: &String| Some((name.clone(), self.core.health(name)?.clone()));
         let health = uplinks.iter().filter_map(|view| health(&view.name)).collect();
-        Views { health, mode: self.core.config().datapath.mode.as_str(), uplinks, hooks }
+        let rates = uplinks.iter().map(|view| (view.name.clone(), self.core.rates(&view.name))).collect();
+        Views { rates, health, mode: self.core.config().datapath.mode.as_str(), uplinks, hooks }
     }
 
     /// A few words about the uplinks: `1 of 2 uplinks up`.
