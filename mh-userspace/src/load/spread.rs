@@ -4,7 +4,7 @@ use super::Rates;
 use crate::config::{Capacity, Member, Share, Weight};
 
 /// By how many percent an uplink's weight within its tier falls at most when its load grows by one percent; see the [module](super) for why.
-pub const WITHIN_TIER_GAIN: i32 = 3;
+pub const WITHIN_TIER_GAIN: i32 = 2;
 
 /// The fill from which the remaining capacity is understated, so that the gain stays bounded: 75%.
 const KNEE: f64 = WITHIN_TIER_GAIN as f64 / (1.0 + WITHIN_TIER_GAIN as f64);
@@ -203,7 +203,7 @@ impl Tier {
         let demand = load.fill + passed_on / load.capacity;
         // Steep at first and flat towards the end: that keeps the gain low where the demand is high.
         let short_of_full = ((1.0 - load.fill) / (1.0 - threshold)).max(0.0);
-        let ramp = 1.0 - short_of_full.powi(2);
+        let ramp = 1.0 - short_of_full.powf(1.5);
         (threshold / demand).powf(ramp)
     }
 
