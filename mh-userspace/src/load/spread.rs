@@ -6,7 +6,7 @@ use crate::config::{Capacity, Member, Share, Weight};
 /// By how many percent an uplink's weight within its tier falls at most when its load grows by one percent; see the [module](super) for why.
 pub const WITHIN_TIER_GAIN: i32 = 2;
 
-/// The fill from which the remaining capacity is understated, so that the gain stays bounded: 75%.
+/// The fill from which the remaining capacity is understated, so that the gain stays bounded: two thirds.
 const KNEE: f64 = WITHIN_TIER_GAIN as f64 / (1.0 + WITHIN_TIER_GAIN as f64);
 
 /// The part of the summed capacities that is added to the traffic of a tier to know its mix of directions when there is little.
@@ -199,11 +199,12 @@ impl Tier {
         if load.fill <= threshold {
             return 1.0;
         }
-        let passed_on: f64 = later.iter().flat_map(Self::taking).map(|situation| (load.direction)(&situation.rates)).sum();
+        let passed_on: f64 =
+            later.iter().flat_map(Self::taking).map(|situation| (load.direction)(&situation.rates)).sum();
         let demand = load.fill + passed_on / load.capacity;
         // Steep at first and flat towards the end: that keeps the gain low where the demand is high.
         let short_of_full = ((1.0 - load.fill) / (1.0 - threshold)).max(0.0);
-        let ramp = 1.0 - short_of_full.powf(1.5);
+        let ramp = 1.0 - short_of_full.powi(2);
         (threshold / demand).powf(ramp)
     }
 

@@ -140,7 +140,12 @@ pub struct Plant {
 }
 
 impl Plant {
-    pub fn new(capacities: &[Option<Capacity>], tiers: Vec<Vec<Member>>, spill: Option<Share>, traffic: Traffic) -> Self {
+    pub fn new(
+        capacities: &[Option<Capacity>],
+        tiers: Vec<Vec<Member>>,
+        spill: Option<Share>,
+        traffic: Traffic,
+    ) -> Self {
         let line = |capacity: &Option<Capacity>| Line { up: true, capacity: *capacity, ..Line::default() };
         let mut plant = Self {
             traffic,
@@ -190,7 +195,7 @@ impl Plant {
             }
             self.clock += Duration::from_secs(1);
             let rewritten = self.sample();
-            
+
             let fill = self.lines.iter_mut().map(|line| line.fill_of_the_second()).collect();
             let share = (0..self.lines.len()).map(|uplink| self.share(uplink)).collect();
             self.history.push(Second { fill, share, placed, rewritten });
@@ -231,10 +236,9 @@ impl Plant {
     fn control(&mut self) -> bool {
         let situation = |(index, line): (usize, &Line)| {
             let rates = match self.control {
-                Control::Undamped => Rates {
-                    up: (line.tx_bytes - line.before.0) * 8.0,
-                    down: (line.rx_bytes - line.before.1) * 8.0,
-                },
+                Control::Undamped => {
+                    Rates { up: (line.tx_bytes - line.before.0) * 8.0, down: (line.rx_bytes - line.before.1) * 8.0 }
+                }
                 _ => self.meter.rates(&index.to_string()),
             };
             Situation { takes: line.up, by_hand: None, capacity: line.capacity, rates }
@@ -318,11 +322,8 @@ impl Line {
             Some(capacity) => (room(capacity.down, count * down + background), room(capacity.up, count * up)),
             None => (1.0, 1.0),
         };
-        let (part_down, part_up) = if traffic.elastic {
-            (part_down.min(part_up), part_down.min(part_up))
-        } else {
-            (part_down, part_up)
-        };
+        let (part_down, part_up) =
+            if traffic.elastic { (part_down.min(part_up), part_down.min(part_up)) } else { (part_down, part_up) };
         self.rx_bytes += (count * down + background) * part_down * STEP / 8.0;
         self.tx_bytes += count * up * part_up * STEP / 8.0;
         self.service += STEP * if traffic.elastic { part_down } else { 1.0 };

