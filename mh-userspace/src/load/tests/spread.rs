@@ -87,7 +87,7 @@ fn a_number_by_hand_makes_the_tier_one_of_numbers() {
 
 /// An uplink of 100 Mbit/s that is this full, and one behind it that carries this much.
 fn spilling(fill: f64, passed_on: f64, threshold: u32) -> Vec<f64> {
-    let situations = [carrying(megabits(100, 100), fill, 1.0), carrying(megabits(1000, 10), passed_on, 0.1)];
+    let situations = [carrying(megabits(100, 100), fill, 0.0), carrying(megabits(1000, 10), passed_on, 0.1)];
     let spread = spread(&by_number(&[&[(0, 1)], &[(1, 1)]]), percent(threshold), &situations);
     assert!((spread.tiers[0].fill.unwrap() - fill / 100.0).abs() < 1e-9);
     shares(&spread)
