@@ -21,7 +21,7 @@
 //!   So what is passed on is reckoned from what all tiers together carry, and the ramp decides how much of the excess it is; see [`spread`].
 //!   At a threshold of 80%, the gain is 1.2 where the demand equals the capacity, 2.6 where it is half as much again, and 4.2 where it is three
 //!   times that. Other traffic of the later tiers looks like demand: where it is as much as the first tier's capacity, the gain can reach 7,
-//!   and flows that all live for half a minute make what spills over waver, between nothing and a quarter of the flows in the simulation.
+//!   and flows that all live for half a minute make what spills over waver: from nothing to three tenths of the flows in the simulation.
 //!
 //! [`TIME_CONSTANT`] then satisfies the first condition for gains up to 7, and the simulations in the tests confirm both.
 
