@@ -110,6 +110,16 @@ impl Report {
         self.warnings.push(Finding { at, message: message.into(), other: None });
     }
 
+    /// As [`Report::warning`], where the text at byte `other` has a part in it, as of [`Report::fault_against`].
+    pub(super) fn warning_against(&mut self, at: usize, other: usize, message: impl Into<String>) {
+        self.warnings.push(Finding { at, message: message.into(), other: Some(other) });
+    }
+
+    /// Is there a fault?
+    pub(super) fn has_faults(&self) -> bool {
+        !self.faults.is_empty()
+    }
+
     /// The warnings in file order, or, if there is any fault, the faults.
     pub(super) fn finish(self, text: &str) -> Result<Vec<Fault>, Faults> {
         if self.faults.is_empty() { Ok(placed(text, self.warnings)) } else { Err(self.finish_faults(text)) }
