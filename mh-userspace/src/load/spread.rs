@@ -199,7 +199,8 @@ impl Tier {
         if load.fill <= threshold {
             return 1.0;
         }
-        let passed_on: f64 = later.iter().flat_map(Self::taking).map(|situation| (load.direction)(&situation.rates)).sum();
+        let passed_on: f64 =
+            later.iter().flat_map(Self::taking).map(|situation| (load.direction)(&situation.rates)).sum();
         let demand = load.fill + passed_on / load.capacity;
         // Steep at first and flat towards the end: that keeps the gain low where the demand is high.
         let short_of_full = ((1.0 - load.fill) / (1.0 - threshold)).max(0.0);
