@@ -243,9 +243,9 @@ pub struct Classifier {
     pub from_ports: [RuleSet; PORT_CLASSES],
     /// By class of destination port.
     pub to_ports: [RuleSet; PORT_CLASSES],
-    /// The class of each source port.
+    /// The class of each source port. The index is the port, big-endian in memory.
     pub from_classes: [u16; 1 << 16],
-    /// The class of each destination port.
+    /// The class of each destination port, likewise.
     pub to_classes: [u16; 1 << 16],
 }
 
@@ -270,7 +270,7 @@ impl Classifier {
     pub fn first(&self, fields: &Fields, interface: &RuleSet, from: &RuleSet, to: &RuleSet) -> usize {
         let (mut sport, mut dport) = (&self.any_ports, &self.any_ports);
         if matches!(fields.protocol, wire::PROTOCOL_TCP | wire::PROTOCOL_UDP) {
-            let class = |classes: &[u16; 1 << 16], port| classes[u16::from_be(port) as usize] as usize % PORT_CLASSES;
+            let class = |classes: &[u16; 1 << 16], port: u16| classes[port as usize] as usize % PORT_CLASSES;
             sport = &self.from_ports[class(&self.from_classes, fields.sport)];
             dport = &self.to_ports[class(&self.to_classes, fields.dport)];
         }

@@ -98,7 +98,7 @@ fn health_by_hand(scene: &mut Scene) -> Result<()> {
 }
 
 fn drain(scene: &mut Scene) -> Result<()> {
-    let (address1, address2) = (scene.lab.uplink(0)?.address, scene.lab.uplink(1)?.address);
+    let address2 = scene.lab.uplink(1)?.address;
     let mut before = Flows::open_by_both(scene, 40)?;
     scene.mhd.ctl(&["drain", "isp1"])?;
     assert_eq!(scene.mhd.uplink("isp1")?["state"], "draining");

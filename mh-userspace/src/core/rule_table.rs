@@ -174,9 +174,14 @@ fn classify(asked: &[&Vec<PortRange>], classes: &mut [u16; 1 << 16], sets: &mut 
         if let Some(place) = sets.get_mut(usize::from(class)) {
             *place = set;
         }
-        let end = starts.get(at + 1).map_or(1 << 16, |next| *next as usize);
-        classes[start as usize..end].fill(class);
+        let end = starts.get(at + 1).map_or(1 << 16, |next| *next);
+        (start..end).for_each(|port| classes[usize::from(port_index(port))] = class);
     }
+}
+
+/// Where a port's class is.
+fn port_index(port: u32) -> u16 {
+    u16::try_from(port).unwrap_or_default().to_be()
 }
 
 /// The rules that agree with the addresses of each prefix that any rule asks for. `any`: those that ask for no address.
@@ -214,4 +219,209 @@ fn prefixes(asked: &[&Addresses], sets: &[config::Set], any: &RuleSet) -> Vec<(I
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use mh_common::rules::Fields;
+    use proptest::{prelude::*, sample::select};
+
+    use super::*;
+    use crate::config::{Set, parse};
+
+    const CONFIG: &str = "
+        lan = [\"lan*\"]
+        [policy.other]
+        [policy.third]
+        [uplink.a]
+        interface = \"wan0\"
+        [uplink.b]
+        interface = \"wan1\"
+    ";
+
+    #[derive(Debug, Clone)]
+    struct Flow {
+        src: Ipv4Addr,
+        dst: Ipv4Addr,
+        protocol: u8,
+        dscp: u8,
+        sport: u16,
+        dport: u16,
+        interface: &'static str,
+    }
+
+    /// What the rules say, read as people read them.
+    fn first_by_reading(config: &Config, flow: &Flow) -> usize {
+        let agrees = |rule: &config::Rule| {
+            let has = |addresses: &Addresses, address: Ipv4Addr| {
+                let sets = addresses.sets.iter().flat_map(|set| config.sets[*set].prefixes.iter());
+                addresses.is_any() || addresses.prefixes.iter().chain(sets).any(|prefix| prefix.contains(&address))
+            };
+            let ports = |ranges: &[PortRange], port: u16| {
+                ranges.is_empty() || [6, 17].contains(&flow.protocol) && ranges.iter().any(|range| range.contains(port))
+            };
+            has(&rule.from, flow.src)
+                && has(&rule.to, flow.dst)
+                && (rule.protocols.is_empty() || rule.protocols.contains(&flow.protocol))
+                && (rule.dscp.is_empty() || rule.dscp.contains(&flow.dscp))
+                && (rule.interfaces.is_empty() || rule.interfaces.iter().any(|pattern| pattern.matches(flow.interface)))
+                && ports(&rule.from_ports, flow.sport)
+                && ports(&rule.to_ports, flow.dport)
+        };
+        config.rules.iter().position(agrees).unwrap_or(MAX_RULES)
+    }
+
+    /// What the tables say, looked up as the datapath does.
+    fn first_by_tables(table: &RuleTable, flow: &Flow) -> usize {
+        let classifier = &table.classifier;
+        let longest = |side: Side, address: Ipv4Addr, any: RuleSet| {
+            let of_side = table.prefixes.iter().filter(|(s, prefix, _)| *s == side && prefix.contains(&address));
+            of_side.max_by_key(|(_, prefix, _)| prefix.prefix_len()).map_or(any, |(_, _, set)| *set)
+        };
+        let interface = table.of_interface(flow.interface).unwrap_or(classifier.any_interface);
+        let from = longest(Side::From, flow.src, classifier.any_from);
+        let to = longest(Side::To, flow.dst, classifier.any_to);
+        let (sport, dport) = (flow.sport.to_be(), flow.dport.to_be());
+        let fields = Fields { protocol: flow.protocol, tos: flow.dscp << 2, sport, dport };
+        classifier.first(&fields, &interface, &from, &to)
+    }
+
+    fn prefix() -> impl Strategy<Value = Ipv4Net> {
+        // Few bits differ, so that prefixes contain each other and addresses fall into them.
+        (
+            select(&[0u32, 0x0a00_0000, 0x0a01_0000, 0x0a01_0100, 0x0a01_0101, 0xc000_0201]),
+            select(&[0, 7, 8, 15, 16, 24, 31, 32]),
+        )
+            .prop_map(|(address, len)| Ipv4Net::new(Ipv4Addr::from_bits(address), len).unwrap().trunc())
+    }
+
+    fn addresses() -> impl Strategy<Value = Addresses> {
+        let prefixes = prop::collection::vec(prefix(), 0..3);
+        (prefixes, prop::collection::vec(0..3usize, 0..2)).prop_map(|(prefixes, sets)| Addresses { prefixes, sets })
+    }
+
+    fn ports() -> impl Strategy<Value = Vec<PortRange>> {
+        let range = (1..12u16, 0..5u16).prop_map(|(first, more)| PortRange { first, last: first + more });
+        prop_oneof![2 => Just(Vec::new()), 1 => prop::collection::vec(range, 1..3), 1 => Just(vec![PortRange { first: 1, last: 65535 }])]
+    }
+
+    fn rule() -> impl Strategy<Value = config::Rule> {
+        const PROTOCOLS: &[&[u8]] = &[&[], &[6], &[17], &[6, 17], &[1], &[47]];
+        const INTERFACES: &[&[&str]] = &[&[], &["lan0"], &["lan*"], &["lan1", "lan2"]];
+        const DSCP: &[&[u8]] = &[&[], &[], &[46], &[0, 8]];
+        let (protocols, interfaces, dscp) = (select(PROTOCOLS), select(INTERFACES), select(DSCP));
+        let action = prop_oneof![
+            (0..3usize).prop_map(Use::Policy),
+            (0..2usize).prop_map(Use::Uplink),
+            Just(Use::Direct),
+            Just(Use::Drop)
+        ];
+        (addresses(), addresses(), protocols, (ports(), ports()), interfaces, dscp, action).prop_map(
+            |(from, to, protocols, (from_ports, to_ports), interfaces, dscp, action)| config::Rule {
+                name: None,
+                from,
+                to,
+                protocols: protocols.to_vec(),
+                from_ports,
+                to_ports,
+                interfaces: interfaces.iter().map(|name| name.parse().unwrap()).collect(),
+                dscp: dscp.to_vec(),
+                action,
+            },
+        )
+    }
+
+    fn configs() -> impl Strategy<Value = Config> {
+        let sets = prop::collection::vec(prop::collection::vec(prefix(), 0..4), 3);
+        (prop::collection::vec(rule(), 0..80), sets).prop_map(|(rules, sets)| {
+            let mut config = parse(CONFIG).unwrap().config;
+            config.rules = rules;
+            let named = |(number, prefixes): (usize, Vec<Ipv4Net>)| Set {
+                name: format!("s{number}"),
+                prefixes: prefixes.into(),
+                file: None,
+            };
+            config.sets = sets.into_iter().enumerate().map(named).collect();
+            config
+        })
+    }
+
+    fn flow() -> impl Strategy<Value = Flow> {
+        let address = || {
+            select(&[0x0a00_0001u32, 0x0a01_0001, 0x0a01_0101, 0x0a01_0100, 0x0b00_0000, 0xc000_0201, 0xffff_ffff])
+                .prop_map(Ipv4Addr::from_bits)
+        };
+        let port = || prop_oneof![0..18u16, Just(65535u16)];
+        let interface = select(&["lan0", "lan1", "lan2", "lan9", "wan0"]);
+        (address(), address(), select(&[6u8, 17, 1, 47, 255]), select(&[0u8, 8, 46, 63]), port(), port(), interface)
+            .prop_map(|(src, dst, protocol, dscp, sport, dport, interface)| Flow {
+                src,
+                dst,
+                protocol,
+                dscp,
+                sport,
+                dport,
+                interface,
+            })
+    }
+
+    fn table(config: &Config) -> RuleTable {
+        let mut indices = Indices::default();
+        indices.assign(config);
+        RuleTable::new(config, &indices)
+    }
+
+    proptest! {
+        #[test]
+        fn tables_say_what_the_rules_say(config in configs(), flows in prop::collection::vec(flow(), 100)) {
+            let table = table(&config);
+            for flow in flows {
+                prop_assert_eq!(first_by_tables(&table, &flow), first_by_reading(&config, &flow), "{:?}", flow);
+            }
+        }
+
+        #[test]
+        fn rules_that_stay_keep_their_counters(before in configs(), after in configs()) {
+            let mut indices = Indices::default();
+            indices.assign(&before);
+            let counters = |config: &Config, indices: &Indices| -> BTreeMap<u64, u16> {
+                identities(config).into_iter().map(|identity| (identity, indices.counter(identity).unwrap())).collect()
+            };
+            let was = counters(&before, &indices);
+            prop_assert_eq!(was.len(), before.rules.len());
+            prop_assert_eq!(was.values().collect::<std::collections::BTreeSet<_>>().len(), was.len());
+            // As another controller does that adopts them.
+            let adopted = Indices::adopt([], [], Some(&RuleTable::new(&before, &indices).list));
+            prop_assert_eq!(counters(&before, &adopted), was.clone());
+            let mut config = after;
+            config.rules.extend(before.rules.into_iter().rev());
+            config.rules.truncate(MAX_RULES);
+            config.sets = before.sets;
+            indices.assign(&config);
+            let is = counters(&config, &indices);
+            prop_assert!(was.iter().all(|(identity, counter)| is.get(identity).is_none_or(|is| is == counter)));
+        }
+    }
+
+    #[test]
+    fn a_rules_record_says_what_becomes_of_its_flows() {
+        let text = format!(
+            "{CONFIG}\n[[rule]]\nuse = \"policy:third\"\n[[rule]]\nuse = \"uplink:b\"\n[[rule]]\nuse = \"direct\"\n[[rule]]\nuse = \"reject\"\n\
+             [[rule]]\nuse = \"drop\"\n"
+        );
+        let table = table(&parse(&text).unwrap().config);
+        let records = table.list.rules.map(|rule| (rule.action, rule.policy, rule.number));
+        assert_eq!(records[..5], [(0, 2, 0), (0, 65, 1), (1, 0, 2), (2, 0, 3), (3, 0, 4)]);
+        assert!(table.list.rules[5..].iter().all(|rule| *rule == Rule::NONE));
+        assert_eq!(table.flags, rules::HAS_RULES);
+    }
+
+    #[test]
+    fn what_no_prefix_adds_is_left_out() {
+        let mut config = parse(CONFIG).unwrap().config;
+        let text =
+            format!("{CONFIG}\n[[rule]]\nto = [\"10.0.0.0/8\", \"10.1.0.0/16\", \"0.0.0.0/0\"]\nuse = \"drop\"\n");
+        config.rules = parse(&text).unwrap().config.rules;
+        assert_eq!(table(&config).prefixes.len(), 1);
+    }
 }

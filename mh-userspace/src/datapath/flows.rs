@@ -213,7 +213,7 @@ impl Tables {
                 self.remove_binding(&inside, &outside)?;
             }
         }
-        Ok(())
+        self.release_sources_of(index)
     }
 
     /// All bindings.

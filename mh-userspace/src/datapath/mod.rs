@@ -10,7 +10,8 @@
 //! - [`tables`]: the maps by name and type, opened from their pins; [`batch`] reads large ones.
 //! - `policy`: policies and rules, and which of them are in force; [`explain`] asks what they make of a packet.
 //! - [`nudge`]: has clients that only wait notice that their connection is lost.
-//! - [`flows`]: the conntrack and the bindings as people see them; [`sweep`] expires what is idle.
+//! - [`flows`]: the conntrack and the bindings as people see them; [`sweep`] expires what is idle;
+//!   `sticky` are the sources that keep their uplink.
 //!
 //! Fail static: nothing in here takes anything out of force because the controller ends. Only [`load::detach`] does.
 
@@ -27,6 +28,7 @@ mod policy;
 mod qdisc;
 mod requests;
 pub mod routing;
+mod sticky;
 pub mod sweep;
 pub mod tables;
 pub mod upgrade;

@@ -23,6 +23,7 @@ use mh_common::{
 use super::{
     DatapathError,
     flows::{Filter, Flow},
+    sticky::Sources,
     tables::Tables,
 };
 
@@ -49,11 +50,15 @@ pub fn sweep(tables: &mut Tables, timeouts: &Timeouts, now: Tick) -> Result<Swep
         })
         .collect();
     let mut expired = Vec::new();
+    let mut sources = Sources::look(tables)?;
     tables.each_flow(&Filter::default(), |flow| {
         if is_expired(&flow, timeouts, now) || lost.ends(&flow) {
             expired.push(flow);
-        } else if Seen::from(&flow.forward).any {
-            unused.remove(&flow.inside_end());
+        } else {
+            sources.see(&flow);
+            if Seen::from(&flow.forward).any {
+                unused.remove(&flow.inside_end());
+            }
         }
         true
     })?;
@@ -72,6 +77,7 @@ pub fn sweep(tables: &mut Tables, timeouts: &Timeouts, now: Tick) -> Result<Swep
             swept.bindings += 1;
         }
     }
+    sources.settle(tables, now)?;
     swept.rested = settle(tables, now)?;
     Ok(swept)
 }
