@@ -75,6 +75,11 @@ impl Datapath {
         &self.dir
     }
 
+    /// The record of a managed interface.
+    pub(super) fn interface(&self, ifindex: u32) -> Result<abi::Interface, DatapathError> {
+        self.tables.interfaces.get(&ifindex, 0).map_err(DatapathError::map("find the interface in the datapath"))
+    }
+
     /// Whether XDP runs on the interface; `None` if no program does.
     pub fn hook(&self, ifindex: u32) -> Option<bool> {
         self.attached.get(&ifindex).copied()

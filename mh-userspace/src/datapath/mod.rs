@@ -8,7 +8,7 @@
 //!   requests, and the qdisc that they are for.
 //! - [`routing`]: the kernel's routing rules by which packets are fragmented and refused.
 //! - [`tables`]: the maps by name and type, opened from their pins; [`batch`] reads large ones.
-//! - `policy`: policies and rules, and which of them are in force.
+//! - `policy`: policies and rules, and which of them are in force; [`explain`] asks what they make of a packet.
 //! - [`nudge`]: has clients that only wait notice that their connection is lost.
 //! - [`flows`]: the conntrack and the bindings as people see them; [`sweep`] expires what is idle;
 //!   `sticky` are the sources that keep their uplink.
@@ -18,6 +18,7 @@
 pub mod apply;
 pub mod attach;
 pub mod batch;
+pub mod explain;
 pub mod flows;
 mod forwards;
 mod kernel;
