@@ -12,6 +12,7 @@ pub mod core;
 pub mod daemon;
 pub mod datapath;
 pub mod health;
+pub mod import;
 pub mod netlink;
 pub mod probe;
 pub mod reconcile;
