@@ -9,6 +9,7 @@ mod probes;
 mod properties;
 mod rules;
 mod sets;
+mod steering;
 mod values;
 
 use super::{Config, Loaded, Weight, parse};
