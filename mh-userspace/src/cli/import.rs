@@ -47,7 +47,7 @@ pub(super) fn mwan3(file: &Path, network: Option<&Path>, output: &Output) -> Res
     let note = |note: &import::Note| format!("{}:{}: {}", name_of(note.source), note.line, note.text);
     if !output.json {
         for line in imported.notes.iter().map(note) {
-            eprintln!("{}", printable(&line));
+            eprintln!("{line}");
         }
         let Counts { uplinks, policies, rules, sets } = imported.counts;
         let notes = imported.notes.len();
@@ -77,11 +77,6 @@ fn is_stdin(file: &Path) -> bool {
 /// A file's name in messages.
 fn shown(file: &Path) -> String {
     if is_stdin(file) { "stdin".to_owned() } else { file.display().to_string() }
-}
-
-/// A line from a file, for a terminal.
-fn printable(line: &str) -> String {
-    line.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// The bytes of a file, one more than [`import::MAX_BYTES`] at most: enough to see that there are too many.

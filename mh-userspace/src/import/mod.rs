@@ -172,8 +172,8 @@ fn translate(config: Mwan3, network: Option<&Network>) -> Result<Imported, Fault
 
 fn head() -> Vec<String> {
     [
-        "Made by `mhctl import mwan3`. Comments with a line are about that line of mwan3's config, or of the network's where they say so.",
-        "Probes keep mwan3's pace. With interval = \"500ms\", timeout = \"400ms\" and down = 3 a dead uplink is left within two seconds.",
+        "Made by `mhctl import mwan3`. Comments with a line are about that line of mwan3's config (or of the network's).",
+        "Probes keep mwan3's pace; with interval = \"500ms\", timeout = \"400ms\", down = 3 a dead uplink is left within 2 s.",
         "IPv6 is left to the kernel by this version of mh.",
     ]
     .map(str::to_owned)
@@ -311,14 +311,11 @@ fn translate_rules(
         let shown = clipped(&rule.name);
         let mut notes = std::mem::take(&mut rule.notes);
         let line = rule.line;
-        if let Some((last, last_line)) = &last {
-            let text =
-                format!("rule {shown} is left out: rule {last} in line {last_line} matches everything before it");
-            kept.push((Item::left_out(vec![Note::new(line, text)]), None));
-            continue;
-        }
         let mut note = |line, text: String| notes.push(Note::new(line, format!("rule {shown}: {text}")));
         let conditions = rules::conditions(&rule, &mut note).and_then(|conditions| {
+            if let Some((last, last_line)) = &last {
+                return Err(format!("rule {last} in line {last_line} matches everything before it"));
+            }
             let action = action(&rule, policies, &mut note)?;
             let device = source_device(&conditions, lan, network, uplinks, &mut note)?;
             Ok((conditions, action, device))

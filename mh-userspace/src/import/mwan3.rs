@@ -10,6 +10,9 @@ use super::uci::{Document, Section, Word, clipped};
 /// The package's name in UCI.
 pub(super) const PACKAGE: &str = "mwan3";
 
+/// The longest name of a policy or rule that mwan3 makes use of.
+const MAX_NAME: usize = 15;
+
 /// An option of the package, and what it is in mh.
 pub(super) struct Known {
     /// The type of its section.
@@ -156,7 +159,6 @@ pub(super) struct Quality {
 #[derive(Debug)]
 pub(super) struct Member {
     pub(super) name: String,
-    pub(super) line: usize,
     pub(super) interface: Option<Word>,
     pub(super) metric: u64,
     pub(super) weight: u64,
@@ -266,13 +268,19 @@ impl<'s> Reader<'s> {
         if section.name.is_none() && matches!(section.kind.as_str(), "interface" | "member" | "policy" | "rule") {
             reader.note(section.line, format!("it has no name, and is called {}", reader.name));
         }
+        if matches!(section.kind.as_str(), "policy" | "rule") && reader.name.chars().count() > MAX_NAME {
+            let text = format!("mwan3 ignores it, as its name has more than {MAX_NAME} characters; it is brought over");
+            reader.note(section.line, text);
+        }
         for setting in &section.options {
             let Some(value) = setting.values.last() else { continue };
             let mut all = OPTIONS.iter().filter(|known| known.section == section.kind);
             match all.find(|known| known.name == setting.name) {
                 Some(Known { without: None, .. }) => {}
                 Some(Known { without: Some(reason), .. }) => {
-                    reader.note(value.line, format!("{} is left out: {reason}", setting.name));
+                    let values: Vec<&str> = setting.values.iter().map(|value| value.text.as_str()).collect();
+                    let values = clipped(&values.join(" "));
+                    reader.note(value.line, format!("{} {values} is left out: {reason}", setting.name));
                 }
                 None => reader
                     .note(value.line, format!("{} is no option of mwan3, and is left out", clipped(&setting.name))),
@@ -282,7 +290,8 @@ impl<'s> Reader<'s> {
     }
 
     fn note(&mut self, line: usize, text: String) {
-        self.notes.push(Note::new(line, format!("{} {}: {text}", self.section.kind, clipped(&self.name))));
+        let name = if self.section.kind == "globals" { String::new() } else { format!(" {}", clipped(&self.name)) };
+        self.notes.push(Note::new(line, format!("{}{name}: {text}", self.section.kind)));
     }
 
     fn has(&self, option: &str) -> bool {
@@ -482,15 +491,10 @@ fn flush(reader: &mut Reader<'_>) -> Option<usize> {
 }
 
 fn member(mut reader: Reader<'_>) -> Member {
-    let interface = reader.word("interface");
-    if interface.is_none() {
-        reader.note(reader.section.line, "it names no interface, and is left out".to_owned());
-    }
     Member {
-        interface,
+        interface: reader.word("interface"),
         metric: reader.number("metric", 1, MOST),
         weight: reader.number("weight", 1, u64::from(u16::MAX)),
-        line: reader.section.line,
         name: reader.name,
         notes: reader.notes,
     }

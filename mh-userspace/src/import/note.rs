@@ -17,18 +17,23 @@ pub struct Note {
     pub source: Source,
     /// Its line, from 1.
     pub line: usize,
-    /// What is so, on one line.
+    /// What is so, on one line and without control characters.
     pub text: String,
 }
 
 impl Note {
     /// About a line of the config of mwan3.
-    pub(super) fn new(line: usize, text: impl Into<String>) -> Self {
-        Self { source: Source::Mwan3, line, text: text.into() }
+    pub(super) fn new(line: usize, text: impl AsRef<str>) -> Self {
+        Self { source: Source::Mwan3, line, text: printable(text.as_ref()) }
     }
 
     /// About a line of the config of the network.
-    pub(super) fn of_network(line: usize, text: impl Into<String>) -> Self {
-        Self { source: Source::Network, line, text: text.into() }
+    pub(super) fn of_network(line: usize, text: impl AsRef<str>) -> Self {
+        Self { source: Source::Network, line, text: printable(text.as_ref()) }
     }
+}
+
+/// `text` without characters that a terminal or a comment of TOML may not have.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }

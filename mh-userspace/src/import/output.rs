@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt::Write as _;
 
-use super::note::{Note, Source};
+use super::note::{Note, Source, printable};
 use crate::config::MAX_NAME;
 
 /// Where comments are broken, in characters.
@@ -43,7 +43,8 @@ pub(super) struct Output {
 impl Output {
     /// Adds an item, with a blank line in front.
     pub(super) fn add(&mut self, item: Item) {
-        let Item { notes, remarks, lines, is_comment } = item;
+        let Item { mut notes, remarks, lines, is_comment } = item;
+        notes.sort_by_key(|note| (note.source == Source::Network, note.line));
         if notes.is_empty() && remarks.is_empty() && lines.is_empty() {
             return;
         }
@@ -60,8 +61,8 @@ impl Output {
         for line in &lines {
             if is_comment {
                 // One line stays one, so that it can be uncommented.
-                self.text.push_str("# ");
-                self.text.push_str(&printable(line));
+                let line = format!("# {}", printable(line));
+                self.text.push_str(line.trim_end());
             } else {
                 self.text.push_str(line);
             }
@@ -84,11 +85,6 @@ impl Output {
         }
         self.text.push('\n');
     }
-}
-
-/// `text` on one line and without what a comment of TOML may not have.
-fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// `text` as a basic string of TOML.

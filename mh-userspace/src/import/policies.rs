@@ -178,7 +178,7 @@ fn spread(policy: Policy, members: &[Member], uplinks: &Uplinks) -> Spread {
             continue;
         };
         let Some(interface) = &member.interface else {
-            without.push(called);
+            note(word.line, format!("member {called} is left out: it names no interface"));
             continue;
         };
         if member.metric > MAX_METRIC {
@@ -190,7 +190,12 @@ fn spread(policy: Policy, members: &[Member], uplinks: &Uplinks) -> Spread {
                 word.line,
                 format!("member {called} is left out: there is no interface {}", clipped(&interface.text)),
             ),
-            Some(Place::LeftOut) => without.push(called),
+            // The same policy's half for IPv6, which is said of the interface.
+            Some(Place::Ipv6) => {}
+            Some(Place::Disabled | Place::Shared) => {
+                let (metric, weight) = (member.metric, member.weight);
+                without.push(format!("{called} ({}, metric {metric}, weight {weight})", clipped(&interface.text)));
+            }
             Some(Place::Uplink { name, .. }) => match places.iter_mut().find(|(other, ..)| other == name) {
                 None => places.push((name.clone(), member.metric, member.weight)),
                 Some((_, metric, weight)) if *metric == member.metric => {
@@ -206,7 +211,7 @@ fn spread(policy: Policy, members: &[Member], uplinks: &Uplinks) -> Spread {
         }
     }
     if !without.is_empty() {
-        note(line, format!("without {}, whose interfaces are left out", without.join(", ")));
+        note(line, format!("its members {} are left out, as their interfaces are", without.join(", ")));
     }
     let mut tiers: BTreeMap<u64, Vec<(String, u64)>> = BTreeMap::new();
     for (name, metric, weight) in places {

@@ -59,7 +59,11 @@ impl Conditions {
 
     /// Writes them, with the names that set and interface have in mh.
     pub(super) fn write(&self, set: Option<&str>, device: Option<&str>, item: &mut Item) {
-        let prefixes = |nets: &[Ipv4Net]| nets.iter().map(|net| string(&net.to_string())).collect::<Vec<_>>();
+        let prefix = |net: &Ipv4Net| match net.prefix_len() {
+            32 => string(&net.addr().to_string()),
+            _ => string(&net.to_string()),
+        };
+        let prefixes = |nets: &[Ipv4Net]| nets.iter().map(prefix).collect::<Vec<_>>();
         let ports = |ranges: &[(u16, u16)]| {
             let range = |(first, last): &(u16, u16)| match first == last {
                 true => string(&first.to_string()),

@@ -31,11 +31,13 @@ pub(super) struct Uplinks {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Place {
     /// An uplink.
-    Uplink {
-        name: String,
-        device: String,
-    },
-    LeftOut,
+    Uplink { name: String, device: String },
+    /// Nothing: it is not enabled.
+    Disabled,
+    /// Nothing: it is of IPv6.
+    Ipv6,
+    /// Nothing: its device is another uplink's.
+    Shared,
 }
 
 impl Uplinks {
@@ -79,12 +81,12 @@ fn uplink(
     let shown = clipped(&interface.name);
     let line = interface.line;
     let mut notes = Vec::new();
-    let left_out = |why: &str| {
+    let left_out = |place, why: &str| {
         let note = Note::new(line, format!("interface {shown} is left out: {why}"));
-        Ok((Item::left_out(vec![note]), Place::LeftOut))
+        Ok((Item::left_out(vec![note]), place))
     };
     if interface.is_ipv6 {
-        return left_out("it is of IPv6, which is not supported by this version of mh yet");
+        return left_out(Place::Ipv6, "it is of IPv6, which is not supported by this version of mh yet");
     }
     let device = match network.map(|network| network.device(&interface.name)) {
         Some(Ok(device)) => {
@@ -93,7 +95,10 @@ fn uplink(
                 .iter()
                 .find(|(_, place)| matches!(place, Place::Uplink { device: other, .. } if *other == device));
             if let Some((owner, _)) = owner {
-                return left_out(&format!("its device {device} is that of interface {} already", clipped(owner)));
+                return left_out(
+                    Place::Shared,
+                    &format!("its device {device} is that of interface {} already", clipped(owner)),
+                );
             }
             device
         }
@@ -132,9 +137,13 @@ fn uplink(
     if !is_enabled {
         item.is_comment = true;
         // What came over in another form matters to those who make use of it.
-        item.notes =
-            vec![Note::new(line, format!("interface {shown} is left out: it is not enabled (option enabled)"))];
-        return Ok((item, Place::LeftOut));
+        item.notes = vec![Note::new(
+            line,
+            format!(
+                "interface {shown} is left out: it is not enabled; to use it, make this no comment and add it to tiers"
+            ),
+        )];
+        return Ok((item, Place::Disabled));
     }
     if before.count() == MAX_UPLINKS {
         let what = format!("interface {shown} is one too many: mh has at most {MAX_UPLINKS} uplinks");
