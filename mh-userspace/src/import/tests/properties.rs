@@ -243,9 +243,17 @@ fn config() -> impl Strategy<Value = Plain> {
                 _ => {}
             }
         }
-        let enabled =
-            vec![("enabled".to_owned(), false, "1".to_owned()), ("family".to_owned(), false, "ipv4".to_owned())];
-        sections.push(("interface".to_owned(), Some("sure".to_owned()), enabled));
+        let option = |(name, value): &(&str, &str)| ((*name).to_owned(), *name == "use_member", (*value).to_owned());
+        let named = |kind: &str, name: &str, options: &[(&str, &str)]| {
+            (kind.to_owned(), Some(name.to_owned()), options.iter().map(option).collect())
+        };
+        sections.extend([
+            named("interface", "sure", &[("enabled", "1"), ("family", "ipv4")]),
+            named("member", "m1", &[("interface", "wan")]),
+            named("member", "m2", &[("interface", "wanb"), ("weight", "3")]),
+            named("member", "m3", &[("interface", "sure")]),
+            named("policy", "both", &[("use_member", "m1"), ("use_member", "m2"), ("use_member", "m3")]),
+        ]);
         sections
     })
 }
@@ -256,7 +264,7 @@ fn network() -> impl Strategy<Value = Plain> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
 
     /// What comes out is a config of mh's, and everything that is said is in it.
     #[test]
