@@ -185,6 +185,26 @@ const NAMES: &[&str] = &[
     "#",
 ];
 
+/// Values that fit an option.
+fn fitting(option: &str) -> &'static [&'static str] {
+    match option {
+        "proto" => &["tcp", "udp", "icmp", "all", "esp", "static", "static", "dhcp", "pppoe"],
+        "src_port" | "dest_port" => &["80", "80,443", "1024:", "80-90"],
+        "src_ip" | "dest_ip" => &["192.0.2.1", "192.168.1.77/24", "0.0.0.0/0", "10.0.0.0/8,192.0.2.9"],
+        "track_ip" | "ipaddr" | "gateway" => &["192.0.2.1", "192.0.2.2", "192.0.2.1/24"],
+        "interface" | "src_iface" => &["wan", "wanb", "lan", "sure", "guest"],
+        "device" | "ifname" => &["eth0", "eth1", "br-lan", "@wan"],
+        "family" => &["ipv4", "ipv4", "ipv6"],
+        "use_policy" => &["both", "blackhole", "default"],
+        "use_member" => &["m1", "m2", "m3"],
+        "track_method" => &["ping", "httping", "nping-tcp"],
+        "ipset" => &["news", "a.b", "a_b"],
+        "mmx_mask" => &["0x3F00", "0xff0000"],
+        "last_resort" => &["unreachable", "blackhole", "default"],
+        _ => &["0", "1", "1", "2", "600"],
+    }
+}
+
 fn value() -> impl Strategy<Value = String> {
     prop_oneof![
         6 => select(VALUES).prop_map(str::to_owned),
@@ -208,7 +228,11 @@ fn section(
         if shared || kind == "interface" { name.to_owned() } else { format!("{kind}-{name}") }
     });
     let is_foreign = |name: &String| ["both", "default", "blackhole", "m1", "m2", "m3"].contains(&name.as_str());
-    let options = vec((select(names), any::<bool>(), value()), 0..8).prop_map(|options| {
+    let valued = select(names).prop_flat_map(|name| {
+        let value = prop_oneof![3 => select(fitting(name)).prop_map(str::to_owned), 1 => value()];
+        (Just(name), any::<bool>(), value)
+    });
+    let options = vec(valued, 0..8).prop_map(|options| {
         options.into_iter().map(|(name, is_list, value)| (name.to_owned(), is_list, value)).collect::<Vec<_>>()
     });
     (option::weighted(0.9, name), options).prop_map(move |(name, options)| {
@@ -264,7 +288,7 @@ fn network() -> impl Strategy<Value = Plain> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
 
     /// What comes out is a config of mh's, and everything that is said is in it.
     #[test]

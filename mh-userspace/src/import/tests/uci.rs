@@ -117,7 +117,7 @@ fn everything_is_bounded() {
     assert_eq!(error(vec![b'#'; MAX_BYTES + 1]).kind, UciErrorKind::Large);
     assert!(parse(&vec![b'#'; MAX_BYTES]).is_ok());
     let word = "x".repeat(MAX_WORD);
-    assert_eq!(values(&format!("option x {word}")), [word.clone()]);
+    assert_eq!(values(&format!("option x {word}")), std::slice::from_ref(&word));
     for written in [format!("{word}x"), format!("'{word}x'"), format!("'{word}'\"x\"")] {
         assert_eq!(error(format!("config t\noption x {written}\n")).kind, UciErrorKind::Long);
     }
