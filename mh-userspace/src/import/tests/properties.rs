@@ -126,6 +126,8 @@ const VALUES: &[&str] = &[
     "disconnected",
     "ifdown",
     "lan",
+    "sure",
+    "sure",
     "wan",
     "wanb",
     "br-lan",
@@ -163,6 +165,8 @@ const VALUES: &[&str] = &[
 
 /// Names that sections have, so that some refer to others.
 const NAMES: &[&str] = &[
+    "sure",
+    "sure",
     "wan",
     "wanb",
     "lan",
