@@ -286,9 +286,16 @@ fn config() -> impl Strategy<Value = Plain> {
     })
 }
 
+/// Interfaces, mostly with what static ones have, and some of them those of mwan3.
 fn network() -> impl Strategy<Value = Plain> {
-    let extra = &["device", "device", "ifname", "proto", "proto", "ipaddr", "ipaddr", "gateway", "type", "disabled"];
-    vec(section("interface", extra), 0..8)
+    const USUAL: [&str; 4] = ["device", "proto", "ipaddr", "gateway"];
+    let odd = section("interface", &["device", "ifname", "proto", "ipaddr", "gateway", "type", "disabled"]);
+    let usual = (select(vec!["sure", "wan", "wanb", "lan", "guest"]), USUAL.map(|option| select(fitting(option))));
+    let usual = usual.prop_map(|(name, values)| {
+        let option = |(option, value): (&str, &str)| (option.to_owned(), false, value.to_owned());
+        ("interface".to_owned(), Some(name.to_owned()), USUAL.into_iter().zip(values).map(option).collect())
+    });
+    vec(prop_oneof![odd, usual], 0..8)
 }
 
 proptest! {
