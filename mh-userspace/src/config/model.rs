@@ -102,6 +102,26 @@ impl InterfacePattern {
     pub fn matches(&self, name: &str) -> bool {
         if self.open { name.starts_with(&self.stem) && name != LOOPBACK } else { name == self.stem }
     }
+
+    /// Is there a name that both patterns cover?
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        match (self.open, other.open) {
+            (true, true) => self.stem.starts_with(&other.stem) || other.stem.starts_with(&self.stem),
+            (_, false) => self.matches(&other.stem),
+            (false, true) => other.matches(&self.stem),
+        }
+    }
+
+    /// The name without its `*`.
+    pub(super) fn stem(&self) -> &str {
+        &self.stem
+    }
+
+    /// Does it end with a `*`?
+    pub(super) fn is_open(&self) -> bool {
+        self.open
+    }
 }
 
 impl fmt::Display for InterfacePattern {

@@ -7,6 +7,7 @@ mod forwards;
 mod policies;
 mod probes;
 mod properties;
+mod review;
 mod rules;
 mod sets;
 mod steering;
