@@ -36,11 +36,14 @@ pub(super) struct Draft {
 #[derive(Debug, Clone)]
 struct DraftPolicy {
     /// Uplinks with weight and tier, and which tiers go by capacity; `None`: no tiers.
-    members: Option<(Vec<(Index, u16, usize)>, [bool; 3])>,
+    members: Option<(Vec<DraftMember>, [bool; 3])>,
     hash: HashMode,
     sticky_ms: u64,
     spill: Option<Share>,
 }
+
+/// An uplink, its weight and its tier.
+type DraftMember = (Index, u16, usize);
 
 #[derive(Debug, Clone)]
 enum DraftUse {
@@ -75,7 +78,7 @@ fn list(elements: &[String]) -> String {
 }
 
 fn ports(range: PortRange) -> String {
-    if range.first == range.last && range.first % 2 == 0 { range.to_string() } else { format!("\"{range}\"") }
+    if range.first == range.last && range.first.is_multiple_of(2) { range.to_string() } else { format!("\"{range}\"") }
 }
 
 /// The sections of policies, rules and sets.
