@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,9 +14,11 @@ use tokio::sync::oneshot;
 
 use super::{
     Options,
-    backend::{Command, Views},
+    backend::{self, Command, Views},
+    explain,
     nudges::Nudges,
     probes::Probes,
+    ruling::{self, Ruling},
     saved::{self, Saved},
 };
 use crate::{
@@ -48,6 +51,7 @@ pub struct Controller {
     saved: Saved,
     datapath: Datapath,
     in_force: Option<Desired>,
+    ruling: Arc<Ruling>,
     events: EventLog,
     probes: Probes,
     before: Before,
@@ -100,8 +104,10 @@ impl Controller {
         for name in saved.strangers(&config) {
             events.warn(format!("what was saved for {name} is not used: there is no such uplink; it is kept"));
         }
+        let ruling = Arc::new(Ruling::new(&config));
         let core = Core::new(config, indices, saved.overrides(), live.neighbour_epoch);
         Ok(Self {
+            ruling,
             config_path: options.config.clone(),
             state_dir: options.state.clone(),
             core,
@@ -365,6 +371,7 @@ impl Controller {
             return Err(ControlError::Internal(format!("{reason}; the configuration that was in force stays")));
         }
         self.put_on_record(desired);
+        self.ruling = Arc::new(Ruling::new(self.core.config()));
         // Not before: a reload that is refused leaves the probes as they are.
         if self.configure_probes() {
             self.reconcile();
@@ -408,6 +415,13 @@ impl Controller {
                     let saved = Saved { health: overrides.health.clone(), ..self.saved.clone() };
                     self.order(overrides, request.save.then_some(saved))
                 });
+                answer(reply, result);
+            }
+            Command::Explain(request, reply) => {
+                let result = match &self.in_force {
+                    Some(desired) => explain::explain(&self.core, desired, &self.ruling, &mut self.datapath, &request),
+                    None => Err(backend::starting()),
+                };
                 answer(reply, result);
             }
             Command::Reload(reply) => {
@@ -472,7 +486,11 @@ impl Controller {
         let health = |name: &String| Some((name.clone(), self.core.health(name)?.clone()));
         let health = uplinks.iter().filter_map(|view| health(&view.name)).collect();
         let rates = uplinks.iter().map(|view| (view.name.clone(), self.core.rates(&view.name))).collect();
-        Views { rates, health, mode: self.core.config().datapath.mode.as_str(), uplinks, hooks }
+        let policies = self.in_force.as_ref().map(|d| ruling::policies(d, &self.ruling)).unwrap_or_default();
+        let rules = self.core.config().rules.len();
+        let counters = self.in_force.as_ref().map(|d| ruling::counters(d, rules)).unwrap_or_default();
+        let (mode, ruling) = (self.core.config().datapath.mode.as_str(), self.ruling.clone());
+        Views { rates, health, mode, uplinks, hooks, policies, ruling, counters }
     }
 
     /// A few words about the uplinks: `1 of 2 uplinks up`.

@@ -8,10 +8,13 @@
 
 mod backend;
 mod controller;
+mod explain;
 mod hooks;
 mod nudges;
 pub mod privileges;
 mod probes;
+mod reasons;
+mod ruling;
 mod saved;
 mod supervisor;
 

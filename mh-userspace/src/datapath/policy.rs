@@ -16,6 +16,7 @@ use mh_common::{
         Side,
     },
     slots,
+    time::{self, Tick},
 };
 
 use super::{DatapathError, tables::Tables};
@@ -153,6 +154,25 @@ impl Tables {
             }
         }
         Ok(())
+    }
+
+    /// How many sources keep an uplink now, by the policy's index.
+    pub fn sources_kept(&self, now: Tick) -> Result<HashMap<u8, u64>, DatapathError> {
+        let sticky = self.policies()?.into_iter().filter(|(_, policy)| policy.sticky != 0);
+        let by_id: HashMap<u32, (u8, u32)> =
+            sticky.map(|(index, policy)| (policy.id, (index, policy.sticky))).collect();
+        let mut sources = HashMap::new();
+        if by_id.is_empty() {
+            return Ok(sources);
+        }
+        self.sticky4.walk(|key, kept| {
+            if let Some(&(index, lasts)) = by_id.get(&key.policy)
+                && time::since(now, kept.last) <= lasts
+            {
+                *sources.entry(index).or_default() += 1;
+            }
+        })?;
+        Ok(sources)
     }
 
     /// How many flows each of these counters has counted.
