@@ -98,6 +98,12 @@ pub enum Command {
         #[arg(default_value = "/etc/mh/mh.toml")]
         file: PathBuf,
     },
+    /// Turn the config of another program into mh's, on stdout. Needs no mhd.
+    Import {
+        /// Whose.
+        #[command(subcommand)]
+        from: ImportFrom,
+    },
     /// Remove programs and maps from the kernel, and end mhd.
     Detach,
     /// Versions of mhctl, mhd, the maps' layout and the kernel.
@@ -106,6 +112,19 @@ pub enum Command {
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
+    },
+}
+
+/// Programs whose configs can be brought over.
+#[derive(Debug, Subcommand)]
+pub enum ImportFrom {
+    /// OpenWrt's multi-WAN package. What has no equivalent is named on stderr, and in comments of the result.
+    Mwan3 {
+        /// Its config, such as /etc/config/mwan3; - for stdin.
+        file: PathBuf,
+        /// OpenWrt's config of the network, such as /etc/config/network, for devices, addresses and LANs; - for stdin.
+        #[arg(long, value_name = "FILE")]
+        network: Option<PathBuf>,
     },
 }
 

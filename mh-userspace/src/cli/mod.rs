@@ -4,6 +4,7 @@
 //! usage exits with 2 (clap). A reader that goes away (`mhctl flows | head`) is no failure.
 
 pub mod arguments;
+mod import;
 mod render;
 pub mod table;
 
@@ -16,7 +17,7 @@ use std::{
 use ipnet::IpNet;
 use serde::Serialize;
 
-use self::arguments::{Arguments, Command, ExplainArguments, FlowsAction, FlowsArguments};
+use self::arguments::{Arguments, Command, ExplainArguments, FlowsAction, FlowsArguments, ImportFrom};
 use crate::{
     config,
     control::{
@@ -43,6 +44,9 @@ pub enum CliError {
     /// The configuration has faults; they are printed as they are.
     #[error("{0}")]
     Config(#[from] config::LoadError),
+    /// A file that was to be brought over has a fault; it is printed as it is.
+    #[error("{0}")]
+    Import(String),
 }
 
 impl CliError {
@@ -122,6 +126,9 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
             let warnings = config::check(&file)?;
             eprint!("{}", config::warning_lines(&file, &warnings));
             output.done(&format!("{}: ok", file.display()))
+        }
+        Command::Import { from: ImportFrom::Mwan3 { file, network } } => {
+            import::mwan3(&file, network.as_deref(), &output)
         }
         Command::Detach => {
             client.detach().await?;

@@ -58,6 +58,8 @@ pub fn status(status: &Status, colour: bool) -> String {
         ("WEIGHT", true),
         ("SHARE", true),
         ("FLOWS", true),
+        ("SENDS", true),
+        ("RECEIVES", true),
         ("SENT", true),
         ("RECEIVED", true),
         ("REASON", false),
@@ -70,15 +72,37 @@ pub fn status(status: &Status, colour: bool) -> String {
             &format!("{} ({})", u.interface, u.hook),
             &if addresses.is_empty() { "-".to_owned() } else { addresses.join(",") },
             &u.gateway.map_or_else(|| "-".to_owned(), |gateway| gateway.to_string()),
-            &u.weight,
+            &weight(u),
             &percent(u.share),
             &u.flows,
+            &rate(u.tx_bps),
+            &rate(u.rx_bps),
             &size(u.tx_bytes),
             &size(u.rx_bytes),
             &why(u),
         ]);
     }
     head + &table.render(colour)
+}
+
+/// An uplink's weight; what of it is in force, if that is another.
+fn weight(uplink: &UplinkStatus) -> String {
+    if uplink.effective_weight == uplink.weight {
+        return uplink.weight.to_string();
+    }
+    format!("{} of {}", uplink.effective_weight, uplink.weight)
+}
+
+/// Bits per second, to three digits.
+fn rate(bps: u64) -> String {
+    const UNITS: [&str; 4] = ["bit/s", "kbit/s", "Mbit/s", "Gbit/s"];
+    let (mut value, mut unit) = (bps as f64, 0);
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    let digits = if unit == 0 || value >= 99.95 { 0 } else { usize::from(value < 9.995) + 1 };
+    format!("{value:.digits$} {}", UNITS[unit])
 }
 
 /// The reason of an uplink's state, what its probes measure, and what they warn of.
@@ -262,6 +286,24 @@ mod tests {
         assert_eq!(size(u64::MAX), "16384.0 PiB");
     }
 
+    #[test]
+    fn rates_have_three_digits_and_a_unit() {
+        let cases = [
+            (0, "0 bit/s"),
+            (999, "999 bit/s"),
+            (1_000, "1.00 kbit/s"),
+            (12_340_000, "12.3 Mbit/s"),
+            (999_949, "1.00 Mbit/s"),
+        ];
+        for (bps, text) in cases {
+            assert_eq!(rate(bps), text);
+        }
+        assert_eq!(
+            (rate(99_949), rate(99_950), rate(40_000_000_000)),
+            ("99.9 kbit/s".into(), "100 kbit/s".into(), "40.0 Gbit/s".into())
+        );
+    }
+
     fn uplink(name: &str, state: UplinkState, reason: &str) -> UplinkStatus {
         UplinkStatus {
             name: name.into(),
@@ -276,6 +318,9 @@ mod tests {
             effective_weight: 1,
             tier: 0,
             share: 0.25,
+            capacity: None,
+            rx_bps: 0,
+            tx_bps: 0,
             rtt_ms: None,
             loss: None,
             tx_packets: 1,

@@ -63,12 +63,16 @@ pub enum LoadError {
     },
 }
 
-/// Warnings about `path`, one a line as `FILE:LINE:COLUMN: warning: message`, without a newline at the end.
+/// Warnings about `path`, one a line as `FILE:LINE:COLUMN: warning: message`, with a newline at the end of each.
 ///
 /// Empty if there are none.
 #[must_use]
 pub fn warning_lines(path: &Path, warnings: &[Fault]) -> String {
-    lines(path, "warning: ", warnings)
+    let mut text = lines(path, "warning: ", warnings);
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    text
 }
 
 fn lines(path: &Path, kind: &str, faults: &[Fault]) -> String {
@@ -108,6 +112,16 @@ impl Report {
     /// The config can be used, but its writer should know.
     pub(super) fn warning(&mut self, at: usize, message: impl Into<String>) {
         self.warnings.push(Finding { at, message: message.into(), other: None });
+    }
+
+    /// As [`Report::warning`], where the text at byte `other` has a part in it, as of [`Report::fault_against`].
+    pub(super) fn warning_against(&mut self, at: usize, other: usize, message: impl Into<String>) {
+        self.warnings.push(Finding { at, message: message.into(), other: Some(other) });
+    }
+
+    /// Is there a fault?
+    pub(super) fn has_faults(&self) -> bool {
+        !self.faults.is_empty()
     }
 
     /// The warnings in file order, or, if there is any fault, the faults.

@@ -8,9 +8,11 @@
 //! that a hook's program is not there, or can't be run.
 //!
 //! `schema` lists the keys, `table` holds tables of the document against it, `value` reads single values, `uplinks`, `probes`,
-//! `policies`, `sets`, `rules` and `forwards` read what their names say, `read` all other sections, and puts them together.
+//! `policies`, `sets`, `rules` and `forwards` read what their names say, `read` all other sections, and puts them together. `review` adds
+//! warnings about what is valid and hardly meant; `cover` finds the rules that are never reached.
 //! The format is described in `docs/config.md`.
 
+mod cover;
 mod fault;
 mod forwards;
 mod model;
@@ -19,6 +21,7 @@ mod policy;
 mod probe;
 mod probes;
 mod read;
+mod review;
 mod rules;
 mod schema;
 mod sets;
@@ -46,6 +49,7 @@ pub use probe::{
     Check, DEFAULT_WINDOW, Http, Limit, MAX_DOMAIN, MAX_INTERVAL, MAX_OVERLAP, MAX_PATH, MAX_ROUNDS, MAX_TARGETS,
     MAX_TIMEOUT, MIN_INTERVAL, Probe, ProbeTarget, Share, ShareError, TargetError,
 };
+pub(crate) use value::not_unicast;
 
 /// A config and what its writer should know about it.
 #[derive(Debug, Clone, PartialEq)]

@@ -102,6 +102,26 @@ impl InterfacePattern {
     pub fn matches(&self, name: &str) -> bool {
         if self.open { name.starts_with(&self.stem) && name != LOOPBACK } else { name == self.stem }
     }
+
+    /// Is there a name that both patterns cover?
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        match (self.open, other.open) {
+            (true, true) => self.stem.starts_with(&other.stem) || other.stem.starts_with(&self.stem),
+            (_, false) => self.matches(&other.stem),
+            (false, true) => other.matches(&self.stem),
+        }
+    }
+
+    /// The name without its `*`.
+    pub(super) fn stem(&self) -> &str {
+        &self.stem
+    }
+
+    /// Does it end with a `*`?
+    pub(super) fn is_open(&self) -> bool {
+        self.open
+    }
 }
 
 impl fmt::Display for InterfacePattern {
@@ -300,6 +320,15 @@ pub struct Uplink {
     pub damping: Damping,
     /// What tells whether it works; `None`: its link and its gateway alone.
     pub probe: Option<Probe>,
+}
+
+impl Uplink {
+    /// What its capacity counts as among numbers: the Mbit/s from the uplink, at least 1; 1 without a capacity.
+    #[must_use]
+    pub fn nominal_weight(&self) -> u16 {
+        let megabits = self.capacity.map_or(1, |capacity| capacity.down / 1_000_000);
+        u16::try_from(megabits).unwrap_or(u16::MAX).max(1)
+    }
 }
 
 /// Damping of an uplink that comes and goes: `[uplink.NAME.damping]`. Once it has been lost `losses` times within `within`, it is used again

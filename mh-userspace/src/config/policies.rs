@@ -207,8 +207,7 @@ fn check_spill(policy: &Policy, at: usize, uplinks: &[PlacedUplink], report: &mu
 
 /// A policy in which nobody has a weight gives flows to nobody.
 fn check_weights(policy: &Policy, at: usize, report: &mut Report) {
-    let mut members = policy.tiers.iter().flatten().peekable();
-    if members.peek().is_none() || members.any(|member| member.weight != Weight::Fixed(0)) {
+    if policy.gives_flows() || policy.tiers.iter().all(Vec::is_empty) {
         return;
     }
     let (of, flow) = if policy.name == DEFAULT_POLICY {

@@ -98,6 +98,12 @@ impl Policy {
             members.iter().find(|member| member.uplink == uplink).map(|member| (tier, member.weight))
         })
     }
+
+    /// Has any uplink a weight above 0?
+    #[must_use]
+    pub fn gives_flows(&self) -> bool {
+        self.tiers.iter().flatten().any(|member| member.weight != Weight::Fixed(0))
+    }
 }
 
 /// Addresses that a rule is about.

@@ -13,7 +13,7 @@ use super::model::{Config, Datapath, Hooks, InterfaceNameError, InterfacePattern
 use super::rules::Named;
 use super::table::{Table, list_of};
 use super::value::{describe, quoted};
-use super::{forwards, policies, rules, schema, sets, uplinks};
+use super::{forwards, policies, review, rules, schema, sets, uplinks};
 
 /// Reads a whole document; relative paths of files of sets begin at `directory`.
 pub(super) fn config(document: &DeTable<'_>, directory: &Path, report: &mut Report) -> Config {
@@ -23,7 +23,11 @@ pub(super) fn config(document: &DeTable<'_>, directory: &Path, report: &mut Repo
     let uplinks = uplinks::uplinks(&root, &lan, report);
     let policies = policies::policies(&root, &uplinks, report);
     let sets = sets::sets(&root, directory, report);
-    let rules = rules::rules(&root, &Named { uplinks: &uplinks, policies: &policies, sets: &sets }, report);
+    let named = Named { uplinks: &uplinks, policies: &policies, sets: &sets };
+    let rules = rules::rules(&root, &named, report);
+    if !report.has_faults() {
+        review::review(&lan, datapath.host_traffic, &named, &rules, report);
+    }
     let forwards = forwards::forwards(&root, &uplinks, report);
     let nat = nat(&root, report);
     let limits = limits(&root, report);

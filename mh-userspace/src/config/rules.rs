@@ -167,6 +167,11 @@ fn addresses(table: &Table<'_, '_>, key: &Scalar<Term>, sets: &[PlacedSet], repo
     addresses
 }
 
+/// Has an IP protocol ports that rules know?
+pub(super) fn has_ports(protocol: u8) -> bool {
+    protocol == TCP || protocol == UDP
+}
+
 /// Only TCP and UDP have ports.
 fn check_ports(
     protocols: &[Placed<u8>],
@@ -180,7 +185,6 @@ fn check_ports(
     else {
         return;
     };
-    let has_ports = |protocol: u8| protocol == TCP || protocol == UDP;
     let Some(without) = protocols.iter().find(|placed| !has_ports(placed.value)) else {
         return;
     };

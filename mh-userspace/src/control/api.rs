@@ -49,14 +49,20 @@ pub struct UplinkStatus {
     pub address: Vec<String>,
     /// Its gateway, if it has one.
     pub gateway: Option<IpAddr>,
-    /// Its weight, as configured or set.
+    /// Its weight, as configured or set; if it goes by capacity: that from the uplink, in Mbit/s.
     pub weight: u32,
-    /// Its weight as in force: zero if it is down or drained.
+    /// Its weight as in force: zero if it gets no new flows; if it goes by capacity: what is left of that, in Mbit/s.
     pub effective_weight: u32,
     /// Its tier in the default policy.
     pub tier: u32,
     /// The part of new flows that it gets, from 0 to 1.
     pub share: f64,
+    /// How much it can carry, if that is configured.
+    pub capacity: Option<Capacity>,
+    /// What it receives now, in bits per second.
+    pub rx_bps: u64,
+    /// What it sends now, in bits per second.
+    pub tx_bps: u64,
     /// Round-trip time of its probes, in milliseconds.
     pub rtt_ms: Option<f64>,
     /// Loss of its probes, from 0 to 1.
@@ -71,6 +77,15 @@ pub struct UplinkStatus {
     pub rx_bytes: u64,
     /// Flows that are pinned to it now.
     pub flows: u64,
+}
+
+/// How much an uplink can carry, in bits per second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capacity {
+    /// From the uplink.
+    pub down_bps: u64,
+    /// To the uplink.
+    pub up_bps: u64,
 }
 
 /// How full the conntrack is.

@@ -9,10 +9,13 @@ use std::{
 use mh_common::{abi, policy, rules::RuleSet};
 
 use super::{
-    Condition, HealthOverride, Indices, Link, Neighbour, Observed, PolicyRecord, PolicyView, Routing, RuleTable,
-    UplinkState, Way, policies, records,
+    Condition, HealthOverride, Indices, Link, MemberView, Neighbour, Observed, PolicyRecord, PolicyView, Routing,
+    RuleTable, UplinkState, Way, policies, records,
 };
-use crate::config::{AddressRange, Config, Mode, OnDown, Uplink, Weight};
+use crate::{
+    config::{AddressRange, Capacity, Config, Mode, OnDown, Uplink, Weight},
+    load::Spread,
+};
 
 /// What was ordered by hand, by uplink name. Survives a reload.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,7 +53,7 @@ pub struct ManagedInterface {
 }
 
 /// An uplink as people see it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct UplinkView {
     /// Its index in the datapath.
     pub index: u8,
@@ -74,20 +77,18 @@ pub struct UplinkView {
     pub configured_weight: u16,
     /// Its weight, configured or by hand.
     pub weight: u16,
-    /// Its weight as in force.
+    /// Its weight as in force; if it goes by capacity: what is left, in Mbit/s.
     pub effective_weight: u16,
+    /// The part of new flows that it gets under the default policy, from 0 to 1.
+    pub share: f64,
+    /// How much it can carry.
+    pub capacity: Option<Capacity>,
 }
 
 impl UplinkView {
     /// The reason, and the warning if there is one.
     pub fn told(&self) -> String {
         self.warning.as_ref().map_or_else(|| self.reason.clone(), |warning| format!("{}; {warning}", self.reason))
-    }
-
-    /// The part of new flows that this uplink gets among these, from 0 to 1.
-    pub fn share(&self, among: &[Self]) -> f64 {
-        let total: u32 = among.iter().map(|u| u32::from(u.effective_weight)).sum();
-        if total == 0 { 0.0 } else { f64::from(self.effective_weight) / f64::from(total) }
     }
 }
 
@@ -154,7 +155,7 @@ pub struct Desired {
 
 impl Desired {
     /// Works it out. `indices` must have been [`Indices::assign`]ed for this configuration; an uplink without an index is left out.
-    /// `conditions`: of each uplink, in the order of the configuration.
+    /// `conditions`: of each uplink, in the order of the configuration. `spreads`: of each policy, by its name.
     pub fn new(
         config: &Config,
         rules: &Arc<RuleTable>,
@@ -162,8 +163,9 @@ impl Desired {
         overrides: &Overrides,
         observed: &Observed,
         conditions: &[Condition],
+        spreads: &BTreeMap<String, Spread>,
     ) -> Self {
-        let (policies, policy_views) = policies::policies(config, indices, overrides, conditions);
+        let (policies, policy_views) = policies::policies(config, indices, overrides, spreads);
         let mut desired = Self {
             uplinks: BTreeMap::new(),
             views: Vec::with_capacity(config.uplinks.len()),
@@ -198,9 +200,15 @@ impl Desired {
             for forward in config.forwards.iter().filter(|forward| forward.uplinks.contains(&position)) {
                 desired.forwards.extend(records::forward(forward, index, &condition.addresses));
             }
-            let place = config.default_policy().and_then(|policy| policy.place(position));
-            let view = view(index, uplink, condition, place, overrides, &desired);
-            desired.views.push(view);
+            let default = desired.policy_views.first().and_then(|policy| policy.member(&uplink.name));
+            desired.views.push(view(
+                index,
+                uplink,
+                condition,
+                config.default_policy().and_then(|policy| policy.place(position)),
+                default,
+                overrides,
+            ));
             if let Some(link) = link {
                 let hook = if link.master.is_some() { Hook::None } else { hook };
                 desired.manage(link, abi::ROLE_UPLINK, index, hook);
@@ -308,20 +316,22 @@ impl Desired {
     }
 }
 
-/// An uplink as people see it. `place`: its tier in the default policy, and its weight there.
+/// An uplink as people see it. `configured`, `member`: its place in the default policy, as configured and as it is.
 fn view(
     index: u8,
     uplink: &Uplink,
     condition: &Condition,
-    place: Option<(usize, Weight)>,
+    configured: Option<(usize, Weight)>,
+    member: Option<&MemberView>,
     overrides: &Overrides,
-    desired: &Desired,
 ) -> UplinkView {
-    let configured_weight = place.map_or(0, |(_, weight)| match weight {
+    let of_capacity = uplink.nominal_weight();
+    let number = |weight: Weight| match weight {
         Weight::Fixed(weight) => weight,
-        Weight::Capacity => 1,
-    });
-    let weight = overrides.weights.get(&uplink.name).copied().unwrap_or(configured_weight);
+        Weight::Capacity => of_capacity,
+    };
+    let configured_weight = configured.map_or(0, |(_, weight)| number(weight));
+    let weight = member.map_or(0, |member| number(member.weight));
     let (state, reason) = if !condition.usable {
         (UplinkState::Down, condition.reason.clone())
     } else if overrides.drained.contains(&uplink.name) {
@@ -331,12 +341,6 @@ fn view(
     } else {
         (UplinkState::Up, condition.reason.clone())
     };
-    // Who gives a weight by hand to an uplink that is in no tier wants it used.
-    let tier = place.map_or_else(|| (weight > 0).then_some(0), |(tier, _)| Some(tier));
-    let default = desired.policies.get(&0);
-    let effective_weight =
-        default.and_then(|policy| policy.weights.get(usize::from(index))).copied().unwrap_or_default();
-    let effective_weight = u16::try_from(effective_weight).unwrap_or(u16::MAX);
     UplinkView {
         index,
         name: uplink.name.clone(),
@@ -344,11 +348,13 @@ fn view(
         state,
         reason,
         warning: condition.warning.clone(),
-        tier,
+        tier: member.map(|member| member.tier),
         addresses: condition.addresses.clone(),
         gateway: condition.gateway,
         configured_weight,
         weight,
-        effective_weight,
+        effective_weight: member.map_or(0, |member| member.effective_weight),
+        share: member.map_or(0.0, |member| member.share),
+        capacity: uplink.capacity,
     }
 }

@@ -68,6 +68,8 @@ mod tests {
             configured_weight: 1,
             weight: 1,
             effective_weight: 1,
+            share: 1.0,
+            capacity: None,
         }
     }
 

@@ -37,6 +37,7 @@ use self::damping::Damper;
 use crate::{
     config::{self, Config},
     health::Health,
+    load::{Meter, Published, Rates, Situation, Spread},
 };
 
 /// How long a gateway that does not answer is looked for by broadcasts before it counts as gone.
@@ -54,6 +55,10 @@ pub struct Core {
     /// What the probes of uplinks say, by name.
     health: BTreeMap<String, Health>,
     dampers: BTreeMap<String, Damper>,
+    /// What uplinks carry.
+    meter: Meter,
+    /// How the new flows of policies that go by that are spread, by name.
+    spreads: BTreeMap<String, Published>,
     /// Uplinks' gateways (interface, address) that have not answered, and have not been heard of since, with the time of the first silence.
     silent: BTreeMap<(u32, Ipv4Addr), Duration>,
     /// What came out last.
@@ -76,6 +81,8 @@ impl Core {
             observed,
             health: BTreeMap::new(),
             dampers: BTreeMap::new(),
+            meter: Meter::default(),
+            spreads: BTreeMap::new(),
             silent: BTreeMap::new(),
             last: None,
             wake: None,
@@ -131,6 +138,8 @@ impl Core {
         self.indices.assign(&config);
         let damping = |config: &Config, name: &str| config.uplinks.iter().find(|u| u.name == name).map(|u| u.damping);
         self.health.retain(|name, _| config.uplink_index(name).is_some());
+        self.meter.retain(|name| config.uplink_index(name).is_some());
+        self.spreads.clear();
         // A hold is that of the damping that imposed it.
         self.dampers.retain(|name, _| damping(&config, name) == damping(&self.config, name));
         // Compiling a hundred thousand prefixes anew is worth avoiding, and so is putting them in force again.
@@ -168,9 +177,17 @@ impl Core {
         let mut conditions: Vec<Condition> =
             self.config.uplinks.iter().map(|uplink| self.condition(uplink, &unreachable)).collect();
         self.damp(&mut conditions, now);
+        let spreads = self.spread(&conditions);
         let new = |observed: &Observed, silent: &BTreeMap<(u32, Ipv4Addr), Duration>| {
-            let mut desired =
-                Desired::new(&self.config, &self.rules, &self.indices, &self.overrides, observed, &conditions);
+            let mut desired = Desired::new(
+                &self.config,
+                &self.rules,
+                &self.indices,
+                &self.overrides,
+                observed,
+                &conditions,
+                &spreads,
+            );
             desired.sought.extend(silent.keys().filter(|gateway| desired.gateways.contains(gateway)));
             desired
         };
@@ -184,6 +201,43 @@ impl Core {
         let sought = self.silent.values().map(|since| *since + SEARCH_TIME).filter(|until| *until > now);
         self.wake = held.chain(sought).min();
         desired
+    }
+
+    /// How the new flows of each policy are spread, by name.
+    fn spread(&mut self, conditions: &[Condition]) -> BTreeMap<String, Spread> {
+        let situation = |(uplink, condition): (&config::Uplink, &Condition)| Situation {
+            takes: condition.usable && !self.overrides.drained.contains(&uplink.name),
+            by_hand: None,
+            capacity: uplink.capacity,
+            rates: self.meter.rates(&uplink.name),
+        };
+        let situations: Vec<Situation> = self.config.uplinks.iter().zip(conditions).map(situation).collect();
+        let mut spreads = BTreeMap::new();
+        for policy in &self.config.policies {
+            let mut spread = policies::spread(policy, &self.config, &self.overrides, &situations);
+            if policies::goes_by_load(policy) {
+                let published = self.spreads.entry(policy.name.clone()).or_default();
+                published.offer(spread.clone());
+                spread = published.spread().cloned().unwrap_or(spread);
+            }
+            spreads.insert(policy.name.clone(), spread);
+        }
+        spreads
+    }
+
+    /// Whether it matters what uplinks carry.
+    pub fn goes_by_load(&self) -> bool {
+        self.config.policies.iter().any(policies::goes_by_load)
+    }
+
+    /// Takes in how many bytes an uplink has carried so far.
+    pub fn count(&mut self, uplink: &str, now: Duration, tx_bytes: u64, rx_bytes: u64) {
+        self.meter.count(uplink, now, tx_bytes, rx_bytes);
+    }
+
+    /// What an uplink carries, smoothed.
+    pub fn rates(&self, uplink: &str) -> Rates {
+        self.meter.rates(uplink)
     }
 
     /// Holds back uplinks that come and go; but not all that are left, since that protects nothing.

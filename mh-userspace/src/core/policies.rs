@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 
 use mh_common::{abi::MAX_UPLINKS, hash, policy, time};
 
-use super::{Condition, Indices, Overrides, records};
-use crate::config::{self, Config, HashMode, Share, Weight};
+use super::{Indices, Overrides, records};
+use crate::{
+    config::{self, Config, HashMode, Member, Share, Weight},
+    load::{self, MemberSpread, Situation, Spread, TierSpread},
+};
 
 /// A policy as the datapath should have it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +36,8 @@ pub struct MemberView {
     pub tier: usize,
     /// Its weight, configured or by hand.
     pub weight: Weight,
+    /// Its weight as in force; of one that goes by capacity: what is left, in Mbit/s. Zero: it gets no new flows.
+    pub effective_weight: u16,
     /// Its part of new flows, from 0 to 1.
     pub share: f64,
 }
@@ -50,35 +55,32 @@ pub struct PolicyView {
     pub sticky_s: f64,
     /// How full a tier is when new flows begin to spill over to the next.
     pub spill: Option<Share>,
+    /// How new flows are spread over its tiers, and how full these are.
+    pub tiers: Vec<TierSpread>,
     /// Its uplinks, tier by tier.
     pub members: Vec<MemberView>,
 }
 
-/// Under a policy, what an uplink is good for.
-struct Candidate {
-    index: u8,
-    tier: usize,
-    weight: u16,
-    /// It has a weight and is not drained.
-    eligible: bool,
-    /// And it can be used.
-    takes: bool,
+impl PolicyView {
+    /// The place of an uplink.
+    pub fn member(&self, uplink: &str) -> Option<&MemberView> {
+        self.members.iter().find(|member| member.uplink == uplink)
+    }
 }
 
-/// All policies by index: those that are configured, and one for each uplink alone.
+/// All policies by index: those that are configured, spread as given by name, and one for each uplink alone.
 pub fn policies(
     config: &Config,
     indices: &Indices,
     overrides: &Overrides,
-    conditions: &[Condition],
+    spreads: &BTreeMap<String, Spread>,
 ) -> (BTreeMap<u8, PolicyRecord>, Vec<PolicyView>) {
     let mut records = BTreeMap::new();
     let mut views = Vec::with_capacity(config.policies.len());
     for policy in &config.policies {
-        let Some(index) = indices.policy(&policy.name) else { continue };
-        let (record, view) = configured(policy, index, config, indices, overrides, conditions);
-        records.insert(index, record);
-        views.push(view);
+        let (Some(index), Some(spread)) = (indices.policy(&policy.name), spreads.get(&policy.name)) else { continue };
+        records.insert(index, record(policy, spread, config, indices, overrides));
+        views.push(view(policy, index, spread, config));
     }
     for uplink in &config.uplinks {
         let Some(index) = indices.get(&uplink.name) else { continue };
@@ -97,14 +99,45 @@ pub fn policies(
     (records, views)
 }
 
-fn configured(
+/// How a policy's new flows are spread now. `situations`: of the uplinks, in the order of the configuration.
+pub fn spread(policy: &config::Policy, config: &Config, overrides: &Overrides, situations: &[Situation]) -> Spread {
+    let by_hand = |uplink: &config::Uplink| {
+        takes_weights_by_hand(policy).then(|| overrides.weights.get(&uplink.name).copied())?
+    };
+    let numbers: Vec<Option<u16>> = config.uplinks.iter().map(by_hand).collect();
+    let mut tiers = policy.tiers.clone();
+    // Who gives a weight by hand to an uplink that is in no tier wants it used.
+    let strangers =
+        (0..).zip(&numbers).filter(|(uplink, number)| number.is_some_and(|n| n > 0) && policy.place(*uplink).is_none());
+    let strangers: Vec<Member> = strangers
+        .map(|(uplink, number)| Member { uplink, weight: Weight::Fixed(number.unwrap_or_default()) })
+        .collect();
+    if !strangers.is_empty() {
+        tiers.resize(tiers.len().max(1), Vec::new());
+        tiers[0].extend(strangers);
+    }
+    let situations: Vec<Situation> =
+        situations.iter().zip(numbers).map(|(situation, by_hand)| Situation { by_hand, ..*situation }).collect();
+    load::spread(&tiers, policy.spill, &situations)
+}
+
+/// Weights by hand are those of the default policy, and of policies in which uplinks have their own.
+fn takes_weights_by_hand(policy: &config::Policy) -> bool {
+    policy.own_weights || policy.name == config::DEFAULT_POLICY
+}
+
+/// Whether a policy goes by what uplinks carry.
+pub fn goes_by_load(policy: &config::Policy) -> bool {
+    policy.spill.is_some() || policy.tiers.iter().flatten().any(|member| member.weight == Weight::Capacity)
+}
+
+fn record(
     policy: &config::Policy,
-    index: u8,
+    spread: &Spread,
     config: &Config,
     indices: &Indices,
     overrides: &Overrides,
-    conditions: &[Condition],
-) -> (PolicyRecord, PolicyView) {
+) -> PolicyRecord {
     let mut record = PolicyRecord {
         name: records::padded(&policy.name),
         weights: [0; MAX_UPLINKS],
@@ -117,52 +150,32 @@ fn configured(
         },
         sticky: time::ticks_for(u64::try_from(policy.sticky.as_nanos()).unwrap_or(u64::MAX)),
     };
-    let mut view = PolicyView {
+    let index_of = |uplink: usize| {
+        let uplink = config.uplinks.get(uplink)?;
+        Some((usize::from(indices.get(&uplink.name)?), !overrides.drained.contains(&uplink.name)))
+    };
+    for ((uplink, weight), member) in spread.weights().zip(&spread.members) {
+        let Some((index, serves)) = index_of(uplink) else { continue };
+        record.weights[index] = weight;
+        record.members |= u32::from(weight > 0) << index;
+        record.eligible |= u32::from(serves && member.number != Some(0)) << index;
+    }
+    record
+}
+
+fn view(policy: &config::Policy, index: u8, spread: &Spread, config: &Config) -> PolicyView {
+    let member = |member: &MemberSpread| {
+        let uplink = config.uplinks.get(member.uplink)?.name.clone();
+        let weight = member.number.map_or(Weight::Capacity, Weight::Fixed);
+        Some(MemberView { uplink, tier: member.tier, weight, effective_weight: member.effective, share: member.share })
+    };
+    PolicyView {
         index,
         name: policy.name.clone(),
         hash: policy.hash,
         sticky_s: policy.sticky.as_secs_f64(),
         spill: policy.spill,
-        members: Vec::new(),
-    };
-    let mut candidates = Vec::new();
-    for (position, (uplink, condition)) in config.uplinks.iter().zip(conditions).enumerate() {
-        let Some(index) = indices.get(&uplink.name) else { continue };
-        let Some((tier, weight)) = place(policy, position, &uplink.name, overrides) else { continue };
-        let number = match weight {
-            Weight::Fixed(weight) => weight,
-            Weight::Capacity => 1,
-        };
-        let eligible = number > 0 && !overrides.drained.contains(&uplink.name);
-        candidates.push(Candidate { index, tier, weight: number, eligible, takes: eligible && condition.usable });
-        view.members.push(MemberView { uplink: uplink.name.clone(), tier, weight, share: 0.0 });
-    }
-    let turn = candidates.iter().filter(|candidate| candidate.takes).map(|candidate| candidate.tier).min();
-    let total: u32 = candidates
-        .iter()
-        .filter(|candidate| candidate.takes && Some(candidate.tier) == turn)
-        .map(|candidate| u32::from(candidate.weight))
-        .sum();
-    for (candidate, member) in candidates.iter().zip(&mut view.members) {
-        record.eligible |= u32::from(candidate.eligible) << candidate.index;
-        if candidate.takes && Some(candidate.tier) == turn {
-            record.members |= 1 << candidate.index;
-            record.weights[usize::from(candidate.index)] = u32::from(candidate.weight);
-            member.share = f64::from(candidate.weight) / f64::from(total);
-        }
-    }
-    view.members.sort_by_key(|member| member.tier);
-    (record, view)
-}
-
-/// The tier of an uplink under a policy, and its weight there. Weights by hand are those of the default policy, and of policies in which
-/// uplinks have their own.
-fn place(policy: &config::Policy, uplink: usize, name: &str, overrides: &Overrides) -> Option<(usize, Weight)> {
-    let by_hand = overrides.weights.get(name).filter(|_| policy.own_weights || policy.name == config::DEFAULT_POLICY);
-    match (policy.place(uplink), by_hand) {
-        (Some((tier, _)), Some(&weight)) => Some((tier, Weight::Fixed(weight))),
-        (place, None) => place,
-        // Who gives a weight by hand to an uplink that is in no tier wants it used.
-        (None, Some(&weight)) => (weight > 0).then_some((0, Weight::Fixed(weight))),
+        tiers: spread.tiers.clone(),
+        members: spread.members.iter().filter_map(member).collect(),
     }
 }

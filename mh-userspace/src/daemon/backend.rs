@@ -12,9 +12,9 @@ use super::ruling::Ruling;
 use crate::{
     control::{
         api::{
-            self, Backend, Binding, ControlError, Count, DrainRequest, ExplainRequest, Explanation, Flow, FlowFilter,
-            FlowTotals, HealthRequest, Policy, Reloaded, Rule, Set, SetsRequest, Stats, Status, UplinkStatus, Usage,
-            Version, Weight, WeightsRequest,
+            self, Backend, Binding, Capacity, ControlError, Count, DrainRequest, ExplainRequest, Explanation, Flow,
+            FlowFilter, FlowTotals, HealthRequest, Policy, Reloaded, Rule, Set, SetsRequest, Stats, Status,
+            UplinkStatus, Usage, Version, Weight, WeightsRequest,
         },
         events::EventLog,
     },
@@ -25,6 +25,7 @@ use crate::{
         tables::Tables,
     },
     health::Health,
+    load::Rates,
 };
 
 /// What only the loop can do, with the place for its answer.
@@ -54,6 +55,8 @@ pub struct Views {
     pub hooks: BTreeMap<String, &'static str>,
     /// What the probes of each uplink that has some say.
     pub health: BTreeMap<String, Health>,
+    /// What each uplink carries.
+    pub rates: BTreeMap<String, Rates>,
     /// The policies by index, but for the sources that keep their uplink.
     pub policies: Vec<(u8, Policy)>,
     /// Rules and sets.
@@ -71,7 +74,7 @@ impl Views {
                 configured: u32::from(view.configured_weight),
                 weight: u32::from(view.weight),
                 effective_weight: u32::from(view.effective_weight),
-                share: view.share(&self.uplinks),
+                share: view.share,
             })
             .collect()
     }
@@ -110,6 +113,16 @@ pub struct Handle {
 /// A failure of the datapath as an answer.
 pub fn internal(error: DatapathError) -> ControlError {
     ControlError::Internal(error.to_string())
+}
+
+/// A rate in whole bits per second.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "rates are not negative, and far below the limit"
+)]
+const fn bits(rate: f64) -> u64 {
+    rate as u64
 }
 
 /// The loop has put nothing in force yet.
@@ -171,6 +184,7 @@ impl Backend for Handle {
             for view in &views.uplinks {
                 let stats = tables.uplink_stats(view.index)?;
                 let health = views.health.get(&view.name);
+                let rates = views.rates.get(&view.name);
                 uplinks.push(UplinkStatus {
                     name: view.name.clone(),
                     interface: view.interface.clone(),
@@ -183,7 +197,10 @@ impl Backend for Handle {
                     effective_weight: u32::from(view.effective_weight),
                     tier: view.tier.and_then(|tier| u32::try_from(tier).ok()).unwrap_or_default(),
                     warning: view.warning.clone(),
-                    share: view.share(&views.uplinks),
+                    share: view.share,
+                    capacity: view.capacity.map(|capacity| Capacity { down_bps: capacity.down, up_bps: capacity.up }),
+                    rx_bps: rates.map_or(0, |rates| bits(rates.down)),
+                    tx_bps: rates.map_or(0, |rates| bits(rates.up)),
                     rtt_ms: health.and_then(|health| health.rtt).map(|rtt| rtt.as_secs_f64() * 1000.0),
                     loss: health.and_then(|health| health.loss),
                     tx_packets: stats.tx_packets,

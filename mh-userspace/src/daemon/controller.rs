@@ -189,6 +189,9 @@ impl Controller {
     /// Puts in force what should be. An action that fails is reported and does not keep the others from being done.
     pub fn reconcile(&mut self) {
         let desired = self.core.desired(self.now());
+        if self.in_force.as_ref() == Some(&desired) {
+            return;
+        }
         for action in reconcile::plan(self.in_force.as_ref(), &desired) {
             if let Err(error) = self.datapath.apply(&action) {
                 self.failed(&error);
@@ -238,6 +241,20 @@ impl Controller {
         match self.retry {
             Some(retry) if retry.at <= self.now() => self.reconcile_anew(retry.pause),
             _ => self.reconcile(),
+        }
+    }
+
+    /// Measures what uplinks carry, and spreads new flows by that.
+    pub fn measure(&mut self) {
+        let now = self.now();
+        for (index, name) in self.in_force.iter().flat_map(|d| &d.views).map(|view| (view.index, &view.name)) {
+            match self.datapath.uplink_stats(index) {
+                Ok(stats) => self.core.count(name, now, stats.tx_bytes, stats.rx_bytes),
+                Err(error) => return tracing::warn!("{error}"),
+            }
+        }
+        if self.core.goes_by_load() {
+            self.reconcile();
         }
     }
 
@@ -468,11 +485,12 @@ impl Controller {
             .collect();
         let health = |name: &String| Some((name.clone(), self.core.health(name)?.clone()));
         let health = uplinks.iter().filter_map(|view| health(&view.name)).collect();
+        let rates = uplinks.iter().map(|view| (view.name.clone(), self.core.rates(&view.name))).collect();
         let policies = self.in_force.as_ref().map(|d| ruling::policies(d, &self.ruling)).unwrap_or_default();
         let rules = self.core.config().rules.len();
         let counters = self.in_force.as_ref().map(|d| ruling::counters(d, rules)).unwrap_or_default();
         let (mode, ruling) = (self.core.config().datapath.mode.as_str(), self.ruling.clone());
-        Views { health, mode, uplinks, hooks, policies, ruling, counters }
+        Views { rates, health, mode, uplinks, hooks, policies, ruling, counters }
     }
 
     /// A few words about the uplinks: `1 of 2 uplinks up`.

@@ -54,6 +54,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// How often gateways are asked whether they are there: with the kernel's three attempts, one a second, one that is silent is found out
 /// within six seconds.
 const GATEWAY_CHECK_INTERVAL: Duration = Duration::from_secs(3);
+/// How often it is measured what uplinks carry.
+const MEASURE_INTERVAL: Duration = Duration::from_secs(1);
 /// Commands that wait for the loop at the most; further ones wait at the socket.
 const COMMAND_QUEUE: usize = 64;
 
@@ -149,6 +151,7 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
     };
     let mut timer = every(SWEEP_INTERVAL);
     let mut gateways = every(GATEWAY_CHECK_INTERVAL);
+    let mut measuring = every(MEASURE_INTERVAL);
     let mut sweeping = None;
     let mut checking = None;
     let mut detached = None;
@@ -160,6 +163,7 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
             },
             Some(round) = rounds.recv() => controller.take(&round),
             () = until(controller.next_wake()) => controller.wake(),
+            _ = measuring.tick() => controller.measure(),
             _ = gateways.tick() => {
                 if checking.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
                     checking = Some(spawn_check(controller.gateways()));

@@ -18,6 +18,7 @@ use super::{
 };
 use crate::{
     config,
+    control::api::UplinkStats,
     core::{Hook, Indices, ManagedInterface},
     reconcile::Action,
 };
@@ -57,6 +58,11 @@ impl Datapath {
     pub fn gateways(&self) -> Result<Vec<(u32, Ipv4Addr)>, DatapathError> {
         let uplinks = self.tables.uplinks()?.into_iter().filter(|(_, uplink)| uplink.ifindex != 0);
         Ok(uplinks.map(|(_, uplink)| (uplink.ifindex, uplink.v4.gateway.into())).collect())
+    }
+
+    /// An uplink's counters.
+    pub fn uplink_stats(&self, index: u8) -> Result<UplinkStats, DatapathError> {
+        self.tables.uplink_stats(index)
     }
 
     /// The BPF object, for its log.

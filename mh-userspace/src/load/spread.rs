@@ -4,9 +4,9 @@ use super::Rates;
 use crate::config::{Capacity, Member, Share, Weight};
 
 /// By how many percent an uplink's weight within its tier falls at most when its load grows by one percent; see the [module](super) for why.
-pub const WITHIN_TIER_GAIN: i32 = 3;
+pub const WITHIN_TIER_GAIN: i32 = 2;
 
-/// The fill from which the remaining capacity is understated, so that the gain stays bounded: 75%.
+/// The fill from which the remaining capacity is understated, so that the gain stays bounded: two thirds.
 const KNEE: f64 = WITHIN_TIER_GAIN as f64 / (1.0 + WITHIN_TIER_GAIN as f64);
 
 /// The part of the summed capacities that is added to the traffic of a tier to know its mix of directions when there is little.

@@ -7,8 +7,10 @@ mod forwards;
 mod policies;
 mod probes;
 mod properties;
+mod review;
 mod rules;
 mod sets;
+mod steering;
 mod values;
 
 use super::{Config, Loaded, Weight, parse};

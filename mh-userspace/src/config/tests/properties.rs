@@ -11,10 +11,10 @@ use proptest::sample::{Index, select, subsequence};
 
 use super::super::schema::{SECTIONS, Section};
 use super::super::{
-    AddressRange, Config, Damping, Datapath, Filtering, Forward, ForwardProtocol, HashMode, Hooks, InterfacePattern,
-    Limit, Limits, Member, Mode, MssClamp, Nat, OnDown, Policy, PortRange, Probe, ProbeTarget, Share, Timeouts, Uplink,
-    Weight, parse,
+    AddressRange, Capacity, Config, Damping, Datapath, Filtering, Forward, ForwardProtocol, Hooks, InterfacePattern,
+    Limit, Limits, Mode, MssClamp, Nat, OnDown, PortRange, Probe, ProbeTarget, Share, Timeouts, Uplink, Weight, parse,
 };
+use super::steering::{self, Steering, drafts, port_range};
 use super::{ONE_UPLINK, faults, loaded};
 
 /// A config as a person would write it.
@@ -23,14 +23,6 @@ fn render(config: &Config) -> String {
     let lan: Vec<String> = config.lan.iter().map(|p| format!("\"{p}\"")).collect();
     let datapath = &config.datapath;
     let timeouts = &config.timeouts;
-    let weight = |weight| match weight {
-        Weight::Fixed(weight) => weight.to_string(),
-        Weight::Capacity => "\"capacity\"".to_owned(),
-    };
-    let member = |member: &Member| format!("{} = {}", config.uplinks[member.uplink].name, weight(member.weight));
-    let tier = |members: &Vec<Member>| members.iter().map(member).collect::<Vec<_>>().join(", ");
-    let policy = config.default_policy().unwrap();
-    let tiers: Vec<String> = policy.tiers.iter().map(|members| format!("{{ {} }}", tier(members))).collect();
     writeln!(text, "lan = [{}]", lan.join(", ")).unwrap();
     writeln!(
         text,
@@ -38,14 +30,14 @@ fn render(config: &Config) -> String {
         datapath.mode, datapath.conntrack_entries, datapath.bindings, datapath.mark_mask, datapath.host_traffic
     )
     .unwrap();
-    writeln!(text, "[policy.default]\ntiers = [{}]\nhash = \"{}\"", tiers.join(", "), policy.hash).unwrap();
+    text += &steering::render(config);
     for uplink in &config.uplinks {
         writeln!(
             text,
             "[uplink.{}]\ninterface = \"{}\"\nweight = {}\nports = \"{}\"\non_down = \"{}\"\nnat = {}",
             uplink.name,
             uplink.interface,
-            weight(uplink.weight),
+            steering::weight(uplink.weight),
             uplink.ports,
             uplink.on_down,
             uplink.nat
@@ -58,6 +50,9 @@ fn render(config: &Config) -> String {
         match uplink.mss_clamp {
             MssClamp::Bytes(bytes) => writeln!(text, "mss_clamp = {bytes}").unwrap(),
             word => writeln!(text, "mss_clamp = \"{word}\"").unwrap(),
+        }
+        if let Some(capacity) = uplink.capacity {
+            writeln!(text, "capacity = \"{}\"", steering::capacity(capacity)).unwrap();
         }
         if let Some(gateway) = uplink.gateway {
             writeln!(text, "gateway = \"{gateway}\"").unwrap();
@@ -260,8 +255,10 @@ fn nat_and_limits() -> impl Strategy<Value = (Nat, Limits)> {
     )
 }
 
-fn port_range() -> impl Strategy<Value = PortRange> {
-    (1..=u16::MAX, 1..=u16::MAX).prop_map(|(one, other)| PortRange { first: one.min(other), last: one.max(other) })
+/// A capacity, in half of the cases, and whether it decides.
+fn capacity() -> impl Strategy<Value = Option<(Capacity, bool)>> {
+    let rate = || prop_oneof![1000_u64..=10_000_000_000_000, 1_000_000_000_u64..=1_000_000_000];
+    option::of((rate(), rate(), any::<bool>()).prop_map(|(down, up, decides)| (Capacity { down, up }, decides)))
 }
 
 fn mss_clamp() -> impl Strategy<Value = MssClamp> {
@@ -270,26 +267,32 @@ fn mss_clamp() -> impl Strategy<Value = MssClamp> {
 
 fn uplink(name: String, interface: String) -> impl Strategy<Value = Uplink> {
     (
-        (option::of(unicast()), vec(address_range(), 0..4), any::<u16>()),
+        (option::of(unicast()), vec(address_range(), 0..4), any::<u16>(), capacity()),
         (port_range(), select(OnDown::ALL), mss_clamp(), any::<bool>()),
         (damping(), option::of(probe())),
     )
-        .prop_map(move |((gateway, addresses, weight), (ports, on_down, mss_clamp, nat), (damping, probe))| {
-            Uplink {
-                name: name.clone(),
-                interface: interface.clone(),
-                gateway: gateway.filter(|gateway| !addresses.iter().any(|range| range.contains(*gateway))),
-                addresses,
-                weight: Weight::Fixed(weight),
-                capacity: None,
-                ports,
-                on_down,
-                mss_clamp,
-                nat,
-                damping,
-                probe,
-            }
-        })
+        .prop_map(
+            move |((gateway, addresses, weight, capacity), (ports, on_down, mss_clamp, nat), (damping, probe))| {
+                Uplink {
+                    name: name.clone(),
+                    interface: interface.clone(),
+                    gateway: gateway.filter(|gateway| !addresses.iter().any(|range| range.contains(*gateway))),
+                    addresses,
+                    weight: if capacity.is_some_and(|(_, decides)| decides) {
+                        Weight::Capacity
+                    } else {
+                        Weight::Fixed(weight)
+                    },
+                    capacity: capacity.map(|(capacity, _)| capacity),
+                    ports,
+                    on_down,
+                    mss_clamp,
+                    nat,
+                    damping,
+                    probe,
+                }
+            },
+        )
 }
 
 fn damping() -> impl Strategy<Value = Damping> {
@@ -343,17 +346,9 @@ fn hooks() -> impl Strategy<Value = Hooks> {
 
 fn configs() -> impl Strategy<Value = Config> {
     let lan = btree_set("(l[a-km-z0-9._-]{1,13}|vlan\\*|x[a-z]{0,10}\\*)", 1..4);
-    let policy = (vec((any::<Index>(), any::<u16>(), 0..3_usize), 1..8), select(HashMode::ALL));
-    (lan, datapath(), uplinks(), policy, forwards(), nat_and_limits(), (timeouts(), hooks())).prop_map(
-        |(lan, datapath, uplinks, (named, hash), forwards, (nat, limits), (timeouts, hooks))| {
-            let mut tiers: Vec<Vec<Member>> = vec![Vec::new(); 3];
-            for (index, weight, tier) in named {
-                let uplink = index.index(uplinks.len());
-                if !tiers.iter().flatten().any(|member| member.uplink == uplink) {
-                    tiers[tier].push(Member { uplink, weight: Weight::Fixed(weight) });
-                }
-            }
-            tiers.retain(|members| !members.is_empty());
+    (lan, datapath(), uplinks(), drafts(), forwards(), nat_and_limits(), (timeouts(), hooks())).prop_map(
+        |(lan, datapath, uplinks, draft, forwards, (nat, limits), (timeouts, hooks))| {
+            let Steering { policies, rules, sets } = draft.on(&uplinks);
             let lan: Vec<InterfacePattern> =
                 lan.iter().filter(|name| name.as_str() != "lo").map(|name| name.parse().unwrap()).collect();
             Config {
@@ -361,16 +356,9 @@ fn configs() -> impl Strategy<Value = Config> {
                 datapath,
                 forwards: on_uplinks(forwards, &uplinks),
                 uplinks,
-                policies: vec![Policy {
-                    name: "default".to_owned(),
-                    tiers,
-                    own_weights: false,
-                    hash,
-                    sticky: Duration::ZERO,
-                    spill: None,
-                }],
-                rules: Vec::new(),
-                sets: Vec::new(),
+                policies,
+                rules,
+                sets,
                 nat,
                 limits,
                 timeouts,
@@ -487,7 +475,7 @@ proptest! {
                 "[", "]", "[[", "]]", "{", "}", "=", ".", ",", "\n", " ", "\"", "'", "#", "\"\"\"", "é", "1", "-1", "0x", "1.5",
                 "true", "\"0s\"", "\"1.2.3.4\"", "1979-05-27", "lan", "uplink", "isp1", "interface", "policy", "default", "tiers",
                 "rule", "set", "datapath", "mode", "timeouts", "udp", "address", "\"1.2.3.0/24\"", "forward", "uplinks", "port", "to",
-                "protocol", "\"udp\"", "nat", "filtering", "limits", "probe", "targets", "quorum", "loss", "warn", "\"5%\"", "\"tcp://1.2.3.4:5\"", "\r\n", "\u{feff}", "\0",
+                "protocol", "\"udp\"", "use", "\"policy:default\"", "\"set:isp1\"", "from", "prefixes", "file", "dscp", "\"capacity\"", "nat", "filtering", "limits", "probe", "targets", "quorum", "loss", "warn", "\"5%\"", "\"tcp://1.2.3.4:5\"", "\r\n", "\u{feff}", "\0",
             ][..]),
             0..60,
         )

@@ -64,12 +64,12 @@ fn everything_that_may_be_left_out_has_its_default() {
 
 #[test]
 fn uplinks_keep_the_order_of_the_file() {
-    let text = "lan = [\"lan0\"]\n[policy.default]\ntiers = [{ a = 1, z = 2 }]\n[uplink.z]\ninterface = \"wan1\"\n[uplink.m]\n\
+    let text = "lan = [\"lan0\"]\n[policy.default]\ntiers = [{ a = 1, z = 2 }, { m = 3 }]\n[uplink.z]\ninterface = \"wan1\"\n[uplink.m]\n\
                 interface = \"wan2\"\n[uplink.a]\ninterface = \"wan3\"\n";
     let config = config(text);
     let names: Vec<&str> = config.uplinks.iter().map(|u| u.name.as_str()).collect();
     assert_eq!(names, ["z", "m", "a"]);
-    assert_eq!(tiers(&config), [[(2, Weight::Fixed(1)), (0, Weight::Fixed(2))]]);
+    assert_eq!(tiers(&config), [vec![(2, Weight::Fixed(1)), (0, Weight::Fixed(2))], vec![(1, Weight::Fixed(3))]]);
     assert_eq!(config.uplink_index("m"), Some(1));
     assert_eq!(config.uplink_index("x"), None);
     assert!(config.is_lan("lan0") && !config.is_lan("wan1"));
@@ -338,7 +338,7 @@ fn warnings_say_that_they_are() {
     assert_eq!(
         warning_lines(Path::new("mh.toml"), &warnings),
         "mh.toml:5:10: warning: no uplink has a weight above 0: no new flow will get an uplink; give at least one uplink a weight\n\
-         mh.toml:7:8: warning: icmp is less than the 60s that RFC 5508 REQ-2 asks for: flows that are idle, but in use, may be cut"
+         mh.toml:7:8: warning: icmp is less than the 60s that RFC 5508 REQ-2 asks for: flows that are idle, but in use, may be cut\n"
     );
     assert_eq!(warning_lines(Path::new("mh.toml"), &[]), "");
 }
