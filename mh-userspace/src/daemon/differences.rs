@@ -1,29 +1,18 @@
-//! What a reload changes, for people.
+//! What differs between two configurations, for people.
 //!
-//! An index says nothing once uplinks, policies or sets have come or gone: compared are those that are meant, by name.
+//! Sections refer to each other by index, which says nothing once something has come or gone: compared is what they mean, by name.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use ipnet::Ipv4Net;
-
-use super::ruling::Ruling;
-use crate::config::{Config, Forward, Member, Policy};
+use crate::config::{Config, Forward, Member, Policy, Rule, Use};
 
 /// What differs between two configurations, a line each.
 pub fn differences(old: &Config, new: &Config) -> Vec<String> {
     let mut lines = Vec::new();
-    for uplink in &new.uplinks {
-        match old.uplinks.iter().find(|u| u.name == uplink.name) {
-            None => lines.push(format!("uplink {} added", uplink.name)),
-            Some(before) if before != uplink => lines.push(format!("uplink {} changed", uplink.name)),
-            Some(_) => {}
-        }
-    }
-    for uplink in old.uplinks.iter().filter(|u| new.uplink_index(&u.name).is_none()) {
-        lines.push(format!("uplink {} removed", uplink.name));
-    }
-    by_name(&mut lines, "policy", &policies(old), &policies(new));
-    by_name(&mut lines, "set", &sets(old), &sets(new));
+    by_name(&mut lines, "uplink", &old.uplinks, &new.uplinks, |uplink| &uplink.name, |a, b| a == b);
+    let same = |a: &Policy, b: &Policy| meant_policy(a, old) == meant_policy(b, new);
+    by_name(&mut lines, "policy", &old.policies, &new.policies, |policy| &policy.name, same);
+    by_name(&mut lines, "set", &old.sets, &new.sets, |set| &set.name, |a, b| a == b);
     let mut changed = |what: &str, differs: bool| {
         if differs {
             lines.push(format!("{what} changed"));
@@ -31,18 +20,10 @@ pub fn differences(old: &Config, new: &Config) -> Vec<String> {
     };
     changed("lan", old.lan != new.lan);
     changed("datapath", old.datapath != new.datapath);
-    let forwards = |config: &Config| -> Vec<(BTreeSet<String>, Forward)> {
-        let on = |forward: &Forward| {
-            forward.uplinks.iter().filter_map(|i| Some(config.uplinks.get(*i)?.name.clone())).collect()
-        };
-        config
-            .forwards
-            .iter()
-            .map(|forward| (on(forward), Forward { uplinks: Vec::new(), ..forward.clone() }))
-            .collect()
-    };
+    let rules = |config: &Config| config.rules.iter().map(|rule| meant_rule(rule, config)).collect::<Vec<_>>();
+    changed("rules", rules(old) != rules(new));
+    let forwards = |config: &Config| config.forwards.iter().map(|it| meant_forward(it, config)).collect::<Vec<_>>();
     changed("forward", forwards(old) != forwards(new));
-    changed("rules", Ruling::new(old).rules != Ruling::new(new).rules);
     changed("nat", old.nat != new.nat);
     changed("limits", old.limits != new.limits);
     changed("timeouts", old.timeouts != new.timeouts);
@@ -50,30 +31,70 @@ pub fn differences(old: &Config, new: &Config) -> Vec<String> {
     lines
 }
 
-/// Policies by name, with the names of what they point to.
-fn policies(config: &Config) -> BTreeMap<&str, impl PartialEq> {
-    let name = |member: &Member| Some((config.uplinks.get(member.uplink)?.name.as_str(), member.weight));
-    let tier = |members: &Vec<Member>| members.iter().filter_map(name).collect::<Vec<_>>();
-    let content =
-        |policy: &Policy| (policy.tiers.iter().map(tier).collect::<Vec<_>>(), policy.hash, policy.sticky, policy.spill);
-    config.policies.iter().map(|policy| (policy.name.as_str(), content(policy))).collect()
-}
-
-fn sets(config: &Config) -> BTreeMap<&str, &[Ipv4Net]> {
-    config.sets.iter().map(|set| (set.name.as_str(), &*set.prefixes)).collect()
-}
-
-/// What was added, changed and removed.
-fn by_name<T: PartialEq>(lines: &mut Vec<String>, what: &str, old: &BTreeMap<&str, T>, new: &BTreeMap<&str, T>) {
-    for (name, content) in new {
-        match old.get(name) {
-            None => lines.push(format!("{what} {name} added")),
-            Some(before) if before != content => lines.push(format!("{what} {name} changed")),
+/// What has come, changed and gone among things that have names.
+fn by_name<T>(
+    lines: &mut Vec<String>,
+    what: &str,
+    old: &[T],
+    new: &[T],
+    name: fn(&T) -> &String,
+    same: impl Fn(&T, &T) -> bool,
+) {
+    for thing in new {
+        match old.iter().find(|other| name(other) == name(thing)) {
+            None => lines.push(format!("{what} {} added", name(thing))),
+            Some(before) if !same(before, thing) => lines.push(format!("{what} {} changed", name(thing))),
             Some(_) => {}
         }
     }
-    let removed = old.keys().filter(|name| !new.contains_key(*name));
-    lines.extend(removed.map(|name| format!("{what} {name} removed")));
+    for thing in old.iter().filter(|thing| new.iter().all(|other| name(other) != name(thing))) {
+        lines.push(format!("{what} {} removed", name(thing)));
+    }
+}
+
+fn uplink_name(config: &Config, uplink: usize) -> String {
+    config.uplinks.get(uplink).map_or_else(String::new, |uplink| uplink.name.clone())
+}
+
+/// A policy, with the names of its uplinks in place of their indices.
+fn meant_policy(policy: &Policy, config: &Config) -> (Policy, Vec<String>) {
+    let mut meant = policy.clone();
+    let mut names = Vec::new();
+    for member in meant.tiers.iter_mut().flatten() {
+        names.push(uplink_name(config, member.uplink));
+        *member = Member { uplink: 0, ..*member };
+    }
+    (meant, names)
+}
+
+/// A rule, with names in place of indices.
+fn meant_rule(rule: &Rule, config: &Config) -> (Rule, Vec<String>) {
+    let mut meant = rule.clone();
+    let mut names = Vec::new();
+    for sets in [&mut meant.from.sets, &mut meant.to.sets] {
+        for set in sets {
+            names.push(config.sets.get(*set).map_or_else(String::new, |set| set.name.clone()));
+            *set = 0;
+        }
+    }
+    match &mut meant.action {
+        Use::Policy(policy) => {
+            names.push(config.policies.get(*policy).map_or_else(String::new, |policy| policy.name.clone()));
+            *policy = 0;
+        }
+        Use::Uplink(uplink) => {
+            names.push(uplink_name(config, *uplink));
+            *uplink = 0;
+        }
+        Use::Direct | Use::Reject | Use::Drop => {}
+    }
+    (meant, names)
+}
+
+/// A forward, with the names of its uplinks in place of their indices.
+fn meant_forward(forward: &Forward, config: &Config) -> (Forward, BTreeSet<String>) {
+    let names = forward.uplinks.iter().map(|uplink| uplink_name(config, *uplink)).collect();
+    (Forward { uplinks: Vec::new(), ..forward.clone() }, names)
 }
 
 #[cfg(test)]
@@ -92,13 +113,6 @@ mod tests {
         filtering = "endpoint-independent"
         [limits]
         bindings_per_source = 100
-        [policy.calm]
-        hash = "source"
-        [set.banks]
-        prefixes = ["203.0.113.0/24"]
-        [[rule]]
-        to = ["set:banks"]
-        use = "policy:calm"
         [[forward]]
         uplinks = ["isp2"]
         protocol = "tcp"
@@ -122,11 +136,6 @@ mod tests {
             ("20:443", "20:444", "forward changed"),
             ("[nat]", "[hooks]\ntimeout = \"1s\"\n[nat]", "hooks changed"),
             ("20:443", "21:443", "forward changed"),
-            ("\"source\"", "\"source\"\nsticky = \"60s\"", "policy calm changed"),
-            ("113.0/24", "113.0/25", "set banks changed"),
-            ("to = [\"set:banks\"]", "from = [\"set:banks\"]", "rules changed"),
-            ("use = \"policy:calm\"", "use = \"uplink:isp2\"", "rules changed"),
-            ("[[forward]]", "[set.more]\nprefixes = [\"192.0.2.1\"]\n[[forward]]", "set more added"),
             ("\"tcp\"", "[\"tcp\", \"udp\"]", "forward changed"),
             ("uplinks = [\"isp2\"]", "", "forward changed"),
         ] {
@@ -136,16 +145,37 @@ mod tests {
     }
 
     #[test]
-    fn a_forward_follows_its_uplink_and_not_its_place() {
-        let added = CONFIG.replace("[uplink.isp1]", "[uplink.isp0]\ninterface = \"wan0\"\n[uplink.isp1]");
-        assert_eq!(changed(&added), ["uplink isp0 added", "policy calm changed", "policy default changed"]);
+    fn policies_rules_and_sets_are_compared_by_what_they_name() {
+        const POLICIES: &str = "
+            [policy.a]
+            tiers = [{ isp1 = 1 }]
+            [set.s]
+            prefixes = [\"10.0.0.0/8\"]
+            [[rule]]
+            to = [\"set:s\"]
+            use = \"policy:a\"
+        ";
+        let text = format!("{CONFIG}{POLICIES}");
+        let changed =
+            |new: &str| differences(&config::parse(&text).unwrap().config, &config::parse(new).unwrap().config);
+        for (from, to, expected) in [
+            ("[policy.a]", "[policy.z]\n[policy.a]", vec!["policy z added"]),
+            ("{ isp1 = 1 }", "{ isp2 = 1 }", vec!["policy a changed"]),
+            ("[policy.a]", "[policy.a]\nsticky = \"1m\"\nhash = \"source\"", vec!["policy a changed"]),
+            ("10.0.0.0/8", "10.0.0.0/9", vec!["set s changed"]),
+            ("[set.s]", "[set.r]\nprefixes = [\"10.0.0.0/8\"]\n[set.s]", vec!["set r added"]),
+            ("policy:a", "policy:default", vec!["rules changed"]),
+            ("policy:a\"", "policy:a\"\nprotocol = \"tcp\"", vec!["rules changed"]),
+        ] {
+            assert!(text.contains(from), "{from}");
+            assert_eq!(changed(&text.replace(from, to)), expected, "{from} -> {to}");
+        }
+        assert_eq!(changed(CONFIG), ["policy a removed", "set s removed", "rules changed"]);
     }
 
     #[test]
-    fn a_rule_follows_what_it_names_and_not_its_place() {
-        let more = "[policy.calm]\nhash";
-        let other = CONFIG.replace("[policy.calm]\n        hash", "[policy.busy]\n[policy.calm]\nhash");
-        assert!(other.contains(more));
-        assert_eq!(changed(&other), ["policy busy added"]);
+    fn a_forward_follows_its_uplink_and_not_its_place() {
+        let added = CONFIG.replace("[uplink.isp1]", "[uplink.isp0]\ninterface = \"wan0\"\n[uplink.isp1]");
+        assert_eq!(changed(&added), ["uplink isp0 added", "policy default changed"]);
     }
 }

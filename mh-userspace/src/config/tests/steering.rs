@@ -183,8 +183,9 @@ fn rule() -> impl Strategy<Value = (Rule, DraftUse, Vec<Index>, Vec<Index>)> {
     let word = select(vec![Use::Direct, Use::Reject, Use::Drop]).prop_map(DraftUse::Word);
     let action =
         prop_oneof![any::<Index>().prop_map(DraftUse::Policy), any::<Index>().prop_map(DraftUse::Uplink), word];
-    let interface =
-        "(l[a-km-z0-9._-]{1,13}|vlan\\*|x[a-z]{0,10}\\*)".prop_map(|name| name.parse::<InterfacePattern>().unwrap());
+    let interface = "(l[a-km-z0-9._-]{1,13}|vlan\\*|x[a-z]{0,10}\\*)"
+        .prop_filter("loopback", |name| name != "lo")
+        .prop_map(|name| name.parse::<InterfacePattern>().unwrap());
     (
         addresses(),
         addresses(),
