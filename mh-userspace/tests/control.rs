@@ -12,8 +12,9 @@ use std::{
 
 use mh_userspace::control::{
     api::{
-        Backend, Binding, ControlError, Count, DrainRequest, EventKind, Flow, FlowFilter, HealthOverride,
-        HealthRequest, Reloaded, Stats, Status, Version, Weight, WeightsRequest,
+        Backend, Binding, ByCapacity, ControlError, Count, DrainRequest, EventKind, ExplainRequest, Explanation, Flow,
+        FlowFilter, HealthOverride, HealthRequest, Member, MemberWeight, Policy, Reloaded, Rule, Set, SetsRequest,
+        Stats, Status, UplinkState, Version, Weight, WeightsRequest,
     },
     client::{Client, ClientError},
     events::{EventLog, Happening, MAX_FOLLOWERS},
@@ -92,6 +93,47 @@ impl Backend for Fake {
     async fn stats(&self) -> Result<Stats, ControlError> {
         nothing()
     }
+    async fn rules(&self) -> Result<Vec<Rule>, ControlError> {
+        let rule = |index, action: &str, hits| Rule { index, action: action.to_owned(), hits, ..Rule::default() };
+        let bank = Rule { name: Some("bank".to_owned()), dscp: vec![46], ..rule(Some(1), "uplink:isp1", 5) };
+        Ok(vec![bank, rule(None, "policy:default", 6)])
+    }
+    async fn policies(&self) -> Result<Vec<Policy>, ControlError> {
+        let member = |uplink: &str, weight| Member {
+            uplink: uplink.to_owned(),
+            weight,
+            effective_weight: 1,
+            share: 0.5,
+            state: UplinkState::Up,
+        };
+        let by_capacity = MemberWeight::ByCapacity(ByCapacity::Capacity);
+        let tier = vec![member("isp1", MemberWeight::Fixed(2)), member("isp2", by_capacity)];
+        Ok(vec![Policy { name: "default".to_owned(), tiers: vec![tier], ..Policy::default() }])
+    }
+    async fn sets(&self, request: SetsRequest) -> Result<Vec<Set>, ControlError> {
+        Ok(vec![Set { name: "banks".to_owned(), prefix: request.contains.map(Into::into), ..Set::default() }])
+    }
+    async fn explain(&self, request: ExplainRequest) -> Result<Explanation, ControlError> {
+        if request.interface.as_deref() == Some("eth 9") {
+            return Err(ControlError::NotFound("\"eth 9\" is no managed interface; those are lan0".to_owned()));
+        }
+        Ok(Explanation {
+            verdict: "new".to_owned(),
+            rule: Some(request.proto),
+            rule_index: None,
+            policy: None,
+            tier: Some(1),
+            slot: request.dscp.map(u32::from),
+            uplink: None,
+            nat_src: Some(request.src),
+            nat_sport: request.sport,
+            existing: false,
+            sticky: false,
+            interface: request.interface,
+            host: false,
+            why: vec![format!("{}:{:?}", request.dst, request.dport)],
+        })
+    }
     fn event_log(&self) -> &EventLog {
         &self.events
     }
@@ -167,6 +209,15 @@ fn bad_requests_get_their_reason_as_json() {
             ("POST /v1/detach HTTP/1.1\r\nhost: mh\r\ncontent-length: 0\r\n\r\n", "409", "ending"),
             ("GET /v1/events?since=never HTTP/1.1\r\nhost: mh\r\n\r\n", "400", "since"),
             ("GET /v1/events?until=1 HTTP/1.1\r\nhost: mh\r\n\r\n", "400", "until"),
+            ("GET /v1/sets?contains=me HTTP/1.1\r\nhost: mh\r\n\r\n", "400", "contains"),
+            ("GET /v1/explain?proto=tcp&dst=192.0.2.1 HTTP/1.1\r\nhost: mh\r\n\r\n", "400", "src"),
+            ("GET /v1/explain?proto=tcp&src=1.2.3.4&dst=1.2.3.5&sport=x HTTP/1.1\r\nhost: mh\r\n\r\n", "400", "sport"),
+            ("GET /v1/explain?proto=tcp&src=1.2.3.4&dst=1.2.3.5&wat=1 HTTP/1.1\r\nhost: mh\r\n\r\n", "400", "wat"),
+            (
+                "GET /v1/explain?proto=tcp&src=1.2.3.4&dst=1.2.3.5&interface=eth%209 HTTP/1.1\r\nhost: mh\r\n\r\n",
+                "404",
+                "lan0",
+            ),
             ("GET /v1/stats HTTP/1.1\r\nhost: mh\r\n\r\n", "500", "not asked for"),
         ] {
             let answer = raw(&path, request).await;
@@ -208,6 +259,37 @@ fn the_client_and_the_server_understand_each_other() {
         assert_eq!(client.count_flows(&filter).await.unwrap().count, 17);
         let many = FlowFilter { limit: Some(50_000), ..FlowFilter::default() };
         assert_eq!(client.flows(&many).await.unwrap().len(), 50_000);
+    });
+}
+
+#[test]
+fn what_is_asked_about_policy_arrives_as_asked() {
+    served(async |path| {
+        let client = Client::new(&path);
+        let rules = client.rules().await.unwrap();
+        assert_eq!((rules[0].label().as_deref(), rules[0].hits, rules[1].index), (Some("bank"), 5, None));
+        let weights: Vec<String> =
+            client.policies().await.unwrap()[0].tiers[0].iter().map(|member| member.weight.to_string()).collect();
+        assert_eq!(weights, ["2", "capacity"]);
+        assert_eq!(client.sets(&SetsRequest::default()).await.unwrap()[0].prefix, None);
+        let contains = Some("203.0.113.7".parse().unwrap());
+        let sets = client.sets(&SetsRequest { contains }).await.unwrap();
+        assert_eq!(sets[0].prefix, Some("203.0.113.7/32".parse().unwrap()));
+        let request = ExplainRequest {
+            proto: "t&p".to_owned(),
+            src: "192.168.1.10".parse().unwrap(),
+            sport: Some(40_001),
+            dst: "192.0.2.10".parse().unwrap(),
+            dport: None,
+            interface: Some("lan 0".to_owned()),
+            dscp: Some(46),
+        };
+        let answer = client.explain(&request).await.unwrap();
+        assert_eq!((answer.rule.as_deref(), answer.interface.as_deref()), (Some("t&p"), Some("lan 0")));
+        assert_eq!((answer.nat_src, answer.nat_sport, answer.slot), (Some(request.src), Some(40_001), Some(46)));
+        assert_eq!(answer.why, ["192.0.2.10:None"]);
+        let error = client.explain(&ExplainRequest { interface: Some("eth 9".to_owned()), ..request }).await;
+        assert!(error.unwrap_err().to_string().contains("eth 9"));
     });
 }
 
@@ -312,6 +394,9 @@ fn mhctl_says_in_one_line_what_is_wrong() {
         (&["weights", "isp1=1", "isp1=2"], 1, "isp1"),
         (&["flows", "--src", "nowhere"], 1, "--src"),
         (&["check", "/nonexistent/mh.toml"], 1, "/nonexistent/mh.toml"),
+        (&["sets", "--contains", "nowhere"], 1, "nowhere"),
+        (&["explain", "tcp", "192.168.1.10:x", "192.0.2.10:443"], 1, "192.168.1.10:x"),
+        (&["explain", "tcp", "192.168.1.10", "192.0.2.10:65536"], 1, "192.0.2.10:65536"),
     ] {
         let output = mhctl(arguments);
         let stderr = String::from_utf8(output.stderr).unwrap();
@@ -341,6 +426,15 @@ fn mhctl_prints_tables_and_json() {
         );
         let json: serde_json::Value = serde_json::from_str(&run(&["weights", "--json"]).await.unwrap()).unwrap();
         assert_eq!(json[0]["weight"], 3);
+        let table = run(&["rules"]).await.unwrap();
+        assert_eq!(table.lines().nth(1), Some("   1  bank  uplink:isp1        5  dscp 46"), "{table}");
+        let json: serde_json::Value = serde_json::from_str(&run(&["policies", "--json"]).await.unwrap()).unwrap();
+        assert_eq!(json[0]["tiers"][0][0]["weight"], 2);
+        assert_eq!(json[0]["tiers"][0][1]["weight"], "capacity");
+        let sets = run(&["sets", "--contains", "203.0.113.7"]).await.unwrap();
+        assert!(sets.contains("203.0.113.7/32"), "{sets}");
+        let text = run(&["explain", "udp", "192.168.1.10:7", "192.0.2.10:53"]).await.unwrap();
+        assert!(text.starts_with("verdict   new\n") && text.ends_with("\n 1. 192.0.2.10:Some(53)\n"), "{text}");
         assert_eq!(run(&["events"]).await.unwrap(), "TIME  UPLINK  STATE  REASON\n");
         assert_eq!(run(&["events", "--json"]).await.unwrap(), "[]\n");
         assert_eq!(run(&["flows", "count", "--src", "192.168.1.0/24"]).await.unwrap(), "17\n");

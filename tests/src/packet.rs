@@ -34,6 +34,8 @@ pub struct Packet {
     pub dst: SocketAddrV4,
     /// Time to live.
     pub ttl: u8,
+    /// Type of service: the code point in its upper six bits.
+    pub tos: u8,
     /// Transport.
     pub transport: Transport,
     /// IP options; a multiple of four bytes.
@@ -55,7 +57,7 @@ impl Packet {
         let parse = |text: &str| text.parse().unwrap_or_else(|_| panic!("{text:?} is no address and port"));
         let (src, dst) = (parse(src), parse(dst));
         let payload = b"payload of odd length".to_vec();
-        Self { to, from, src, dst, ttl: 64, transport, options: Vec::new(), tcp_options: Vec::new(), payload }
+        Self { to, from, src, dst, ttl: 64, tos: 0, transport, options: Vec::new(), tcp_options: Vec::new(), payload }
     }
 
     /// The frame.
@@ -66,6 +68,7 @@ impl Packet {
         let mut ip = vec![0u8; 20];
         ip[0] = 0x40 | u8::try_from(header_len / 4).unwrap_or(15);
         let total = u16::try_from(header_len + transport.len()).unwrap_or(u16::MAX);
+        ip[1] = self.tos;
         ip[2..4].copy_from_slice(&total.to_be_bytes());
         ip[4..6].copy_from_slice(&[0x12, 0x34]);
         ip[6] = 0x40; // don't fragment

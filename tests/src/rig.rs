@@ -24,14 +24,15 @@ use mh_common::{
     abi::{self, map, program},
     address::Ipv4,
     flow::Entry,
-    fragment, policy,
+    fragment,
+    policy::{Explanation, Sticky},
     time::Tick,
     verdict::{COUNTERS, Verdict},
 };
 use mh_userspace::{
     config::{self, Config},
-    core::{Core, Desired, Event, Indices, Link, Overrides},
-    datapath::{apply::Datapath, load::program_of, tables::Tables},
+    core::{Core, Desired, Event, Indices, Link, Overrides, RuleTable},
+    datapath::{apply::Datapath, explain::Question, load::program_of, tables::Tables},
     reconcile::{self, Action},
 };
 use nix::libc;
@@ -220,12 +221,21 @@ impl Rig {
     /// # Errors
     /// If a map can't be written.
     pub fn set_weights(&mut self, weights: [u32; 2]) -> Result<()> {
-        let index = u8::try_from(policy::DEFAULT)?;
-        let mut policy = self.desired.policies.get(&index).context("there is no default policy")?.clone();
+        self.set_policy_weights(config::DEFAULT_POLICY, weights, weights)
+    }
+
+    /// Sets the weights of isp1 and isp2 under a policy, and which of them may get flows at all: those that are not zero in `eligible`.
+    ///
+    /// # Errors
+    /// If there is no such policy, or a map can't be written.
+    pub fn set_policy_weights(&mut self, name: &str, weights: [u32; 2], eligible: [u32; 2]) -> Result<()> {
+        let bits = |weights: [u32; 2]| u32::from(weights[0] > 0) | u32::from(weights[1] > 0) << 1;
+        let view =
+            self.desired.policy_views.iter().find(|view| view.name == name).context("there is no such policy")?;
+        let mut policy = self.desired.policies.get(&view.index).context("the policy has no index")?.clone();
         policy.weights[..2].copy_from_slice(&weights);
-        policy.members = u32::from(weights[0] > 0) | u32::from(weights[1] > 0) << 1;
-        policy.eligible = policy.members;
-        Ok(self.datapath.apply(&Action::SetPolicy(index, policy))?)
+        (policy.members, policy.eligible) = (bits(weights), bits(eligible));
+        Ok(self.datapath.apply(&Action::SetPolicy(view.index, policy))?)
     }
 
     /// Makes everything in the tables older, as if so many ticks had passed.
@@ -233,7 +243,7 @@ impl Rig {
     /// # Errors
     /// If a map can't be read or written.
     pub fn age(&mut self, ticks: u32) -> Result<()> {
-        let Tables { flows4, new_flows4, by_inside4, by_outside4, peers4, sources4, .. } = &mut self.tables;
+        let Tables { flows4, new_flows4, by_inside4, by_outside4, peers4, sources4, sticky4, .. } = &mut self.tables;
         let earlier = |time: Tick| time.wrapping_sub(ticks);
         let half = |entry: Entry<Ipv4>| Entry {
             created: earlier(entry.created),
@@ -263,6 +273,9 @@ impl Rig {
         let mut peers = Vec::new();
         peers4.walk(|peer, until| peers.push((peer, earlier(until))))?;
         peers.iter().try_for_each(|(peer, until)| peers4.insert(peer, until, 0))?;
+        let mut kept = Vec::new();
+        sticky4.walk(|source, sticky| kept.push((source, Sticky { last: earlier(sticky.last), ..sticky })))?;
+        kept.iter().try_for_each(|(source, sticky)| sticky4.insert(source, sticky, 0))?;
         let mut sources = Vec::new();
         sources4.walk(|host, source| sources.push((host, source)))?;
         for (host, mut source) in sources {
@@ -333,6 +346,20 @@ impl Rig {
     /// If the kernel refuses the run.
     pub fn tc_marked(&mut self, interface: &str, mark: u32, packet: &[u8]) -> Result<Outcome> {
         self.once(Hook::Tc { mark }, interface, packet)
+    }
+
+    /// What the datapath says would become of a packet.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run.
+    pub fn explain(&mut self, question: &Question) -> Result<Explanation> {
+        Ok(self.datapath.explain(question)?)
+    }
+
+    /// Which rules, and which of the interfaces they ask for, the rig has.
+    #[must_use]
+    pub fn rules(&self) -> &RuleTable {
+        &self.desired.rules
     }
 
     /// Runs the XDP program on a packet that came in by the interface.
@@ -433,7 +460,11 @@ impl Rig {
         })
     }
 
-    fn index(&self, interface: &str) -> Result<u32> {
+    /// An interface's index.
+    ///
+    /// # Errors
+    /// If the rig does not have it.
+    pub fn index(&self, interface: &str) -> Result<u32> {
         self.ifindex.get(interface).copied().with_context(|| format!("the rig has no {interface}"))
     }
 }

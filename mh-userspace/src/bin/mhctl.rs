@@ -17,9 +17,9 @@ fn main() -> ExitCode {
     match runtime.block_on(cli::run(arguments)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is_broken_pipe() => ExitCode::SUCCESS,
-        // Faults of a configuration are lines of their own, each with its place.
-        Err(CliError::Config(faults)) => {
-            eprintln!("{faults}");
+        // Faults of a file are lines of their own, each with its place.
+        Err(error @ (CliError::Config(_) | CliError::Import(_))) => {
+            eprintln!("{error}");
             ExitCode::FAILURE
         }
         Err(error) => {

@@ -69,6 +69,18 @@ pub enum Command {
     Bindings,
     /// Counters by uplink, verdict and drop reason, and how full the tables are.
     Stats,
+    /// The rules in order, and how many new flows each has decided about.
+    Rules,
+    /// The policies: tiers, uplinks, weights and shares; and which rules use them.
+    Policies,
+    /// The sets of addresses, and which rules use them.
+    Sets {
+        /// Only sets that contain this address.
+        #[arg(long, value_name = "ADDRESS")]
+        contains: Option<String>,
+    },
+    /// What would become of a packet, and why: rule, policy, tier, slot, uplink, source address. Nothing is sent, counted or changed.
+    Explain(ExplainArguments),
     /// What happened: changes of uplinks' states and why, reloads, warnings. mhd keeps the latest 1024.
     Events {
         /// Go on with what happens, until mhd ends; with --json, one document a line.
@@ -86,6 +98,12 @@ pub enum Command {
         #[arg(default_value = "/etc/mh/mh.toml")]
         file: PathBuf,
     },
+    /// Turn the config of another program into mh's, on stdout. Needs no mhd.
+    Import {
+        /// Whose.
+        #[command(subcommand)]
+        from: ImportFrom,
+    },
     /// Remove programs and maps from the kernel, and end mhd.
     Detach,
     /// Versions of mhctl, mhd, the maps' layout and the kernel.
@@ -94,6 +112,19 @@ pub enum Command {
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
+    },
+}
+
+/// Programs whose configs can be brought over.
+#[derive(Debug, Subcommand)]
+pub enum ImportFrom {
+    /// OpenWrt's multi-WAN package. What has no equivalent is named on stderr, and in comments of the result.
+    Mwan3 {
+        /// Its config, such as /etc/config/mwan3; - for stdin.
+        file: PathBuf,
+        /// OpenWrt's config of the network, such as /etc/config/network, for devices, addresses and LANs; - for stdin.
+        #[arg(long, value_name = "FILE")]
+        network: Option<PathBuf>,
     },
 }
 
@@ -118,6 +149,25 @@ pub struct FlowsArguments {
     /// At most so many.
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
+}
+
+/// Arguments of `explain`.
+#[derive(Debug, Args)]
+pub struct ExplainArguments {
+    /// The protocol: tcp, udp, icmp or a number.
+    pub proto: String,
+    /// Where the packet is from: an address of an inside host, or of this machine; for icmp, the port is the identifier.
+    #[arg(value_name = "SRC[:PORT]")]
+    pub src: String,
+    /// Where it goes; tcp and udp need the port.
+    #[arg(value_name = "DST[:PORT]")]
+    pub dst: String,
+    /// The interface that it comes in by [default: the one by which this machine reaches SRC].
+    #[arg(long, value_name = "I")]
+    pub interface: Option<String>,
+    /// Its differentiated services code point, 0 to 63 [default: 0].
+    #[arg(long, value_name = "N")]
+    pub dscp: Option<u8>,
 }
 
 /// What to do with flows.

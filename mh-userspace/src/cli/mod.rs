@@ -4,22 +4,24 @@
 //! usage exits with 2 (clap). A reader that goes away (`mhctl flows | head`) is no failure.
 
 pub mod arguments;
+mod import;
 mod render;
 pub mod table;
 
 use std::{
     collections::BTreeMap,
     io::{self, Write as _},
+    net::{IpAddr, SocketAddr},
 };
 
 use ipnet::IpNet;
 use serde::Serialize;
 
-use self::arguments::{Arguments, Command, FlowsAction, FlowsArguments};
+use self::arguments::{Arguments, Command, ExplainArguments, FlowsAction, FlowsArguments, ImportFrom};
 use crate::{
     config,
     control::{
-        api::{DrainRequest, FlowFilter, HealthRequest, WeightsRequest},
+        api::{DrainRequest, ExplainRequest, FlowFilter, HealthRequest, SetsRequest, WeightsRequest},
         client::{Client, ClientError},
     },
 };
@@ -42,6 +44,9 @@ pub enum CliError {
     /// The configuration has faults; they are printed as they are.
     #[error("{0}")]
     Config(#[from] config::LoadError),
+    /// A file that was to be brought over has a fault; it is printed as it is.
+    #[error("{0}")]
+    Import(String),
 }
 
 impl CliError {
@@ -94,6 +99,14 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
         }
         Command::Bindings => output.show(&client.bindings().await?, |list, colour| render::bindings(list, colour)),
         Command::Stats => output.show(&client.stats().await?, render::stats),
+        Command::Rules => output.show(&client.rules().await?, |list, colour| render::rules(list, colour)),
+        Command::Policies => output.show(&client.policies().await?, |list, colour| render::policies(list, colour)),
+        Command::Sets { contains } => {
+            let contains = contains.map(|text| parse_address(&text)).transpose()?;
+            let list = client.sets(&SetsRequest { contains }).await?;
+            output.show(&list, |list, colour| render::sets(list, colour))
+        }
+        Command::Explain(packet) => output.show(&client.explain(&explain_request(packet)?).await?, render::explanation),
         Command::Events { follow: false, since } => {
             output.show(&client.events(since).await?, |list, colour| render::events(list, colour))
         }
@@ -113,6 +126,9 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
             let warnings = config::check(&file)?;
             eprint!("{}", config::warning_lines(&file, &warnings));
             output.done(&format!("{}: ok", file.display()))
+        }
+        Command::Import { from: ImportFrom::Mwan3 { file, network } } => {
+            import::mwan3(&file, network.as_deref(), &output)
         }
         Command::Detach => {
             client.detach().await?;
@@ -192,7 +208,7 @@ fn filter(flows: &FlowsArguments) -> Result<FlowFilter, CliError> {
     let net = |name: &str, text: &Option<String>| match text {
         None => Ok(None),
         Some(text) => {
-            let parsed = text.parse::<IpNet>().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from));
+            let parsed = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
             parsed.map(Some).ok_or_else(|| {
                 CliError::Argument(format!("{text:?} is no address or prefix for --{name}; give one like 192.0.2.0/24"))
             })
@@ -207,9 +223,39 @@ fn filter(flows: &FlowsArguments) -> Result<FlowFilter, CliError> {
     })
 }
 
+fn parse_address(text: &str) -> Result<IpAddr, CliError> {
+    text.parse().map_err(|_| CliError::Argument(format!("{text:?} is no address; give one like 192.0.2.10")))
+}
+
+/// An address with or without a port.
+fn end(text: &str) -> Result<(IpAddr, Option<u16>), CliError> {
+    let with_port = text.parse::<SocketAddr>().map(|end| (end.ip(), Some(end.port())));
+    with_port.or_else(|_| text.parse().map(|address| (address, None))).map_err(|_| {
+        CliError::Argument(format!("{text:?} is no address with or without a port; give one like 192.0.2.10:443"))
+    })
+}
+
+fn explain_request(packet: ExplainArguments) -> Result<ExplainRequest, CliError> {
+    let ((src, sport), (dst, dport)) = (end(&packet.src)?, end(&packet.dst)?);
+    let ExplainArguments { proto, interface, dscp, .. } = packet;
+    Ok(ExplainRequest { proto, src, sport, dst, dport, interface, dscp })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ends_have_an_address_and_may_have_a_port() {
+        let parsed = |text: &str| end(text).map(|(address, port)| (address.to_string(), port));
+        assert_eq!(parsed("192.0.2.1").unwrap(), ("192.0.2.1".to_owned(), None));
+        assert_eq!(parsed("192.0.2.1:443").unwrap(), ("192.0.2.1".to_owned(), Some(443)));
+        assert_eq!(parsed("[2001:db8::1]:443").unwrap(), ("2001:db8::1".to_owned(), Some(443)));
+        for wrong in ["", "192.0.2", "192.0.2.1:", "192.0.2.1:65536", "192.0.2.1:http", "host:80"] {
+            let error = parsed(wrong).unwrap_err().to_string();
+            assert!(error.contains(&format!("{wrong:?}")), "{error}");
+        }
+    }
 
     fn weights(words: &[&str]) -> Result<BTreeMap<String, u32>, String> {
         parse_weights(&words.iter().map(|&w| w.to_owned()).collect::<Vec<_>>()).map_err(|error| error.to_string())

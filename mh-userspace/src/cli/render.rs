@@ -1,6 +1,10 @@
 //! Documents as tables.
 
+mod policy;
+
 use std::{collections::BTreeMap, net::SocketAddr};
+
+pub use self::policy::{explanation, policies, rules, sets};
 
 use super::table::{Cell, Colour, Painted, Table};
 use crate::control::api::{

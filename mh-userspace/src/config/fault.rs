@@ -63,12 +63,16 @@ pub enum LoadError {
     },
 }
 
-/// Warnings about `path`, one a line as `FILE:LINE:COLUMN: warning: message`, without a newline at the end.
+/// Warnings about `path`, one a line as `FILE:LINE:COLUMN: warning: message`, with a newline at the end of each.
 ///
 /// Empty if there are none.
 #[must_use]
 pub fn warning_lines(path: &Path, warnings: &[Fault]) -> String {
-    lines(path, "warning: ", warnings)
+    let mut text = lines(path, "warning: ", warnings);
+    if !text.is_empty() {
+        text.push('\n');
+    }
+    text
 }
 
 fn lines(path: &Path, kind: &str, faults: &[Fault]) -> String {

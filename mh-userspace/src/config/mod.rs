@@ -49,6 +49,7 @@ pub use probe::{
     Check, DEFAULT_WINDOW, Http, Limit, MAX_DOMAIN, MAX_INTERVAL, MAX_OVERLAP, MAX_PATH, MAX_ROUNDS, MAX_TARGETS,
     MAX_TIMEOUT, MIN_INTERVAL, Probe, ProbeTarget, Share, ShareError, TargetError,
 };
+pub(crate) use value::not_unicast;
 
 /// A config and what its writer should know about it.
 #[derive(Debug, Clone, PartialEq)]

@@ -130,7 +130,7 @@ fn one_address(text: &str) -> Result<Ipv4Addr, Mismatch> {
 }
 
 /// What `address` is if it can't be that of one other machine.
-pub(super) fn not_unicast(address: Ipv4Addr) -> Option<&'static str> {
+pub(crate) fn not_unicast(address: Ipv4Addr) -> Option<&'static str> {
     if address.is_unspecified() {
         Some("the unspecified address")
     } else if address.octets()[0] == 0 {

@@ -3,11 +3,14 @@
 //! Field names, states, verdicts and drop reasons are a contract with users: fields are added, never renamed or removed. Counters
 //! are monotonic while the maps live. Times are in seconds, bytes are counted from the IP header on.
 
+mod policy;
+
 use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+pub use self::policy::{ByCapacity, ExplainRequest, Explanation, Member, MemberWeight, Policy, Rule, Set, SetsRequest};
 pub use crate::core::{HealthOverride, UplinkState};
 
 use super::events::EventLog;
@@ -393,6 +396,14 @@ pub trait Backend: Send + Sync + 'static {
     fn bindings(&self) -> impl Future<Output = Result<Vec<Binding>, ControlError>> + Send;
     /// `GET /v1/stats`.
     fn stats(&self) -> impl Future<Output = Result<Stats, ControlError>> + Send;
+    /// `GET /v1/rules`.
+    fn rules(&self) -> impl Future<Output = Result<Vec<Rule>, ControlError>> + Send;
+    /// `GET /v1/policies`.
+    fn policies(&self) -> impl Future<Output = Result<Vec<Policy>, ControlError>> + Send;
+    /// `GET /v1/sets`.
+    fn sets(&self, request: SetsRequest) -> impl Future<Output = Result<Vec<Set>, ControlError>> + Send;
+    /// `GET /v1/explain`.
+    fn explain(&self, request: ExplainRequest) -> impl Future<Output = Result<Explanation, ControlError>> + Send;
     /// `GET /v1/events` is answered from here.
     fn event_log(&self) -> &EventLog;
     /// `POST /v1/reload`.

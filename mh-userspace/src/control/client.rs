@@ -17,8 +17,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::api::{
-    Binding, Count, DrainRequest, ErrorBody, Event, EventsRequest, Flow, FlowFilter, HealthRequest, Reloaded, Stats,
-    Status, Version, Weight, WeightsRequest,
+    Binding, Count, DrainRequest, ErrorBody, Event, EventsRequest, ExplainRequest, Explanation, Flow, FlowFilter,
+    HealthRequest, Policy, Reloaded, Rule, Set, SetsRequest, Stats, Status, Version, Weight, WeightsRequest,
 };
 
 /// How long an answer may take, a list of a million flows included.
@@ -90,17 +90,17 @@ impl Client {
 
     /// Flows.
     pub async fn flows(&self, filter: &FlowFilter) -> Result<Vec<Flow>, ClientError> {
-        self.get(&format!("/v1/flows{}", query(filter))).await
+        self.get(&format!("/v1/flows{}", selection(filter))).await
     }
 
     /// How many flows there are.
     pub async fn count_flows(&self, filter: &FlowFilter) -> Result<Count, ClientError> {
-        self.get(&format!("/v1/flows/count{}", query(filter))).await
+        self.get(&format!("/v1/flows/count{}", selection(filter))).await
     }
 
     /// Removes flows.
     pub async fn flush_flows(&self, filter: &FlowFilter) -> Result<Count, ClientError> {
-        self.send(Method::DELETE, &format!("/v1/flows{}", query(filter)), None::<&()>).await
+        self.send(Method::DELETE, &format!("/v1/flows{}", selection(filter)), None::<&()>).await
     }
 
     /// Bindings.
@@ -111,6 +111,36 @@ impl Client {
     /// Counters.
     pub async fn stats(&self) -> Result<Stats, ClientError> {
         self.get("/v1/stats").await
+    }
+
+    /// The rules, and what becomes of what none matches.
+    pub async fn rules(&self) -> Result<Vec<Rule>, ClientError> {
+        self.get("/v1/rules").await
+    }
+
+    /// The policies.
+    pub async fn policies(&self) -> Result<Vec<Policy>, ClientError> {
+        self.get("/v1/policies").await
+    }
+
+    /// The sets.
+    pub async fn sets(&self, request: &SetsRequest) -> Result<Vec<Set>, ClientError> {
+        let contains = request.contains.map(|address| address.to_string());
+        self.get(&format!("/v1/sets{}", query([("contains", contains)]))).await
+    }
+
+    /// What would become of a packet, and why.
+    pub async fn explain(&self, request: &ExplainRequest) -> Result<Explanation, ClientError> {
+        let pairs = [
+            ("proto", Some(request.proto.clone())),
+            ("src", Some(request.src.to_string())),
+            ("sport", request.sport.map(|port| port.to_string())),
+            ("dst", Some(request.dst.to_string())),
+            ("dport", request.dport.map(|port| port.to_string())),
+            ("interface", request.interface.clone()),
+            ("dscp", request.dscp.map(|dscp| dscp.to_string())),
+        ];
+        self.get(&format!("/v1/explain{}", query(pairs))).await
     }
 
     /// The events that mhd keeps; with `since`, only those after that number.
@@ -256,15 +286,19 @@ fn encode(text: &str) -> String {
         .collect()
 }
 
-fn query(filter: &FlowFilter) -> String {
-    let mut pairs = Vec::new();
-    let mut add = |name: &str, value: Option<String>| {
-        pairs.extend(value.map(|value| format!("{name}={}", encode(&value))));
-    };
-    add("uplink", filter.uplink.clone());
-    add("src", filter.src.map(|net| net.to_string()));
-    add("dst", filter.dst.map(|net| net.to_string()));
-    add("proto", filter.proto.clone());
-    add("limit", filter.limit.map(|limit| limit.to_string()));
+fn selection(filter: &FlowFilter) -> String {
+    query([
+        ("uplink", filter.uplink.clone()),
+        ("src", filter.src.map(|net| net.to_string())),
+        ("dst", filter.dst.map(|net| net.to_string())),
+        ("proto", filter.proto.clone()),
+        ("limit", filter.limit.map(|limit| limit.to_string())),
+    ])
+}
+
+/// A query of the pairs that have a value.
+fn query<const N: usize>(pairs: [(&str, Option<String>); N]) -> String {
+    let given = pairs.into_iter().filter_map(|(name, value)| Some(format!("{name}={}", encode(&value?))));
+    let pairs: Vec<String> = given.collect();
     if pairs.is_empty() { String::new() } else { format!("?{}", pairs.join("&")) }
 }

@@ -41,8 +41,8 @@ use tokio::{
 
 use super::{
     api::{
-        Backend, ControlError, ErrorBody, Event, EventsRequest, FlowFilter, HealthOverride, HealthRequest,
-        WeightsRequest,
+        Backend, ControlError, ErrorBody, Event, EventsRequest, ExplainRequest, FlowFilter, HealthOverride,
+        HealthRequest, SetsRequest, WeightsRequest,
     },
     events::Follower,
 };
@@ -264,6 +264,20 @@ fn router<B: Backend>(backend: Arc<B>) -> Router {
         )
         .route("/v1/bindings", get(async |State(b): State<Arc<B>>| answer(b.bindings().await)))
         .route("/v1/stats", get(async |State(b): State<Arc<B>>| answer(b.stats().await)))
+        .route("/v1/rules", get(async |State(b): State<Arc<B>>| answer(b.rules().await)))
+        .route("/v1/policies", get(async |State(b): State<Arc<B>>| answer(b.policies().await)))
+        .route(
+            "/v1/sets",
+            get(async |State(b): State<Arc<B>>, Selection(request): Selection<SetsRequest>| {
+                answer(b.sets(request).await)
+            }),
+        )
+        .route(
+            "/v1/explain",
+            get(async |State(b): State<Arc<B>>, Selection(request): Selection<ExplainRequest>| {
+                answer(b.explain(request).await)
+            }),
+        )
         .route(
             "/v1/events",
             get(

@@ -1,6 +1,6 @@
 //! What the control socket asks: changes go to the loop, reads are answered from the latest views and straight from the maps.
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use mh_common::abi;
 use tokio::{
@@ -8,11 +8,13 @@ use tokio::{
     task::spawn_blocking,
 };
 
+use super::ruling::Ruling;
 use crate::{
     control::{
         api::{
-            self, Backend, Binding, Capacity, ControlError, Count, DrainRequest, Flow, FlowFilter, FlowTotals,
-            HealthRequest, Reloaded, Stats, Status, UplinkStatus, Usage, Version, Weight, WeightsRequest,
+            self, Backend, Binding, Capacity, ControlError, Count, DrainRequest, ExplainRequest, Explanation, Flow,
+            FlowFilter, FlowTotals, HealthRequest, Policy, Reloaded, Rule, Set, SetsRequest, Stats, Status,
+            UplinkStatus, Usage, Version, Weight, WeightsRequest,
         },
         events::EventLog,
     },
@@ -26,7 +28,7 @@ use crate::{
     load::Rates,
 };
 
-/// A change, with the place for its answer.
+/// What only the loop can do, with the place for its answer.
 pub enum Command {
     /// Set weights.
     SetWeights(WeightsRequest, oneshot::Sender<Result<Views, ControlError>>),
@@ -34,6 +36,8 @@ pub enum Command {
     SetDrain(String, bool, DrainRequest, oneshot::Sender<Result<(), ControlError>>),
     /// Set an uplink's health.
     SetHealth(String, HealthRequest, oneshot::Sender<Result<(), ControlError>>),
+    /// Ask the programs, which the loop holds, about a packet.
+    Explain(ExplainRequest, oneshot::Sender<Result<Explanation, ControlError>>),
     /// Read the configuration again.
     Reload(oneshot::Sender<Result<Reloaded, ControlError>>),
     /// Remove every trace, and end.
@@ -53,6 +57,12 @@ pub struct Views {
     pub health: BTreeMap<String, Health>,
     /// What each uplink carries.
     pub rates: BTreeMap<String, Rates>,
+    /// The policies by index, but for the sources that keep their uplink.
+    pub policies: Vec<(u8, Policy)>,
+    /// Rules and sets.
+    pub ruling: Arc<Ruling>,
+    /// The datapath's counters of the rules, in their order.
+    pub counters: Vec<u16>,
 }
 
 impl Views {
@@ -113,6 +123,11 @@ pub fn internal(error: DatapathError) -> ControlError {
 )]
 const fn bits(rate: f64) -> u64 {
     rate as u64
+}
+
+/// The loop has put nothing in force yet.
+pub fn starting() -> ControlError {
+    ControlError::Conflict("mhd is starting; try again".to_owned())
 }
 
 fn ending() -> ControlError {
@@ -305,6 +320,32 @@ impl Backend for Handle {
             Ok(stats)
         })
         .await
+    }
+
+    async fn rules(&self) -> Result<Vec<Rule>, ControlError> {
+        let views = self.views();
+        self.read(move |tables| Ok(views.ruling.counted(&tables.rule_hits(views.counters)?))).await
+    }
+
+    async fn policies(&self) -> Result<Vec<Policy>, ControlError> {
+        let policies = self.views().policies;
+        self.read(move |tables| {
+            let sources = tables.sources_kept(flows::now())?;
+            let counted = policies.into_iter().map(|(index, policy)| {
+                let sources = sources.get(&index).copied().unwrap_or_default();
+                Policy { sources, ..policy }
+            });
+            Ok(counted.collect())
+        })
+        .await
+    }
+
+    async fn sets(&self, request: SetsRequest) -> Result<Vec<Set>, ControlError> {
+        self.views().ruling.sets(request)
+    }
+
+    async fn explain(&self, request: ExplainRequest) -> Result<Explanation, ControlError> {
+        self.ask(|reply| Command::Explain(request, reply)).await
     }
 
     fn event_log(&self) -> &EventLog {

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
     path::PathBuf,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -13,13 +14,16 @@ use tokio::sync::oneshot;
 
 use super::{
     Options,
-    backend::{Command, Views},
+    backend::{self, Command, Views},
+    differences::differences,
+    explain,
     nudges::Nudges,
     probes::Probes,
+    ruling::{self, Ruling},
     saved::{self, Saved},
 };
 use crate::{
-    config::{self, Config, Forward, Hooks, Member},
+    config::{self, Config, Hooks},
     control::{
         api::{ControlError, EventKind, HealthOverride, Reloaded, UplinkState, WeightsRequest},
         events::{EventLog, Happening},
@@ -48,6 +52,7 @@ pub struct Controller {
     saved: Saved,
     datapath: Datapath,
     in_force: Option<Desired>,
+    ruling: Arc<Ruling>,
     events: EventLog,
     probes: Probes,
     before: Before,
@@ -100,8 +105,10 @@ impl Controller {
         for name in saved.strangers(&config) {
             events.warn(format!("what was saved for {name} is not used: there is no such uplink; it is kept"));
         }
+        let ruling = Arc::new(Ruling::new(&config));
         let core = Core::new(config, indices, saved.overrides(), live.neighbour_epoch);
         Ok(Self {
+            ruling,
             config_path: options.config.clone(),
             state_dir: options.state.clone(),
             core,
@@ -365,6 +372,7 @@ impl Controller {
             return Err(ControlError::Internal(format!("{reason}; the configuration that was in force stays")));
         }
         self.put_on_record(desired);
+        self.ruling = Arc::new(Ruling::new(self.core.config()));
         // Not before: a reload that is refused leaves the probes as they are.
         if self.configure_probes() {
             self.reconcile();
@@ -408,6 +416,13 @@ impl Controller {
                     let saved = Saved { health: overrides.health.clone(), ..self.saved.clone() };
                     self.order(overrides, request.save.then_some(saved))
                 });
+                answer(reply, result);
+            }
+            Command::Explain(request, reply) => {
+                let result = match &self.in_force {
+                    Some(desired) => explain::explain(&self.core, desired, &self.ruling, &mut self.datapath, &request),
+                    None => Err(backend::starting()),
+                };
                 answer(reply, result);
             }
             Command::Reload(reply) => {
@@ -472,7 +487,11 @@ impl Controller {
         let health = |name: &String| Some((name.clone(), self.core.health(name)?.clone()));
         let health = uplinks.iter().filter_map(|view| health(&view.name)).collect();
         let rates = uplinks.iter().map(|view| (view.name.clone(), self.core.rates(&view.name))).collect();
-        Views { rates, health, mode: self.core.config().datapath.mode.as_str(), uplinks, hooks }
+        let policies = self.in_force.as_ref().map(|d| ruling::policies(d, &self.ruling)).unwrap_or_default();
+        let rules = self.core.config().rules.len();
+        let counters = self.in_force.as_ref().map(|d| ruling::counters(d, rules)).unwrap_or_default();
+        let (mode, ruling) = (self.core.config().datapath.mode.as_str(), self.ruling.clone());
+        Views { rates, health, mode, uplinks, hooks, policies, ruling, counters }
     }
 
     /// A few words about the uplinks: `1 of 2 uplinks up`.
@@ -510,106 +529,4 @@ fn exists(ifindex: u32) -> bool {
 
 fn one_line(text: &str) -> String {
     text.lines().collect::<Vec<_>>().join("; ")
-}
-
-/// What differs between two configurations, a line each.
-fn differences(old: &Config, new: &Config) -> Vec<String> {
-    let mut lines = Vec::new();
-    for uplink in &new.uplinks {
-        match old.uplinks.iter().find(|u| u.name == uplink.name) {
-            None => lines.push(format!("uplink {} added", uplink.name)),
-            Some(before) if before != uplink => lines.push(format!("uplink {} changed", uplink.name)),
-            Some(_) => {}
-        }
-    }
-    for uplink in old.uplinks.iter().filter(|u| new.uplink_index(&u.name).is_none()) {
-        lines.push(format!("uplink {} removed", uplink.name));
-    }
-    let mut changed = |what: &str, differs: bool| {
-        if differs {
-            lines.push(format!("{what} changed"));
-        }
-    };
-    changed("lan", old.lan != new.lan);
-    changed("datapath", old.datapath != new.datapath);
-    let named = |config: &Config| {
-        let name = |member: &Member| Some((config.uplinks.get(member.uplink)?.name.clone(), member.weight));
-        let tier = |members: &Vec<Member>| members.iter().filter_map(name).collect::<Vec<_>>();
-        config
-            .policies
-            .iter()
-            .map(|policy| (policy.tiers.iter().map(tier).collect::<Vec<_>>(), policy.hash))
-            .collect::<Vec<_>>()
-    };
-    changed("policy default", named(old) != named(new));
-    // An index says nothing once uplinks have come or gone: compared are the uplinks that are meant.
-    let forwards = |config: &Config| -> Vec<(BTreeSet<String>, Forward)> {
-        let on = |forward: &Forward| {
-            forward.uplinks.iter().filter_map(|i| Some(config.uplinks.get(*i)?.name.clone())).collect()
-        };
-        config
-            .forwards
-            .iter()
-            .map(|forward| (on(forward), Forward { uplinks: Vec::new(), ..forward.clone() }))
-            .collect()
-    };
-    changed("forward", forwards(old) != forwards(new));
-    changed("nat", old.nat != new.nat);
-    changed("limits", old.limits != new.limits);
-    changed("timeouts", old.timeouts != new.timeouts);
-    changed("hooks", old.hooks != new.hooks);
-    lines
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const CONFIG: &str = r#"
-        lan = ["lan0"]
-        [uplink.isp1]
-        interface = "wan1"
-        address = ["198.51.100.2", "198.51.100.8/30"]
-        [uplink.isp2]
-        interface = "wan2"
-        [nat]
-        filtering = "endpoint-independent"
-        [limits]
-        bindings_per_source = 100
-        [[forward]]
-        uplinks = ["isp2"]
-        protocol = "tcp"
-        port = "8443"
-        to = "192.168.1.20:443"
-    "#;
-
-    fn changed(new: &str) -> Vec<String> {
-        differences(&config::parse(CONFIG).unwrap().config, &config::parse(new).unwrap().config)
-    }
-
-    #[test]
-    fn differences_name_the_sections_that_changed() {
-        assert_eq!(changed(CONFIG), [""; 0]);
-        for (from, to, expected) in [
-            ("198.51.100.8/30", "198.51.100.12/30", "uplink isp1 changed"),
-            ("\"endpoint-independent\"", "\"address-dependent\"", "nat changed"),
-            ("= 100", "= 101", "limits changed"),
-            ("= 100", "= 100\nnew_flows_per_source = 0", "limits changed"),
-            ("8443", "8444", "forward changed"),
-            ("20:443", "20:444", "forward changed"),
-            ("[nat]", "[hooks]\ntimeout = \"1s\"\n[nat]", "hooks changed"),
-            ("20:443", "21:443", "forward changed"),
-            ("\"tcp\"", "[\"tcp\", \"udp\"]", "forward changed"),
-            ("uplinks = [\"isp2\"]", "", "forward changed"),
-        ] {
-            assert!(CONFIG.contains(from), "{from}");
-            assert_eq!(changed(&CONFIG.replace(from, to)), [expected], "{from} -> {to}");
-        }
-    }
-
-    #[test]
-    fn a_forward_follows_its_uplink_and_not_its_place() {
-        let added = CONFIG.replace("[uplink.isp1]", "[uplink.isp0]\ninterface = \"wan0\"\n[uplink.isp1]");
-        assert_eq!(changed(&added), ["uplink isp0 added", "policy default changed"]);
-    }
 }

@@ -8,10 +8,14 @@
 
 mod backend;
 mod controller;
+mod differences;
+mod explain;
 mod hooks;
 mod nudges;
 pub mod privileges;
 mod probes;
+mod reasons;
+mod ruling;
 mod saved;
 mod supervisor;
 

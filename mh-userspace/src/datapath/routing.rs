@@ -21,7 +21,7 @@ use rtnetlink::{
         neighbour::{
             NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
         },
-        route::{RouteAttribute, RouteMessage, RouteProtocol, RouteScope},
+        route::{RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
         rule::{RuleAction, RuleAttribute, RuleMessage},
     },
 };
@@ -213,6 +213,54 @@ fn neighbour(ifindex: u32, address: Ipv4Addr, flags: NeighbourFlags) -> Neighbou
     neighbour.attributes.push(NeighbourAttribute::Destination(NeighbourAddress::Inet(address)));
     neighbour
 }
+
+/// A packet that the machine itself would send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    /// Its source address; `None`: the kernel's choice.
+    pub src: Option<Ipv4Addr>,
+    /// Its destination address.
+    pub dst: Ipv4Addr,
+    /// IP protocol, source and destination port, where it has ports.
+    pub transport: Option<(u8, u16, u16)>,
+    /// The TOS byte.
+    pub tos: u8,
+}
+
+/// The interface by which the kernel would send a packet; `None`: there is no route. To the machine itself, that is the loopback interface.
+///
+/// # Errors
+/// If the kernel does not answer.
+pub fn leaves_by(packet: &Sent) -> Result<Option<u32>, DatapathError> {
+    let prefix_len = u8::try_from(Ipv4Addr::BITS).unwrap_or(u8::MAX);
+    let mut query = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(packet.dst, prefix_len).tos(packet.tos);
+    if let Some(src) = packet.src {
+        query = query.source_prefix(src, prefix_len);
+    }
+    if let Some((protocol, sport, dport)) = packet.transport {
+        query = query.ip_protocol(protocol).sport(sport).dport(dport);
+    }
+    let mut query = query.build();
+    // What a request may not name.
+    (query.header.protocol, query.header.scope) = (RouteProtocol::Unspec, RouteScope::Universe);
+    (query.header.kind, query.header.table) = (RouteType::Unspec, RouteHeader::RT_TABLE_UNSPEC);
+    let answer = Requests::open()?.get("a route", RouteNetlinkMessage::GetRoute(query));
+    let route = match answer {
+        Ok(Some(RouteNetlinkMessage::NewRoute(route))) => route,
+        Ok(_) => return Ok(None),
+        Err(DatapathError::Io { source, .. }) if source.raw_os_error().is_some_and(|code| NO_ROUTE.contains(&code)) => {
+            return Ok(None);
+        }
+        Err(error) => return Err(error),
+    };
+    Ok(route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(ifindex) => Some(*ifindex),
+        _ => None,
+    }))
+}
+
+/// What the kernel answers where no route leads, or one that refuses, or where the source can't be.
+const NO_ROUTE: &[i32] = &[libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL, libc::ENETDOWN];
 
 /// Removes all rules and routes with [`PROTOCOL`].
 ///

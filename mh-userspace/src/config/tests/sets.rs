@@ -38,17 +38,19 @@ fn sets() {
 }
 
 /// A directory with files that is removed with it.
-struct Directory(PathBuf);
+struct Directory(tempfile::TempDir);
 
 impl Directory {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("mh-config-{}-{name}", std::process::id()));
-        std::fs::create_dir(&path).unwrap();
-        Self(path)
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
     }
 
     fn write(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
-        let path = self.0.join(name);
+        let path = self.path().join(name);
         std::fs::write(&path, text).unwrap();
         path
     }
@@ -56,13 +58,7 @@ impl Directory {
     /// A config with a set from `banks.txt`, and a rule with it.
     fn with_set(&self, file: impl AsRef<[u8]>) -> Result<Loaded, super::super::Faults> {
         self.write("banks.txt", file);
-        parse_in(&format!("{ONE_UPLINK}{SET}"), &self.0)
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
+        parse_in(&format!("{ONE_UPLINK}{SET}"), self.path())
     }
 }
 
@@ -74,12 +70,12 @@ fn set_of(config: &Config) -> Vec<String> {
 
 #[test]
 fn files() {
-    let directory = Directory::new("files");
+    let directory = Directory::new();
     let text =
         b"\xef\xbb\xbf# from the bank\n203.0.113.0/24\r\n\n  192.0.2.7 # caf\xe9\n\t\n203.0.113.0/24\n10.0.0.0/8";
     let config = directory.with_set(text).unwrap().config;
     assert_eq!(set_of(&config), ["10.0.0.0/8", "192.0.2.7/32", "203.0.113.0/24"]);
-    assert_eq!(config.sets[0].file, Some(directory.0.join("banks.txt")));
+    assert_eq!(config.sets[0].file, Some(directory.path().join("banks.txt")));
 
     // A file is looked for where the config is, whatever the working directory; with prefixes of the config itself they are one set.
     let path = directory.write(
@@ -88,7 +84,7 @@ fn files() {
     );
     assert_eq!(set_of(&load(&path).unwrap().config), ["1.0.0.0/8", "10.0.0.0/8", "192.0.2.7/32", "203.0.113.0/24"]);
     let absolute =
-        format!("{ONE_UPLINK}{}", SET.replace("banks.txt", &directory.0.join("banks.txt").to_string_lossy()));
+        format!("{ONE_UPLINK}{}", SET.replace("banks.txt", &directory.path().join("banks.txt").to_string_lossy()));
     assert_eq!(set_of(&parse_in(&absolute, Path::new("/nonexistent")).unwrap().config), set_of(&config));
 
     // No prefix at all: the set is empty, and rules with it match nothing.
@@ -99,7 +95,7 @@ fn files() {
 
 #[test]
 fn faults_of_files() {
-    let directory = Directory::new("faults");
+    let directory = Directory::new();
     let wrong = directory.with_set(b"10.0.0.0/8\n10.0.0.1/8\n\nexample.org # a name\n::1\n\xff\n").unwrap_err();
     assert_eq!(
         wrong.to_string(),
@@ -115,11 +111,11 @@ fn faults_of_files() {
         assert_eq!(faults.0.len(), 6);
         assert_eq!(faults.0[5].message, format!("banks.txt: {last}"));
     }
-    std::fs::remove_file(directory.0.join("banks.txt")).unwrap();
+    std::fs::remove_file(directory.path().join("banks.txt")).unwrap();
     let text = format!("{ONE_UPLINK}{SET}");
-    let shown = directory.0.display();
+    let shown = directory.path().display();
     assert_eq!(
-        parse_in(&text, &directory.0).unwrap_err().to_string(),
+        parse_in(&text, directory.path()).unwrap_err().to_string(),
         format!(
             "5:8: cannot read banks.txt: No such file or directory (os error 2); put the file there, or remove file; the path begins at {shown}"
         )
@@ -128,15 +124,15 @@ fn faults_of_files() {
         faults(&text.replace("banks.txt", "/dev/zero")),
         "5:8: cannot read /dev/zero: it is no file; put the file there, or remove file"
     );
-    let sparse = std::fs::File::create(directory.0.join("banks.txt")).unwrap();
+    let sparse = std::fs::File::create(directory.path().join("banks.txt")).unwrap();
     sparse.set_len((64 << 20) + 1).unwrap();
-    let error = parse_in(&text, &directory.0).unwrap_err().to_string();
+    let error = parse_in(&text, directory.path()).unwrap_err().to_string();
     assert!(error.starts_with("5:8: cannot read banks.txt: it has more than 67108864 bytes; "), "{error}");
 }
 
 #[test]
 fn long_files() {
-    let directory = Directory::new("long");
+    let directory = Directory::new();
     let file = |count: u32| {
         (0..count).map(|index| format!("{}\n", std::net::Ipv4Addr::from_bits(index * 3))).collect::<String>()
     };
@@ -152,10 +148,10 @@ fn long_files() {
     directory.write("banks.txt", text.lines().skip(1).collect::<Vec<_>>().join("\n"));
     let one_more = format!("{ONE_UPLINK}{}", SET.replace("\"set:banks\"", "[\"set:banks\", \"255.0.0.0/8\"]"));
     assert_eq!(
-        parse_in(&one_more, &directory.0).unwrap_err().to_string(),
+        parse_in(&one_more, directory.path()).unwrap_err().to_string(),
         "6:1: with this [[rule]] the rules have 1048577 prefixes in to, each set counted once; keep at most 1048576 in all"
     );
     // The same set in both directions, and in two rules, counts once for each direction.
     let twice = format!("{ONE_UPLINK}{SET}[[rule]]\nfrom = \"set:banks\"\nto = \"set:banks\"\nuse = \"drop\"\n");
-    assert_eq!(parse_in(&twice, &directory.0).unwrap().config.rules.len(), 2);
+    assert_eq!(parse_in(&twice, directory.path()).unwrap().config.rules.len(), 2);
 }

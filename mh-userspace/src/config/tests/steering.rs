@@ -36,11 +36,14 @@ pub(super) struct Draft {
 #[derive(Debug, Clone)]
 struct DraftPolicy {
     /// Uplinks with weight and tier, and which tiers go by capacity; `None`: no tiers.
-    members: Option<(Vec<(Index, u16, usize)>, [bool; 3])>,
+    members: Option<(Vec<DraftMember>, [bool; 3])>,
     hash: HashMode,
     sticky_ms: u64,
     spill: Option<Share>,
 }
+
+/// An uplink, its weight and its tier.
+type DraftMember = (Index, u16, usize);
 
 #[derive(Debug, Clone)]
 enum DraftUse {
@@ -75,7 +78,7 @@ fn list(elements: &[String]) -> String {
 }
 
 fn ports(range: PortRange) -> String {
-    if range.first == range.last && range.first % 2 == 0 { range.to_string() } else { format!("\"{range}\"") }
+    if range.first == range.last && range.first.is_multiple_of(2) { range.to_string() } else { format!("\"{range}\"") }
 }
 
 /// The sections of policies, rules and sets.
@@ -180,8 +183,9 @@ fn rule() -> impl Strategy<Value = (Rule, DraftUse, Vec<Index>, Vec<Index>)> {
     let word = select(vec![Use::Direct, Use::Reject, Use::Drop]).prop_map(DraftUse::Word);
     let action =
         prop_oneof![any::<Index>().prop_map(DraftUse::Policy), any::<Index>().prop_map(DraftUse::Uplink), word];
-    let interface =
-        "(l[a-km-z0-9._-]{1,13}|vlan\\*|x[a-z]{0,10}\\*)".prop_map(|name| name.parse::<InterfacePattern>().unwrap());
+    let interface = "(l[a-km-z0-9._-]{1,13}|vlan\\*|x[a-z]{0,10}\\*)"
+        .prop_filter("loopback", |name| name != "lo")
+        .prop_map(|name| name.parse::<InterfacePattern>().unwrap());
     (
         addresses(),
         addresses(),

@@ -338,7 +338,7 @@ fn warnings_say_that_they_are() {
     assert_eq!(
         warning_lines(Path::new("mh.toml"), &warnings),
         "mh.toml:5:10: warning: no uplink has a weight above 0: no new flow will get an uplink; give at least one uplink a weight\n\
-         mh.toml:7:8: warning: icmp is less than the 60s that RFC 5508 REQ-2 asks for: flows that are idle, but in use, may be cut"
+         mh.toml:7:8: warning: icmp is less than the 60s that RFC 5508 REQ-2 asks for: flows that are idle, but in use, may be cut\n"
     );
     assert_eq!(warning_lines(Path::new("mh.toml"), &[]), "");
 }
