@@ -16,6 +16,7 @@ pub mod conversation;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap, Map, MapData};
@@ -354,6 +355,36 @@ impl Rig {
     /// If the kernel refuses the run.
     pub fn explain(&mut self, question: &Question) -> Result<Explanation> {
         Ok(self.datapath.explain(question)?)
+    }
+
+    /// Nanoseconds that a decision takes, over `repeat` decisions.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run.
+    pub fn decision_ns(&mut self, question: &Question, repeat: u32) -> Result<u128> {
+        Ok(self.datapath.decide(question, repeat)?.1.as_nanos())
+    }
+
+    /// The rules of lines at the end of the configuration, as for [`Self::run_with_isp2`].
+    ///
+    /// # Errors
+    /// If the lines have faults.
+    pub fn rules_of(lines: &str) -> Result<RuleTable> {
+        let config =
+            config::parse(&format!("{CONFIG}{lines}")).map_err(|faults| anyhow::anyhow!("{:?}", faults.0))?.config;
+        let mut indices = Indices::default();
+        indices.assign(&config);
+        Ok(RuleTable::new(&config, &indices))
+    }
+
+    /// Puts rules in force.
+    ///
+    /// # Errors
+    /// If a map can't be written.
+    pub fn set_rules(&mut self, rules: &RuleTable) -> Result<()> {
+        let interfaces = self.ifindex.iter().filter_map(|(name, index)| Some((*index, rules.of_interface(name)?)));
+        let (rules, interfaces) = (Arc::new(rules.clone()), interfaces.collect());
+        Ok(self.datapath.apply(&Action::SetRules { rules, interfaces })?)
     }
 
     /// Which rules, and which of the interfaces they ask for, the rig has.
