@@ -36,6 +36,13 @@ use crate::{
     reconcile::{self, Action},
 };
 
+/// How often idle flows and unused bindings are looked for.
+const LONGEST_SWEEP_INTERVAL: Duration = Duration::from_secs(10);
+/// The same where sources stick for seconds only.
+const SHORTEST_SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+/// How many sweeps there are in the time that a source sticks.
+const SWEEPS_PER_STICKY: u32 = 4;
+
 /// The highest weight.
 const MAX_WEIGHT: u32 = 65_535;
 
@@ -509,6 +516,15 @@ impl Controller {
     /// The idle timeouts in force.
     pub fn timeouts(&self) -> Timeouts {
         self.in_force.as_ref().map(|d| d.settings.timeouts).unwrap_or_default()
+    }
+
+    /// How long after a sweep the next one is due. A source that sticks to its uplink is kept there by its flows through sweeps alone, so that
+    /// there have to be several in the time that it sticks.
+    pub fn sweep_interval(&self) -> Duration {
+        let stick = self.core.config().policies.iter().map(|policy| policy.sticky).filter(|time| !time.is_zero());
+        stick.min().map_or(LONGEST_SWEEP_INTERVAL, |shortest| {
+            (shortest / SWEEPS_PER_STICKY).clamp(SHORTEST_SWEEP_INTERVAL, LONGEST_SWEEP_INTERVAL)
+        })
     }
 
     /// The hooks in force.

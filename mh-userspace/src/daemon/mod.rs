@@ -24,7 +24,7 @@ use std::{
     path::{Path, PathBuf},
     pin::pin,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use aya_log::EbpfLogger;
@@ -50,8 +50,6 @@ use crate::{
     netlink,
 };
 
-/// How often idle flows and unused bindings are looked for.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(10);
 /// How often gateways are asked whether they are there: with the kernel's three attempts, one a second, one that is silent is found out
 /// within six seconds.
 const GATEWAY_CHECK_INTERVAL: Duration = Duration::from_secs(3);
@@ -150,7 +148,7 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         interval
     };
-    let mut timer = every(SWEEP_INTERVAL);
+    let mut swept = None;
     let mut gateways = every(GATEWAY_CHECK_INTERVAL);
     let mut measuring = every(MEASURE_INTERVAL);
     let mut sweeping = None;
@@ -196,7 +194,8 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
             () = supervisor.watchdog_due() => supervisor.alive(),
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
-            _ = timer.tick() => {
+            () = until(Some(swept.map_or_else(Instant::now, |at| at + controller.sweep_interval()))) => {
+                swept = Some(Instant::now());
                 if sweeping.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
                     sweeping = Some(spawn_sweep(options.bpffs.clone(), controller.timeouts()));
                 }
@@ -245,7 +244,7 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
 }
 
 /// Waits until then; without a time, for ever.
-async fn until(time: Option<std::time::Instant>) {
+async fn until(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time.into()).await,
         None => std::future::pending().await,
