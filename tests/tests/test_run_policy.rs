@@ -188,7 +188,7 @@ fn what_is_said_is_what_is_done() {
                 if random.one_in(25) {
                     rig.set_healthy(random.of(&[0b11, 0b11, 0b01, 0b10, 0b00]))?;
                 }
-                if random.one_in(40) {
+                if random.one_in(15) {
                     let (key, _) = match flows(rig)?.first() {
                         Some(flow) => (flow.key, ()),
                         None => continue,
@@ -367,14 +367,11 @@ fn no_rule_is_a_rule_without_number() {
 #[test]
 fn a_flow_goes_on_when_rules_change() {
     on_rig_with("", [1, 0], |rig| {
-        let (udp, tcp) = (out(Transport::Udp), out(Transport::Tcp(ACK)));
-        for packet in [&udp, &tcp] {
+        for packet in [out(Transport::Udp), out(Transport::Tcp(ACK))] {
+            rig.set_rules(&Rig::rules_of("")?)?;
             assert_eq!(rig.tc("lan0", &packet.build())?.counted, counted("new"));
-        }
-        rig.set_rules(&Rig::rules_of("[[rule]]\nuse = \"reject\"\n")?)?;
-        for packet in [&udp, &tcp] {
-            let forward =
-                flows(rig)?.iter().find(|flow| flow.key.protocol == question(rig, packet).protocol).unwrap().key;
+            rig.set_rules(&Rig::rules_of("[[rule]]\nuse = \"reject\"\n")?)?;
+            let forward = flows(rig)?.first().unwrap().key;
             rig.tables.new_flows4.forget(&forward)?;
             assert_eq!(rig.tc("lan0", &packet.build())?.counted, counted("restored"));
             let halves: Vec<_> = entries(rig)?.0.iter().map(|(key, _)| *key).collect();
