@@ -134,7 +134,8 @@ fn sent<Fam: Tables + Header>(
     }
     if scene.settings.flags & abi::HOST_TRAFFIC != 0 && host::is_free::<Fam, _>(frame, packet, scene) {
         match begin::<Fam>(frame, packet, steer::ANY, true, scene, answer) {
-            Verdict::Direct | Verdict::NoUplink => {}
+            Verdict::Direct => {}
+            Verdict::NoUplink if !answer.rule.names_uplink() => {}
             verdict => return verdict,
         }
     }

@@ -116,15 +116,16 @@ pub fn begin<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> 
         && !socket::is_bound(frame)
         && is_free::<Fam, _>(frame, &packet, scene);
     if steered {
-        let begun = outbound::admit::<Fam, true>(frame, &packet)
-            .and_then(|rule| outbound::begin::<Fam, true>(frame, &packet, &rule, steer::ANY, flow::HOST, scene));
+        let rule = outbound::admit::<Fam, true>(frame, &packet);
+        let begun =
+            rule.and_then(|rule| outbound::begin::<Fam, true>(frame, &packet, &rule, steer::ANY, flow::HOST, scene));
         match begun {
             Ok(note) => return Err(maps::stage(frame, Stage::HostAttend, note)),
             Err(Verdict::Direct) => {}
             // The last words of a connection that began before mh did.
             Err(Verdict::TcpStray) => {}
-            // No uplink is fit: the kernel's own choice is as good as any.
-            Err(Verdict::NoUplink) => {}
+            // No uplink is fit: the kernel's own choice is as good as any, unless the rule names one.
+            Err(Verdict::NoUplink) if !rule.is_ok_and(|rule| rule.names_uplink()) => {}
             Err(refused) => return Err(refused),
         }
     }
