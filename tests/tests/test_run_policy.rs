@@ -188,7 +188,7 @@ fn what_is_said_is_what_is_done() {
                 if random.one_in(25) {
                     rig.set_healthy(random.of(&[0b11, 0b11, 0b01, 0b10, 0b00]))?;
                 }
-                if random.one_in(40) {
+                if random.one_in(15) {
                     let (key, _) = match flows(rig)?.first() {
                         Some(flow) => (flow.key, ()),
                         None => continue,
