@@ -18,7 +18,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use mh_tests::lab::traffic::{Bound, DatagramSocket, TcpFlow};
+use mh_tests::lab::traffic::{Bound, DatagramSocket, TcpFlow, UdpFlow};
 use mh_tests::lab::{
     CLIENT1, CLIENT2, CLIENT3, Host, Mode, Options, ROUTER_LAN0, SERVER, Scene, TwoIsps, run_configured, wait_until,
 };
@@ -260,6 +260,16 @@ fn what_is_told_happens(scene: &mut Scene) -> Result<()> {
         );
         expected[7] += 1;
     }
+    // Bound to an address, it is not steered.
+    let src = lab.uplink(1)?.address;
+    let told = explained(scene, &["udp", &end(src, 42_100), &end(SERVER, 7000)])?;
+    assert_eq!(
+        (&told["verdict"], &told["uplink"], &told["rule"]),
+        (&json!("host"), &json!("isp2"), &Value::Null),
+        "{told}"
+    );
+    let sent = UdpFlow::open_bound(&lab.router, SocketAddrV4::new(src, 42_100), scene.udp.address())?;
+    assert_eq!(sent.seen, SocketAddrV4::new(src, 42_100));
     let told = explained(scene, &["udp", &end(ROUTER_LAN0, 1), &end(CLIENT1, 1)])?;
     assert_eq!((&told["verdict"], &told["uplink"]), (&json!("pass_not_for_uplink"), &Value::Null), "{told}");
     says(&told, "lan0");

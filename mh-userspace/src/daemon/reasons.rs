@@ -142,14 +142,18 @@ impl Reasons<'_> {
                 ]
             }
             Verdict::Host | Verdict::HostUntouched => {
+                let own = self.entrance.interface.interface.uplink;
+                let owners = self.desired.outside.get(src).copied().unwrap_or_default();
                 let why = if !self.config.datapath.host_traffic {
                     "host_traffic is off: what this machine begins itself is not steered".to_owned()
-                } else if self.desired.outside.contains_key(src) {
+                } else if owners == 0 {
+                    format!("{src} is not an uplink's address: whoever sends from it means it")
+                } else if owners & 1 << own == 0 {
                     format!(
-                        "it is not free to choose: {src} belongs to one uplink that is up, or {dst} is on an uplink's own link"
+                        "{src} is not what the kernel would choose here, and its uplink is up: whoever sends from it means it"
                     )
                 } else {
-                    format!("{src} is not an uplink's address, so whoever sends from it means it")
+                    format!("{dst} is on the link of {}", self.name_of(own))
                 };
                 vec![why, self.by_source()]
             }
