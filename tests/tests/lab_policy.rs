@@ -178,7 +178,7 @@ fn direct_is_the_kernels(scene: &mut Scene) -> Result<()> {
     for datagrams in [&far, &near] {
         datagrams.keep_whole(false)?;
     }
-    let large: Vec<u8> = (0..8000_u32).map(|byte| (byte * 31 >> 3) as u8).collect();
+    let large: Vec<u8> = (0..=250).cycle().take(8000).collect();
     for _ in 0..3 {
         near.send(&large)?;
         let (bytes, source) = far.receive()?;
