@@ -14,7 +14,6 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::{
     address::{Address, Ipv4},
-    policy::MAX_POLICIES,
     wire,
 };
 
@@ -114,12 +113,6 @@ impl Rule {
     /// What becomes of flows that no rule matches.
     pub const NONE: Self =
         Self { action: Action::Policy as u8, policy: 0, counter: NO_RULE_COUNTER, number: NO_RULE, reserved: 0 };
-
-    /// Whether what it matches goes by one uplink or not at all.
-    #[inline(always)]
-    pub const fn names_uplink(&self) -> bool {
-        self.policy as usize >= MAX_POLICIES
-    }
 }
 
 /// Which rules there are now. 8 bytes, written at once.

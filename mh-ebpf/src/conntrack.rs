@@ -107,9 +107,13 @@ fn is_other_half<A: Address>(half: *const Entry<A>, key: &Key<A>, uplink: u8, fl
 
 /// The uplink and the translated key of a flow whose forward half was evicted, if what is left tells them: its reply half, or, for a
 /// TCP segment in mid-stream and for protocols without ports, its binding. Flows of an uplink that is down, or has lost their outside address, are not
-/// restored.
+/// restored. `by_binding`: the binding alone will do; if not, only the reply half.
 #[inline(always)]
-pub fn evicted<Fam: Tables>(packet: &Packet<Fam::Address>, scene: &Scene) -> Option<(u8, Key<Fam::Address>)> {
+pub fn evicted<Fam: Tables>(
+    packet: &Packet<Fam::Address>,
+    by_binding: bool,
+    scene: &Scene,
+) -> Option<(u8, Key<Fam::Address>)> {
     let key = &packet.key;
     // Without translation, the reply half is known by the flow's own addresses.
     if let Some(uplink) = reply_uplink::<Fam>(&swapped(key))
@@ -148,7 +152,7 @@ pub fn evicted<Fam: Tables>(packet: &Packet<Fam::Address>, scene: &Scene) -> Opt
         // Not with an address that the uplink has lost.
         let lasts = Fam::owners(outside.address) >> (outside.uplink & 31) & 1 != 0;
         let ours = lasts && (!portless || owner::<Fam>(end).is_some_and(|owner| owner == key.src));
-        if ours && (midstream || reply_uplink::<Fam>(&swapped(&sent)) == Some(outside.uplink)) {
+        if ours && (midstream && by_binding || reply_uplink::<Fam>(&swapped(&sent)) == Some(outside.uplink)) {
             return Some((outside.uplink, sent));
         }
     }

@@ -24,8 +24,8 @@ use crate::{
     forward, host,
     maps::{self, Tables},
     nat,
-    parse::{self, Header, Ip},
-    rewrite, steer,
+    parse::{self, Header, Ip, Packet},
+    policy, rewrite, steer,
     track::{self, Scene},
 };
 
@@ -59,6 +59,7 @@ pub fn run<Fam: Tables + Header, const EGRESS: bool>(
         Some(hit) => unsafe { *hit.entry },
         None => match by_binding::<Fam>(&key, scene, EGRESS) {
             Some(entry) => entry,
+            None if !EGRESS && is_direct::<Fam, _>(frame, ip, key, scene) => return Err(Verdict::Direct),
             None => return unknown::<Fam, EGRESS>(frame, &ip, scene),
         },
     };
@@ -121,6 +122,20 @@ fn unknown<Fam: Tables + Header, const EGRESS: bool>(
         return Err(Verdict::IcmpStray);
     }
     Err(Verdict::NoFlow)
+}
+
+/// Whether an error from inside is about a packet of a flow that a rule leaves to the kernel. `key`: the flow's.
+#[inline(always)]
+fn is_direct<Fam: Tables + Header, F: Frame>(
+    frame: &F,
+    ip: Ip<Fam::Address>,
+    key: Key<Fam::Address>,
+    scene: &Scene,
+) -> bool {
+    let mut packet = Packet::without_transport(ip);
+    packet.key = key;
+    scene.interface.role == abi::ROLE_LAN
+        && matches!(policy::admit(&policy::rule::<Fam, _>(frame, &packet, false)), Err(Verdict::Direct))
 }
 
 /// What the half of an evicted flow would say: the binding tells all of it.

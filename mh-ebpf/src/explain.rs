@@ -12,6 +12,7 @@ use mh_common::{
     binding::End,
     flow,
     policy::{EXPLAIN_HOST, EXPLANATION_AT, Explanation, explained},
+    rules::NO_RULE,
     verdict::Verdict,
 };
 
@@ -132,10 +133,13 @@ fn sent<Fam: Tables + Header>(
     if let Some(verdict) = existing::<Fam>(frame, packet, true, scene, answer) {
         return verdict;
     }
-    if scene.settings.flags & abi::HOST_TRAFFIC != 0 && host::is_free::<Fam, _>(frame, packet, scene) {
+    let steered = scene.settings.flags & abi::HOST_TRAFFIC != 0
+        && host::may_begin(packet)
+        && host::is_free::<Fam, _>(frame, packet, scene);
+    if steered {
         match begin::<Fam>(frame, packet, steer::ANY, true, scene, answer) {
             Verdict::Direct => {}
-            Verdict::NoUplink if !answer.rule.names_uplink() => {}
+            Verdict::NoUplink if answer.rule.number == NO_RULE => {}
             verdict => return verdict,
         }
     }
@@ -162,15 +166,16 @@ fn begin<Fam: Tables + Header>(
     let key = &packet.key;
     answer.rule = policy::rule::<Fam, _>(frame, packet, by_host);
     answer.flags |= explained::RULE;
-    if let Err(verdict) = policy::admit(&answer.rule) {
-        return verdict;
-    }
-    if let Some((uplink, sent)) = conntrack::evicted::<Fam>(packet, scene) {
+    let admitted = policy::admit(&answer.rule);
+    if let Some((uplink, sent)) = conntrack::evicted::<Fam>(packet, admitted.is_ok(), scene) {
         answer.uplink = uplink;
         answer.flags |= explained::RESTORED;
         answer.address = Fam::words(sent.src);
         answer.port = sent.sport;
         return Verdict::Restored;
+    }
+    if let Err(verdict) = admitted {
+        return verdict;
     }
     let index = if pinned == steer::ANY {
         match policy::select::<Fam, false>(packet, answer.rule.policy, scene) {
@@ -197,6 +202,9 @@ fn begin<Fam: Tables + Header>(
         return Verdict::New;
     }
     match nat::bound::<Fam>(packet, index) {
+        Some(_) if packet.transport == Transport::OTHER && !nat::is_owner::<Fam>(packet, index) => {
+            return Verdict::ProtocolInUse;
+        }
         Some(binding) => {
             answer.flags |= explained::BINDING;
             answer.address = Fam::words(binding.address);

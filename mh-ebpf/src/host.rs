@@ -24,7 +24,7 @@ use crate::{
     maps::{self, Tables},
     outbound,
     parse::{self, FROM_INSIDE, Header, Packet, Part, Transport},
-    rewrite, socket, steer,
+    policy, rewrite, socket, steer,
     track::{self, Fate, Note, Scene, TCP_EVENTS},
 };
 
@@ -116,16 +116,13 @@ pub fn begin<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> 
         && !socket::is_bound(frame)
         && is_free::<Fam, _>(frame, &packet, scene);
     if steered {
-        let rule = outbound::admit::<Fam, true>(frame, &packet);
-        let begun =
-            rule.and_then(|rule| outbound::begin::<Fam, true>(frame, &packet, &rule, steer::ANY, flow::HOST, scene));
-        match begun {
+        match outbound::begin::<Fam, true>(frame, &packet, steer::ANY, flow::HOST, scene) {
             Ok(note) => return Err(maps::stage(frame, Stage::HostAttend, note)),
             Err(Verdict::Direct) => {}
             // The last words of a connection that began before mh did.
             Err(Verdict::TcpStray) => {}
-            // No uplink is fit: the kernel's own choice is as good as any, unless the rule names one.
-            Err(Verdict::NoUplink) if !rule.is_ok_and(|rule| rule.names_uplink()) => {}
+            // No uplink is fit: the kernel's own choice is as good as any, unless a rule has one in mind.
+            Err(Verdict::NoUplink) if !policy::is_ruled::<Fam, _>(frame, &packet) => {}
             Err(refused) => return Err(refused),
         }
     }
@@ -173,7 +170,7 @@ fn asked_by<Fam: Tables>(packet: &Packet<Fam::Address>, scene: &Scene) -> Option
 /// Whether the packet is one that mh steers, if it is free to: a connection's first or (of one whose flow was lost) middle, a datagram,
 /// or a ping. A DHCP client talks to the server of its own link.
 #[inline(always)]
-const fn may_begin<A>(packet: &Packet<A>) -> bool {
+pub const fn may_begin<A>(packet: &Packet<A>) -> bool {
     match packet.transport {
         Transport::TCP => packet.tcp & (TCP_EVENTS | wire::TCP_ACK) != (wire::TCP_SYN | wire::TCP_ACK),
         Transport::UDP => packet.key.sport != wire::DHCP_CLIENT_PORT,

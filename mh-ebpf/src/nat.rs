@@ -51,6 +51,14 @@ pub fn bound<Fam: Tables>(packet: &Packet<Fam::Address>, index: u8) -> Option<Ou
     (Fam::owners(binding.address) >> (index & 31) & 1 != 0).then_some(binding)
 }
 
+/// Whether a packet without ports is from the inside host that talks to its destination by this uplink.
+#[inline(always)]
+pub fn is_owner<Fam: Tables>(packet: &Packet<Fam::Address>, index: u8) -> bool {
+    let key = &packet.key;
+    let end = End { address: key.dst, port: 0, protocol: key.protocol, uplink: index };
+    inside::<Fam>(end).is_none_or(|inside| inside.address == key.src)
+}
+
 /// The binding of the packet's source on this uplink; makes one if there is none.
 #[inline(always)]
 pub fn bind<Fam: Tables + Header, const EGRESS: bool>(

@@ -8,7 +8,6 @@ use mh_common::{
     abi::{self, Stage},
     binding::End,
     flow::{self, Key},
-    rules::Rule,
     verdict::Verdict,
     wire,
 };
@@ -54,9 +53,7 @@ pub fn run<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> R
     if packet.ip.ttl <= 1 {
         return Err(Verdict::TtlExpired);
     }
-    let begun = admit::<Fam, false>(frame, &packet)
-        .and_then(|rule| begin::<Fam, false>(frame, &packet, &rule, route.on_link, 0, scene));
-    match begun {
+    match begin::<Fam, false>(frame, &packet, route.on_link, 0, scene) {
         Ok(note) => Err(maps::stage(frame, Stage::Attend, note)),
         Err(verdict) => {
             if packet.ip.part() == Part::First && matches!(verdict, Verdict::Direct) {
@@ -67,37 +64,31 @@ pub fn run<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> R
     }
 }
 
-/// The rule for the packet, unless that ends it here.
-#[inline(always)]
-pub fn admit<Fam: Tables + Header, const EGRESS: bool>(
-    frame: &TcFrame<EGRESS>,
-    packet: &Packet<Fam::Address>,
-) -> Result<Rule, Verdict> {
-    let rule = policy::rule::<Fam, _>(frame, packet, EGRESS);
-    policy::admit(&rule).inspect_err(|_| count::rule(&rule))?;
-    Ok(rule)
-}
-
-/// Restores the packet's flow, or begins it as the rule says. `pinned`: the only uplink that will do, or [`steer::ANY`]. `flags` as for
+/// Restores the packet's flow, or begins it as the rules say. A flow that exists goes on, whatever they say by now. `pinned`: the only uplink that will do, or [`steer::ANY`]. `flags` as for
 /// [`conntrack::insert`].
 #[inline(always)]
 pub fn begin<Fam: Tables + Header, const EGRESS: bool>(
     frame: &TcFrame<EGRESS>,
     packet: &Packet<Fam::Address>,
-    rule: &Rule,
     pinned: u8,
     flags: u8,
     scene: &Scene,
 ) -> Result<Note, Verdict> {
-    if let Some((uplink, sent)) = conntrack::evicted::<Fam>(packet, scene) {
+    let rule = policy::rule::<Fam, _>(frame, packet, EGRESS);
+    let admitted = policy::admit(&rule);
+    if let Some((uplink, sent)) = conntrack::evicted::<Fam>(packet, admitted.is_ok(), scene) {
         conntrack::insert::<Fam>(&packet.key, &sent, uplink, flags, scene.now)?;
         return Ok(Note::Restored);
+    }
+    if let Err(verdict) = admitted {
+        count::rule(&rule);
+        return Err(verdict);
     }
     if packet.tcp & (wire::TCP_FIN | wire::TCP_RST) != 0 {
         return Err(Verdict::TcpStray);
     }
     limit::new_flow::<Fam>(packet.key.src, scene)?;
-    count::rule(rule);
+    count::rule(&rule);
     let index = if pinned == steer::ANY {
         policy::select::<Fam, true>(packet, rule.policy, scene)?.choice.uplink
     } else if scene.is_healthy(pinned) {

@@ -17,7 +17,7 @@ use mh_common::{
 };
 use mh_tests::model::steps::Random;
 use mh_tests::model::wire::{ACK, FIN, SYN};
-use mh_tests::packet::{Packet, Transport};
+use mh_tests::packet::{Packet, Transport, icmp_error};
 use mh_tests::rig::conversation::{counted, flows, on_rig_with, out};
 use mh_tests::rig::{HOST, HOST2, LAN, Rig};
 use mh_userspace::datapath::explain::Question;
@@ -113,7 +113,7 @@ fn random_config(random: &mut Random) -> String {
         // Of protocol and ports one at most.
         let mut left = vec![0, 1, random.of(&[2, 3, 4]), 5, 6];
         for _ in 0..=random.below(2) {
-            let which = left.remove(usize::try_from(random.below(left.len())).unwrap());
+            let which = left.remove(random.below(left.len()));
             writeln!(text, "{}", random.of(&conditions[which])).unwrap();
         }
     }
@@ -359,6 +359,61 @@ fn no_rule_is_a_rule_without_number() {
         let answer = rig.explain(&question)?;
         assert_eq!((answer.rule.number, answer.uplink), (NO_RULE, 0));
         assert!(answer.slot < 4096);
+        Ok(())
+    });
+}
+
+/// A flow that exists is restored by its reply half, whatever the rules say by now; by its binding alone only if they still have it begin.
+#[test]
+fn a_flow_goes_on_when_rules_change() {
+    on_rig_with("", [1, 0], |rig| {
+        let (udp, tcp) = (out(Transport::Udp), out(Transport::Tcp(ACK)));
+        for packet in [&udp, &tcp] {
+            assert_eq!(rig.tc("lan0", &packet.build())?.counted, counted("new"));
+        }
+        rig.set_rules(&Rig::rules_of("[[rule]]\nuse = \"reject\"\n")?)?;
+        for packet in [&udp, &tcp] {
+            let forward =
+                flows(rig)?.iter().find(|flow| flow.key.protocol == question(rig, packet).protocol).unwrap().key;
+            rig.tables.new_flows4.forget(&forward)?;
+            assert_eq!(rig.tc("lan0", &packet.build())?.counted, counted("restored"));
+            let halves: Vec<_> = entries(rig)?.0.iter().map(|(key, _)| *key).collect();
+            halves.iter().try_for_each(|key| rig.tables.new_flows4.forget(key))?;
+            assert_eq!(rig.tc("lan0", &packet.build())?.counted, counted("rule_reject"));
+        }
+        Ok(())
+    });
+}
+
+/// An inside host's errors about what is left to the kernel are left to it as well.
+#[test]
+fn errors_about_direct_flows_are_the_kernels() {
+    on_rig_with("[[rule]]\nto = [\"192.0.2.10\"]\nuse = \"direct\"\n", [1, 0], |rig| {
+        for (remote, expected) in [("192.0.2.10:443", "pass_direct"), ("192.0.2.11:443", "icmp_stray")] {
+            let from_remote = Packet::new(HOST, LAN, remote, "192.168.1.10:40001", Transport::Udp).build();
+            let address = remote.split(':').next().unwrap();
+            let error = icmp_error(LAN, HOST, "192.168.1.10", address, 64, [3, 3], 0, &from_remote[14..]);
+            assert_eq!(rig.tc("lan0", &error)?.counted, counted(expected));
+        }
+        Ok(())
+    });
+}
+
+/// What a rule has go by one uplink does not go by another, of the machine itself neither.
+#[test]
+fn the_machines_own_flows_obey_rules() {
+    on_rig_with("[[rule]]\nto = [\"192.0.2.10\"]\nuse = \"uplink:isp2\"\n", [1, 1], |rig| {
+        let own = |remote: &str| {
+            Packet::new([2, 0, 0, 0, 0, 0xa1], [2, 0, 0, 0, 0, 2], "198.51.100.2:40001", remote, Transport::Udp)
+        };
+        rig.set_healthy(0b01)?;
+        assert_eq!(rig.egress("wan1", 0, &own("192.0.2.10:53").build())?.counted, counted("no_uplink"));
+        assert_eq!(rig.egress("wan1", 0, &own("192.0.2.11:53").build())?.counted, counted("new"));
+        rig.set_healthy(0b00)?;
+        assert_eq!(rig.egress("wan1", 0, &own("192.0.2.12:53").build())?.counted, counted("pass_host"));
+        rig.set_healthy(0b11)?;
+        let sent = rig.egress("wan1", 0, &own("192.0.2.10:53").build())?;
+        assert_eq!((sent.counted, source(&sent.packet).0), (counted("new"), ADDRESSES[1]));
         Ok(())
     });
 }
