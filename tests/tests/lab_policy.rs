@@ -32,6 +32,8 @@ in_both_modes!(
     reject_tells_the_client,
     drop_says_nothing,
     own_traffic,
+    own_traffic_by_an_uplink_that_fails,
+    what_is_no_uplinks_business_is_let_be,
 );
 
 /// Where the rules of these tests look.
@@ -176,7 +178,7 @@ fn direct_is_the_kernels(scene: &mut Scene) -> Result<()> {
     for datagrams in [&far, &near] {
         datagrams.keep_whole(false)?;
     }
-    let large: Vec<u8> = (0..8000_u32).map(|byte| (byte * 31 >> 3) as u8).collect();
+    let large: Vec<u8> = (0..=250).cycle().take(8000).collect();
     for _ in 0..3 {
         near.send(&large)?;
         let (bytes, source) = far.receive()?;
@@ -292,4 +294,65 @@ fn own_traffic(scene: &mut Scene) -> Result<()> {
     udp_flows(&router, scene.udp.address(), 3)?;
     assert_eq!(udp.seen().len(), arrived, "dropped, and yet arrived");
     Ok(())
+}
+
+/// The machine's own flows, too, go by the uplink that their rule names or not at all.
+fn own_traffic_by_an_uplink_that_fails(scene: &mut Scene) -> Result<()> {
+    let (tcp, udp) = servers(scene)?;
+    let router = scene.lab.router.clone();
+    configure(scene, [1, 0], &rule("uplink:isp2"))?;
+    assert_eq!(*TcpFlow::connect(&router, tcp.address(), DEADLINE)?.seen.ip(), scene.lab.uplink(1)?.address);
+    let before = (tcp.seen().len(), udp.seen().len());
+    scene.lab.uplink(1)?.isp.set_link("eth0", false)?;
+    scene.mhd.wait_for_state("isp2", "down")?;
+    let refused = scene.count_of("no_uplink")?;
+    let timeout = Duration::from_millis(800);
+    let gone = router.enter(|| TcpStream::connect_timeout(&tcp.address().into(), timeout))?;
+    println!("an own connection without its uplink: {:?}", gone.as_ref().err());
+    assert!(gone.is_err(), "connected, and not by the uplink that the rule names");
+    let socket = DatagramSocket::bind(&router, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))?;
+    // The kernel may tell of the loss at once.
+    let _ = socket.send(udp.address(), "anybody?");
+    wait_until("the refusals", DEADLINE, || Ok(scene.count_of("no_uplink")? >= refused + 2))?;
+    // What is under no such rule goes on, and comes after what would have arrived by then.
+    assert_eq!(udp_flows(&router, scene.udp.address(), 3)?.len(), 3);
+    assert_eq!((tcp.seen().len(), udp.seen().len()), before, "by another uplink");
+    scene.lab.uplink(1)?.isp.set_link("eth0", true)?;
+    scene.mhd.wait_for_state("isp2", "disabled")?;
+    assert_eq!(*TcpFlow::connect(&router, tcp.address(), DEADLINE)?.seen.ip(), scene.lab.uplink(1)?.address);
+    Ok(())
+}
+
+/// With a rule that drops everything, all is well that does not begin towards an uplink.
+fn what_is_no_uplinks_business_is_let_be(scene: &mut Scene) -> Result<()> {
+    let lab = &scene.lab;
+    let forward = format!(
+        "[[forward]]\nuplinks = [\"isp1\", \"isp2\"]\nprotocol = \"tcp\"\nport = \"8443\"\nto = \"{CLIENT3}:{PORT}\"\n"
+    );
+    configure(scene, [1, 1], &format!("{forward}[[rule]]\nname = \"all\"\nuse = \"drop\"\n"))?;
+    let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, PORT);
+    let (_inside, _own) = (TcpServer::start(&lab.client3, any)?, TcpServer::start(&lab.router, any)?);
+    let before = scene.count_of("rule_drop")?;
+    let mut flows = vec![
+        // From LAN to LAN, to the router, and from the router to a LAN.
+        TcpFlow::connect(&lab.client1, SocketAddrV4::new(CLIENT3, PORT), DEADLINE)?,
+        TcpFlow::connect(&lab.client1, SocketAddrV4::new(ROUTER_LAN0, PORT), DEADLINE)?,
+        TcpFlow::connect(&lab.router, SocketAddrV4::new(CLIENT3, PORT), DEADLINE)?,
+    ];
+    for uplink in &lab.uplinks {
+        // From outside, to an inside host and to the router; from inside by the outside address, too.
+        for (host, port) in [(&lab.server, 8443), (&lab.server, PORT), (&lab.client1, 8443)] {
+            let flow = TcpFlow::connect(host, SocketAddrV4::new(uplink.address, port), DEADLINE);
+            flows.push(flow.with_context(|| format!("{} from {} to port {port}", uplink.name, host.name()))?);
+        }
+    }
+    flows.iter_mut().try_for_each(TcpFlow::echo)?;
+    for client in [&lab.client1, &lab.client3] {
+        assert_eq!(client.ping(ROUTER_LAN0, 2)?, 2);
+    }
+    assert_eq!(scene.count_of("rule_drop")?, before);
+    // And everything else is dropped.
+    assert_eq!(lab.client1.ping(SERVER, 1)?, 0);
+    assert_eq!(scene.count_of("rule_drop")?, before + 1);
+    flows.iter_mut().try_for_each(TcpFlow::echo)
 }

@@ -50,9 +50,9 @@ fn prefixes(parity: u32) -> String {
     let watched = (0..WATCHED).filter(|number| number % 2 == parity);
     let mut watched = watched.map(|number| format!("100.64.{number}.0/24"));
     for filler in 0..FILLERS {
-        // Of all lengths, and the two files' side by side.
+        // Each has room for 16 addresses; the two files' side by side.
         let length = 32 - filler % 5;
-        let address = Ipv4Addr::from(0x6480_0000 + (filler * 2 + parity) * 16 & u32::MAX << (32 - length));
+        let address = Ipv4Addr::from(0x6480_0000 + (filler * 2 + parity) * 16);
         let _ = writeln!(text, "{address}/{length}");
         if filler % (FILLERS / WATCHED) == 0
             && let Some(prefix) = watched.next()

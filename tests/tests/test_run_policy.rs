@@ -113,7 +113,7 @@ fn random_config(random: &mut Random) -> String {
         // Of protocol and ports one at most.
         let mut left = vec![0, 1, random.of(&[2, 3, 4]), 5, 6];
         for _ in 0..=random.below(2) {
-            let which = left.remove(usize::try_from(random.below(left.len())).unwrap());
+            let which = left.remove(random.below(left.len()));
             writeln!(text, "{}", random.of(&conditions[which])).unwrap();
         }
     }
