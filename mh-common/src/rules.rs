@@ -203,7 +203,7 @@ pub struct Fields {
     pub dport: u16,
 }
 
-/// What one generation's rules do, and by what the controller knows them. 4104 bytes.
+/// What one generation's rules do, and by what the controller knows them. 4112 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RuleList {
@@ -211,6 +211,8 @@ pub struct RuleList {
     pub rules: [Rule; MAX_RULES + 1],
     /// By which the controller knows each rule: a hash of its name or, without one, of what it says; zero: there is no such rule.
     pub identities: [u64; MAX_RULES],
+    /// A hash of all that the generation is made of, by which a controller that adopts it knows whether it is the one that it wants.
+    pub fingerprint: u64,
 }
 
 // SAFETY: repr(C) of words and records of 8 bytes: no padding, and every bit pattern is a value.
@@ -220,7 +222,7 @@ unsafe impl Pod for RuleList {}
 
 impl RuleList {
     /// No rules.
-    pub const EMPTY: Self = Self { rules: [Rule::NONE; MAX_RULES + 1], identities: [0; MAX_RULES] };
+    pub const EMPTY: Self = Self { rules: [Rule::NONE; MAX_RULES + 1], identities: [0; MAX_RULES], fingerprint: 0 };
 }
 
 /// What one generation's rules ask for, but for addresses and interfaces. 400 KiB.
@@ -259,7 +261,7 @@ const _: () = {
     assert!(size_of::<Rule>() == 8);
     assert!(size_of::<Head>() == 8);
     assert!(size_of::<PrefixKey<Ipv4>>() == 8);
-    assert!(size_of::<RuleList>() == 8 * (2 * MAX_RULES + 1));
+    assert!(size_of::<RuleList>() == 8 * (2 * MAX_RULES + 2));
     assert!(size_of::<Classifier>() == size_of::<RuleSet>() * (4 + 256 + DSCP_VALUES + 2 * PORT_CLASSES) + (4 << 16));
     assert!(PORT_CLASSES.is_power_of_two());
 };

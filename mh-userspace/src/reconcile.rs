@@ -182,10 +182,6 @@ pub fn plan(in_force: Option<&Desired>, desired: &Desired) -> Vec<Action> {
             }
         }
     }
-    // No rule names them any more.
-    for &index in in_force.iter().flat_map(|d| d.policies.keys()).filter(|i| !desired.policies.contains_key(i)) {
-        actions.push(Action::RemovePolicy(index));
-    }
     if live_now != Some(live(desired)) {
         actions.push(live(desired));
     }
@@ -194,7 +190,10 @@ pub fn plan(in_force: Option<&Desired>, desired: &Desired) -> Vec<Action> {
             actions.push(Action::Attach(ifindex, interface.clone()));
         }
     }
-    // Last, since it can't be taken back: flows go with the uplink.
+    // Last, since it can't be taken back: flows go with the uplink, and with the policy the sources that keep theirs.
+    for &index in in_force.iter().flat_map(|d| d.policies.keys()).filter(|i| !desired.policies.contains_key(i)) {
+        actions.push(Action::RemovePolicy(index));
+    }
     for &index in in_force.iter().flat_map(|d| d.uplinks.keys()).filter(|i| !desired.uplinks.contains_key(i)) {
         actions.push(Action::RemoveUplink(index));
     }

@@ -13,7 +13,7 @@ use super::{
     RuleTable, UplinkState, Way, policies, records,
 };
 use crate::{
-    config::{AddressRange, Capacity, Config, Mode, OnDown, Uplink, Weight},
+    config::{AddressRange, Capacity, Config, Mode, OnDown, Uplink, Use, Weight},
     load::Spread,
 };
 
@@ -206,6 +206,7 @@ impl Desired {
                 uplink,
                 condition,
                 config.default_policy().and_then(|policy| policy.place(position)),
+                is_chosen(config, position),
                 default,
                 overrides,
             ));
@@ -316,12 +317,26 @@ impl Desired {
     }
 }
 
-/// An uplink as people see it. `configured`, `member`: its place in the default policy, as configured and as it is.
+/// Whether a rule has flows use an uplink, on its own or by a policy.
+fn is_chosen(config: &Config, uplink: usize) -> bool {
+    config.rules.iter().any(|rule| match rule.action {
+        Use::Uplink(index) => index == uplink,
+        Use::Policy(index) => {
+            let place = config.policies.get(index).filter(|_| index > 0).and_then(|policy| policy.place(uplink));
+            place.is_some_and(|(_, weight)| weight != Weight::Fixed(0))
+        }
+        Use::Direct | Use::Reject | Use::Drop => false,
+    })
+}
+
+/// An uplink as people see it. `configured`, `member`: its place in the default policy, as configured and as it is; `chosen`: rules have
+/// flows use it all the same.
 fn view(
     index: u8,
     uplink: &Uplink,
     condition: &Condition,
     configured: Option<(usize, Weight)>,
+    chosen: bool,
     member: Option<&MemberView>,
     overrides: &Overrides,
 ) -> UplinkView {
@@ -336,7 +351,7 @@ fn view(
         (UplinkState::Down, condition.reason.clone())
     } else if overrides.drained.contains(&uplink.name) {
         (UplinkState::Draining, "by hand".to_owned())
-    } else if weight == 0 {
+    } else if weight == 0 && !chosen {
         (UplinkState::Disabled, "weight 0".to_owned())
     } else {
         (UplinkState::Up, condition.reason.clone())

@@ -135,6 +135,14 @@ impl Core {
 
     /// Puts another configuration in place. Uplinks keep their indices.
     pub fn configure(&mut self, config: Config) {
+        let mut indices = self.indices.clone();
+        indices.assign(&config);
+        let rules = RuleTable::new(&config, &indices);
+        self.configure_with(config, Arc::new(rules));
+    }
+
+    /// The same with the configuration's rules, for which [`Self::indices`] must have been [`Indices::assign`]ed.
+    pub fn configure_with(&mut self, config: Config, rules: Arc<RuleTable>) {
         self.indices.assign(&config);
         let damping = |config: &Config, name: &str| config.uplinks.iter().find(|u| u.name == name).map(|u| u.damping);
         self.health.retain(|name, _| config.uplink_index(name).is_some());
@@ -142,12 +150,21 @@ impl Core {
         self.spreads.clear();
         // A hold is that of the damping that imposed it.
         self.dampers.retain(|name, _| damping(&config, name) == damping(&self.config, name));
-        // Compiling a hundred thousand prefixes anew is worth avoiding, and so is putting them in force again.
-        let rules = RuleTable::new(&config, &self.indices);
-        if rules != *self.rules {
-            self.rules = Arc::new(rules);
+        // The very same, if they say the same: so nobody compares a hundred thousand prefixes again.
+        if rules != self.rules {
+            self.rules = rules;
         }
         self.config = config;
+    }
+
+    /// The numbers that are given out.
+    pub const fn indices(&self) -> &Indices {
+        &self.indices
+    }
+
+    /// The rules of the configuration.
+    pub const fn rules(&self) -> &Arc<RuleTable> {
+        &self.rules
     }
 
     /// The configuration.

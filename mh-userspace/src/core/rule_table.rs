@@ -57,6 +57,7 @@ impl RuleTable {
             table.prefixes.extend(prefixes.into_iter().map(|(prefix, set)| (side, prefix, set)));
         }
         table.interfaces = list.iter().map(|rule| rule.interfaces.clone()).collect();
+        table.list.fingerprint = table.fingerprint();
         table
     }
 
@@ -105,6 +106,18 @@ impl RuleTable {
                 set.insert(number);
             }
         }
+    }
+
+    /// A hash of it all.
+    fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(bytemuck::bytes_of(self.list.as_ref()));
+        hasher.write(bytemuck::bytes_of(self.classifier.as_ref()));
+        hasher.write_u32(self.flags);
+        for (side, prefix, set) in &self.prefixes {
+            (*side as u32, prefix, set).hash(&mut hasher);
+        }
+        hasher.finish()
     }
 
     /// The rules that agree with an interface; `None`: those that ask for none.

@@ -441,3 +441,43 @@ proptest! {
         prop_assert_eq!(settled(other.desired(s(9))), expected);
     }
 }
+
+#[test]
+fn an_uplink_that_rules_choose_is_not_disabled() {
+    let text = CONFIG.replace("weight = 2", "weight = 0");
+    let state_of = |rule: &str| {
+        let mut core = core_of(&format!("{text}{rule}"));
+        core.observe(facts());
+        core.desired(s(0)).views[0].state
+    };
+    assert_eq!(state_of(""), UplinkState::Disabled);
+    assert_eq!(state_of("[[rule]]\nuse = \"uplink:isp1\"\n"), UplinkState::Up);
+    let policy = "[policy.other]\ntiers = [{ isp1 = 1 }]\n";
+    assert_eq!(state_of(policy), UplinkState::Disabled);
+    assert_eq!(state_of(&format!("{policy}[[rule]]\nuse = \"policy:other\"\n")), UplinkState::Up);
+}
+
+#[test]
+fn new_flows_follow_what_is_left_of_capacities() {
+    let text = CONFIG
+        .replace("weight = 2", "weight = \"capacity\"\ncapacity = \"20mbit\"")
+        .replace("\"wan2\"", "\"wan2\"\nweight = \"capacity\"\ncapacity = \"10mbit\"");
+    let mut core = core_of(&text);
+    core.observe(facts());
+    assert!(core.goes_by_load());
+    let mut share = |at: u64, bytes: u64| {
+        core.count("isp1", s(at), 0, bytes);
+        core.count("isp2", s(at), 0, 0);
+        let desired = core.desired(s(at));
+        let view = &desired.views[0];
+        (view.weight, view.effective_weight, (view.share * 100.0).round())
+    };
+    assert_eq!(share(0, 0), (20, 20, 67.0));
+    // 15 Mbit/s, for longer than the smoothing takes.
+    let mut last = (0, 0, 0.0);
+    for at in 1..60 {
+        last = share(at, at * 15_000_000 / 8);
+    }
+    assert_eq!((last.0, last.1), (20, 5));
+    assert!((30.0..40.0).contains(&last.2), "{last:?}");
+}

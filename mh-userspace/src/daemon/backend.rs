@@ -58,11 +58,11 @@ pub struct Views {
     /// What each uplink carries.
     pub rates: BTreeMap<String, Rates>,
     /// The policies by index, but for the sources that keep their uplink.
-    pub policies: Vec<(u8, Policy)>,
+    pub policies: Arc<Vec<(u8, Policy)>>,
     /// Rules and sets.
     pub ruling: Arc<Ruling>,
     /// The datapath's counters of the rules, in their order.
-    pub counters: Vec<u16>,
+    pub counters: Arc<[u16]>,
 }
 
 impl Views {
@@ -324,16 +324,16 @@ impl Backend for Handle {
 
     async fn rules(&self) -> Result<Vec<Rule>, ControlError> {
         let views = self.views();
-        self.read(move |tables| Ok(views.ruling.counted(&tables.rule_hits(views.counters)?))).await
+        self.read(move |tables| Ok(views.ruling.counted(&tables.rule_hits(views.counters.iter().copied())?))).await
     }
 
     async fn policies(&self) -> Result<Vec<Policy>, ControlError> {
         let policies = self.views().policies;
         self.read(move |tables| {
             let sources = tables.sources_kept(flows::now())?;
-            let counted = policies.into_iter().map(|(index, policy)| {
-                let sources = sources.get(&index).copied().unwrap_or_default();
-                Policy { sources, ..policy }
+            let counted = policies.iter().map(|(index, policy)| {
+                let sources = sources.get(index).copied().unwrap_or_default();
+                Policy { sources, ..policy.clone() }
             });
             Ok(counted.collect())
         })

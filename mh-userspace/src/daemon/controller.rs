@@ -19,13 +19,14 @@ use super::{
     explain,
     nudges::Nudges,
     probes::Probes,
+    reload::{self, Draft, one_line},
     ruling::{self, Ruling},
     saved::{self, Saved},
 };
 use crate::{
-    config::{self, Config, Hooks},
+    config::{Config, Hooks},
     control::{
-        api::{ControlError, EventKind, HealthOverride, Reloaded, UplinkState, WeightsRequest},
+        api::{self, ControlError, EventKind, HealthOverride, Reloaded, UplinkState, WeightsRequest},
         events::{EventLog, Happening},
     },
     core::{Core, Desired, Event, Neighbour, Overrides, changes},
@@ -60,6 +61,10 @@ pub struct Controller {
     datapath: Datapath,
     in_force: Option<Desired>,
     ruling: Arc<Ruling>,
+    /// The policies in force, as people see them.
+    policies: Arc<Vec<(u8, api::Policy)>>,
+    /// The counters of the rules in force.
+    counters: Arc<[u16]>,
     events: EventLog,
     probes: Probes,
     before: Before,
@@ -116,6 +121,8 @@ impl Controller {
         let core = Core::new(config, indices, saved.overrides(), live.neighbour_epoch);
         Ok(Self {
             ruling,
+            policies: Arc::default(),
+            counters: Arc::default(),
             config_path: options.config.clone(),
             state_dir: options.state.clone(),
             core,
@@ -286,6 +293,8 @@ impl Controller {
             self.events.push(change);
         }
         self.nudges.follow(self.datapath.dir(), self.in_force.as_ref(), &desired);
+        self.policies = Arc::new(ruling::policies(&desired, &self.ruling));
+        self.counters = ruling::counters(&desired, self.core.config().rules.len()).into();
         self.in_force = Some(desired);
         self.set_paths();
     }
@@ -339,13 +348,22 @@ impl Controller {
         &self.events
     }
 
-    /// Reads the configuration again and puts the difference in force. An error changes nothing: what was done until then is taken back.
-    pub fn reload(&mut self) -> Result<Reloaded, ControlError> {
-        let loaded = config::load(&self.config_path).map_err(|error| {
-            let reason = one_line(&error.to_string());
-            self.refused(&reason);
-            ControlError::Invalid(reason)
-        })?;
+    /// What is to be done beside the loop when the configuration is to be read again.
+    pub fn reload_job(&self) -> reload::Job {
+        reload::Job {
+            config: self.config_path.clone(),
+            dir: self.datapath.dir().to_owned(),
+            indices: self.core.indices().clone(),
+            rules: self.core.rules().clone(),
+        }
+    }
+
+    /// Puts the difference to a configuration that was read again in force. An error changes nothing: what was done until then is taken back.
+    pub fn reload(&mut self, draft: Result<Draft, ControlError>) -> Result<Reloaded, ControlError> {
+        let Draft { loaded, rules, prepared } = draft.inspect_err(|error| self.refused(&error.to_string()))?;
+        if let Some(prepared) = prepared {
+            self.datapath.take_prepared(rules.clone(), prepared);
+        }
         let changed = differences(self.core.config(), &loaded.config);
         let mut warnings: Vec<String> =
             loaded.warnings.iter().map(|w| format!("line {}: {}", w.line, w.message)).collect();
@@ -355,7 +373,7 @@ impl Controller {
                 .push("conntrack_entries and bindings take effect with the next start after mhd --detach".to_owned());
         }
         let former = self.core.clone();
-        self.core.configure(loaded.config);
+        self.core.configure_with(loaded.config, rules);
         let desired = self.core.desired(self.now());
         let actions = reconcile::plan(self.in_force.as_ref(), &desired);
         let mut done = 0;
@@ -378,8 +396,8 @@ impl Controller {
             self.refused(&reason);
             return Err(ControlError::Internal(format!("{reason}; the configuration that was in force stays")));
         }
-        self.put_on_record(desired);
         self.ruling = Arc::new(Ruling::new(self.core.config()));
+        self.put_on_record(desired);
         // Not before: a reload that is refused leaves the probes as they are.
         if self.configure_probes() {
             self.reconcile();
@@ -432,9 +450,9 @@ impl Controller {
                 };
                 answer(reply, result);
             }
+            // The loop's own business.
             Command::Reload(reply) => {
-                let result = self.reload();
-                answer(reply, result);
+                answer(reply, Err(ControlError::Internal("the daemon's loop reloads beside itself".to_owned())))
             }
             Command::Detach(reply) => {
                 answer(reply, Err(ControlError::Internal("the daemon's loop does not detach".to_owned())));
@@ -494,9 +512,7 @@ impl Controller {
         let health = |name: &String| Some((name.clone(), self.core.health(name)?.clone()));
         let health = uplinks.iter().filter_map(|view| health(&view.name)).collect();
         let rates = uplinks.iter().map(|view| (view.name.clone(), self.core.rates(&view.name))).collect();
-        let policies = self.in_force.as_ref().map(|d| ruling::policies(d, &self.ruling)).unwrap_or_default();
-        let rules = self.core.config().rules.len();
-        let counters = self.in_force.as_ref().map(|d| ruling::counters(d, rules)).unwrap_or_default();
+        let (policies, counters) = (self.policies.clone(), self.counters.clone());
         let (mode, ruling) = (self.core.config().datapath.mode.as_str(), self.ruling.clone());
         Views { rates, health, mode, uplinks, hooks, policies, ruling, counters }
     }
@@ -541,8 +557,4 @@ impl Controller {
 /// Whether there is an interface with this index.
 fn exists(ifindex: u32) -> bool {
     nix::net::if_::if_indextoname(ifindex).is_ok()
-}
-
-fn one_line(text: &str) -> String {
-    text.lines().collect::<Vec<_>>().join("; ")
 }

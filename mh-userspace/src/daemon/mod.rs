@@ -15,6 +15,7 @@ mod nudges;
 pub mod privileges;
 mod probes;
 mod reasons;
+mod reload;
 mod ruling;
 mod saved;
 mod supervisor;
@@ -41,6 +42,7 @@ use self::{
     backend::{Command, Handle, Views},
     controller::Controller,
     probes::Probes,
+    reload::Reload,
     supervisor::Supervisor,
 };
 use crate::{
@@ -153,6 +155,7 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
     let mut measuring = every(MEASURE_INTERVAL);
     let mut sweeping = None;
     let mut checking = None;
+    let mut reload = Reload::default();
     let mut detached = None;
     let outcome = loop {
         tokio::select! {
@@ -175,21 +178,19 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
                 }
                 Command::Reload(reply) => {
                     supervisor.reloading();
-                    controller.execute(Command::Reload(reply));
-                    supervisor.ready(&controller.state());
+                    reload.ask(Some(reply), &controller);
                 }
                 command => controller.execute(command),
             },
             _ = hangup.recv() => {
                 supervisor.reloading();
-                match controller.reload() {
-                    Ok(reloaded) => {
-                        reloaded.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
-                        tracing::info!("reloaded: {} changes", reloaded.changed.len());
-                    }
-                    Err(error) => tracing::error!("reload refused, nothing changed: {error}"),
+                reload.ask(None, &controller);
+            }
+            draft = reload.draft() => {
+                let outcome = controller.reload(draft);
+                if reload.answer(&outcome, &controller) {
+                    supervisor.ready(&controller.state());
                 }
-                supervisor.ready(&controller.state());
             }
             () = supervisor.watchdog_due() => supervisor.alive(),
             _ = terminate.recv() => break Ok(()),

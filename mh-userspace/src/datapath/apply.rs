@@ -4,14 +4,19 @@ use std::{
     collections::BTreeMap,
     net::Ipv4Addr,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use aya::Ebpf;
-use mh_common::abi::{self, Live};
+use mh_common::{
+    abi::{self, Live},
+    rules::RuleSet,
+};
 
 use super::{
     DatapathError, attach,
     load::{self, Loaded},
+    policy::Prepared,
     routing,
     tables::Tables,
     upgrade,
@@ -19,7 +24,7 @@ use super::{
 use crate::{
     config,
     control::api::UplinkStats,
-    core::{Hook, Indices, ManagedInterface},
+    core::{Hook, Indices, ManagedInterface, RuleTable},
     reconcile::Action,
 };
 
@@ -30,6 +35,10 @@ pub struct Datapath {
     tables: Tables,
     /// Interfaces that the programs run on, and whether XDP does.
     attached: BTreeMap<u32, bool>,
+    /// The rules that are in force, if that is known.
+    rules: Option<Arc<RuleTable>>,
+    /// Rules that may be put in force.
+    prepared: Option<(Arc<RuleTable>, Prepared)>,
 }
 
 impl Datapath {
@@ -40,7 +49,7 @@ impl Datapath {
         if adopted {
             tracing::info!("adopted the maps pinned in {}", dir.display());
         }
-        Ok((Self { ebpf, dir, tables, attached: BTreeMap::new() }, notes))
+        Ok((Self { ebpf, dir, tables, attached: BTreeMap::new(), rules: None, prepared: None }, notes))
     }
 
     /// The numbers that the adopted uplinks, policies and rules have.
@@ -127,7 +136,7 @@ impl Datapath {
             }
             Action::SetPolicy(index, policy) => tables.set_policy(*index, policy),
             Action::RemovePolicy(index) => tables.remove_policy(*index),
-            Action::SetRules { rules, interfaces } => tables.set_rules(rules, interfaces),
+            Action::SetRules { rules, interfaces } => self.set_rules(rules, interfaces),
             Action::SetRuleInterface(ifindex, rules) => tables.set_rule_interface(*ifindex, rules.as_ref()),
             Action::AddLocal(address) => tables
                 .local4
@@ -144,7 +153,7 @@ impl Datapath {
         }
     }
 
-    /// Removes what a former controller left that is not wanted any more: interfaces and own addresses.
+    /// Removes what a former controller left that is not wanted any more.
     pub fn remove_leftovers(&mut self, desired: &crate::core::Desired) -> Result<(), DatapathError> {
         let recorded: Vec<u32> = self.tables.interfaces.keys().filter_map(Result::ok).collect();
         for ifindex in attach::pinned(&self.dir)?.into_iter().chain(recorded) {
@@ -160,6 +169,11 @@ impl Datapath {
         for address in outside.into_iter().map(Ipv4Addr::from).filter(|a| !desired.outside.contains_key(a)) {
             self.apply(&Action::RemoveOutside(address))?;
         }
+        for (index, policy) in self.tables.policies()? {
+            if policy.eligible | policy.members != 0 && !desired.policies.contains_key(&index) {
+                self.apply(&Action::RemovePolicy(index))?;
+            }
+        }
         for port in self.tables.forwards()?.into_iter().filter(|port| !desired.forwards.contains_key(port)) {
             self.apply(&Action::RemoveForward(port))?;
         }
@@ -174,6 +188,34 @@ impl Datapath {
             self.tables.settings.set(0, settings, 0).map_err(DatapathError::map("write the settings"))?;
         }
         upgrade::remove(&self.dir)
+    }
+
+    /// Takes note that these rules are in the maps already, beside those in force.
+    pub fn take_prepared(&mut self, rules: Arc<RuleTable>, prepared: Prepared) {
+        self.prepared = Some((rules, prepared));
+    }
+
+    /// Puts rules in force: those that are need nothing, those that were prepared one write.
+    fn set_rules(&mut self, rules: &Arc<RuleTable>, interfaces: &BTreeMap<u32, RuleSet>) -> Result<(), DatapathError> {
+        let in_force = match &self.rules {
+            Some(in_force) => in_force == rules,
+            None => self.tables.has_rules(rules)?,
+        };
+        if in_force {
+            self.rules = Some(rules.clone());
+            return self.tables.set_rule_interfaces(interfaces);
+        }
+        let prepared = self.prepared.take().filter(|(table, _)| table == rules);
+        let switched = match prepared {
+            Some((_, prepared)) => self.tables.switch_rules(prepared, interfaces)?,
+            None => false,
+        };
+        if !switched {
+            let prepared = self.tables.prepare_rules(rules)?;
+            self.tables.switch_rules(prepared, interfaces)?;
+        }
+        self.rules = Some(rules.clone());
+        Ok(())
     }
 
     fn attach(&mut self, ifindex: u32, interface: &ManagedInterface) -> Result<(), DatapathError> {

@@ -176,6 +176,9 @@ pub fn detach(dir: &Path) -> Result<bool, DatapathError> {
         gateways.extend(tables.uplinks()?.into_iter().map(|(_, uplink)| (uplink.ifindex, uplink.v4.gateway.into())));
     }
     attach::detach_all(dir, &interfaces)?;
+    if let Ok(mut tables) = Tables::open(dir) {
+        tables.remove_all_rules()?;
+    }
     routing::remove()?;
     for (ifindex, gateway) in gateways {
         routing::leave_gateway(ifindex, gateway)?;

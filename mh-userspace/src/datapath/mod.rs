@@ -8,7 +8,7 @@
 //!   requests, and the qdisc that they are for.
 //! - [`routing`]: the kernel's routing rules by which packets are fragmented and refused.
 //! - [`tables`]: the maps by name and type, opened from their pins; [`batch`] reads large ones.
-//! - `policy`: policies and rules, and which of them are in force; [`explain`] asks what they make of a packet.
+//! - [`policy`]: policies and rules, and which of them are in force; [`explain`] asks what they make of a packet.
 //! - [`nudge`]: has clients that only wait notice that their connection is lost.
 //! - [`flows`]: the conntrack and the bindings as people see them; [`sweep`] expires what is idle;
 //!   `sticky` are the sources that keep their uplink.
@@ -25,7 +25,7 @@ mod kernel;
 mod link;
 pub mod load;
 pub mod nudge;
-mod policy;
+pub mod policy;
 mod qdisc;
 mod requests;
 pub mod routing;

@@ -31,6 +31,13 @@ fn key(generation: u32, side: Side, prefix: &Ipv4Net) -> Key<PrefixKey<Ipv4>> {
     Key::new(len, PrefixKey::new(generation, side, Ipv4::from(prefix.network())))
 }
 
+/// Rules that are in the maps, and not in force yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prepared {
+    generation: u32,
+    flags: u32,
+}
+
 impl Tables {
     /// Fills the policy's slot table that is not in force, and then puts it in force with one write.
     pub fn set_policy(&mut self, index: u8, wanted: &PolicyRecord) -> Result<(), DatapathError> {
@@ -73,36 +80,80 @@ impl Tables {
         self.rule_head.get(&0, 0).map_err(DatapathError::map("read which rules are in force"))
     }
 
+    fn rule_list(&self, generation: u32) -> Result<RuleList, DatapathError> {
+        self.rules.get(&(generation % GENERATIONS), 0).map_err(DatapathError::map("read the rules"))
+    }
+
     /// The rules in force, if there are any.
     pub fn rules_in_force(&self) -> Result<Option<RuleList>, DatapathError> {
         let head = self.rule_head()?;
-        if head.flags & HAS_RULES == 0 {
-            return Ok(None);
-        }
-        self.rules.get(&(head.generation % GENERATIONS), 0).map(Some).map_err(DatapathError::map("read the rules"))
+        if head.flags & HAS_RULES == 0 { Ok(None) } else { self.rule_list(head.generation).map(Some) }
     }
 
-    /// Puts other rules in force.
-    pub fn set_rules(&mut self, rules: &RuleTable, interfaces: &BTreeMap<u32, RuleSet>) -> Result<(), DatapathError> {
+    /// Writes rules beside those in force. What was prepared before, and is not in force, goes.
+    pub fn prepare_rules(&mut self, rules: &RuleTable) -> Result<Prepared, DatapathError> {
         let head = self.rule_head()?;
-        let generation = head.generation.wrapping_add(1);
         self.remove_rules_but(head.generation)?;
+        let prepared = Prepared { generation: head.generation.wrapping_add(1), flags: rules.flags };
+        self.write_rules(rules, prepared.generation).inspect_err(|_| {
+            // Room is what may be lacking.
+            if let Err(error) = self.remove_rules_but(head.generation) {
+                tracing::warn!("{error}");
+            }
+        })?;
+        Ok(prepared)
+    }
+
+    fn write_rules(&mut self, rules: &RuleTable, generation: u32) -> Result<(), DatapathError> {
         self.start_counters(rules)?;
         let place = generation % GENERATIONS;
         self.rules.set(place, rules.list.as_ref(), 0).map_err(DatapathError::map("write the rules"))?;
         self.classifiers
             .set(place, rules.classifier.as_ref(), 0)
             .map_err(DatapathError::map("write what the rules ask for"))?;
-        for (&ifindex, set) in interfaces {
-            let key = InterfaceKey { generation, ifindex };
-            self.rule_interfaces.insert(key, set, 0).map_err(DatapathError::map("write an interface's rules"))?;
-        }
         for (side, prefix, set) in &rules.prefixes {
             let key = key(generation, *side, prefix);
             self.prefixes4.insert(&key, set, 0).map_err(DatapathError::map("write a rule's prefix"))?;
         }
-        let head = Head { generation, flags: rules.flags };
-        self.rule_head.set(0, head, 0).map_err(DatapathError::map("put the rules in force"))
+        Ok(())
+    }
+
+    /// Puts rules in force that were prepared since the last ones were put in force. `false`: they were not.
+    pub fn switch_rules(
+        &mut self,
+        prepared: Prepared,
+        interfaces: &BTreeMap<u32, RuleSet>,
+    ) -> Result<bool, DatapathError> {
+        let Prepared { generation, flags } = prepared;
+        if generation != self.rule_head()?.generation.wrapping_add(1) {
+            return Ok(false);
+        }
+        for (&ifindex, set) in interfaces {
+            let key = InterfaceKey { generation, ifindex };
+            self.rule_interfaces.insert(key, set, 0).map_err(DatapathError::map("write an interface's rules"))?;
+        }
+        let head = Head { generation, flags };
+        self.rule_head.set(0, head, 0).map_err(DatapathError::map("put the rules in force"))?;
+        Ok(true)
+    }
+
+    /// Whether the rules in force are these.
+    pub fn has_rules(&self, rules: &RuleTable) -> Result<bool, DatapathError> {
+        let head = self.rule_head()?;
+        Ok(head.flags == rules.flags && self.rule_list(head.generation)?.fingerprint == rules.list.fingerprint)
+    }
+
+    /// Has the interfaces, and no others, agree with these rules of those in force.
+    pub fn set_rule_interfaces(&mut self, interfaces: &BTreeMap<u32, RuleSet>) -> Result<(), DatapathError> {
+        let generation = self.rule_head()?.generation;
+        let mut gone = Vec::new();
+        self.rule_interfaces.walk(|key, _| {
+            if key.generation == generation && !interfaces.contains_key(&key.ifindex) {
+                gone.push(key.ifindex);
+            }
+        })?;
+        gone.into_iter().try_for_each(|ifindex| self.set_rule_interface(ifindex, None))?;
+        interfaces.iter().try_for_each(|(&ifindex, rules)| self.set_rule_interface(ifindex, Some(rules)))
     }
 
     /// Has an interface agree with other rules of those in force; `None`: with those that ask for none.
@@ -117,7 +168,7 @@ impl Tables {
     }
 
     /// Removes prefixes and interfaces of all generations but one.
-    fn remove_rules_but(&mut self, generation: u32) -> Result<(), DatapathError> {
+    pub fn remove_rules_but(&mut self, generation: u32) -> Result<(), DatapathError> {
         let failed = || DatapathError::map("remove a prefix that no rule has any more");
         let old: Vec<_> = self
             .prefixes4
@@ -130,27 +181,27 @@ impl Tables {
         }
         let mut interfaces = Vec::new();
         self.rule_interfaces.walk(|key, _| interfaces.push(key))?;
-        let old = interfaces.iter().filter(|key| key.generation != generation);
-        old.copied().collect::<Vec<_>>().iter().try_for_each(|key| self.rule_interfaces.forget(key))
+        interfaces.retain(|key| key.generation != generation);
+        interfaces.iter().try_for_each(|key| self.rule_interfaces.forget(key))
     }
 
-    /// Counters that are another rule's now start from zero.
+    /// Counters that are another rule's now start from zero; not those of a rule that comes back from the generation before.
     fn start_counters(&mut self, rules: &RuleTable) -> Result<(), DatapathError> {
         let counters = |list: &RuleList| -> HashMap<u16, u64> {
             let counters = list.rules.iter().map(|rule| rule.counter).zip(list.identities);
             counters.filter(|(counter, identity)| *counter < NO_RULE_COUNTER && *identity != 0).collect()
         };
-        let before = self.rules_in_force()?.map_or_else(HashMap::new, |list| counters(&list));
-        let failed = || DatapathError::map("start a rule's counter");
+        let generation = self.rule_head()?.generation;
+        let now = counters(&self.rule_list(generation)?);
+        let mut held = counters(&self.rule_list(generation.wrapping_sub(1))?);
+        held.extend(now);
+        let cpus = aya::util::nr_cpus()
+            .map_err(|(what, source)| DatapathError::Io { what: format!("count processors ({what})"), source })?;
         for (counter, identity) in counters(&rules.list) {
-            if before.get(&counter) != Some(&identity) {
-                let cpus = aya::util::nr_cpus().map_err(|(what, source)| DatapathError::Io {
-                    what: format!("count processors ({what})"),
-                    source,
-                })?;
-                let zeros =
-                    PerCpuValues::try_from(vec![0u64; cpus]).map_err(DatapathError::io("start a rule's counter"))?;
-                self.rule_hits.set(u32::from(counter), zeros, 0).map_err(failed())?;
+            if held.get(&counter) != Some(&identity) {
+                const WHAT: &str = "start a rule's counter";
+                let zeros = PerCpuValues::try_from(vec![0u64; cpus]).map_err(DatapathError::io(WHAT))?;
+                self.rule_hits.set(u32::from(counter), zeros, 0).map_err(DatapathError::map(WHAT))?;
             }
         }
         Ok(())
@@ -173,6 +224,15 @@ impl Tables {
             }
         })?;
         Ok(sources)
+    }
+
+    /// Removes all prefixes: a trie of many is freed more gently so than as a whole.
+    pub fn remove_all_rules(&mut self) -> Result<(), DatapathError> {
+        let generation = self.rule_head()?.generation;
+        self.rule_head
+            .set(0, Head { generation, flags: 0 }, 0)
+            .map_err(DatapathError::map("put the rules out of force"))?;
+        self.remove_rules_but(generation.wrapping_add(1))
     }
 
     /// How many flows each of these counters has counted.

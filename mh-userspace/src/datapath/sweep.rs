@@ -16,6 +16,7 @@ use mh_common::{
     address::Ipv4,
     binding::{End, Inside, Outside, Peer, STATIC},
     flow::{Seen, State},
+    policy::MAX_POLICIES,
     time::{self, Tick},
     wire,
 };
@@ -50,7 +51,7 @@ pub fn sweep(tables: &mut Tables, timeouts: &Timeouts, now: Tick) -> Result<Swep
         })
         .collect();
     let mut expired = Vec::new();
-    let mut sources = Sources::look(tables)?;
+    let mut sources = Sources::look(tables, now)?;
     tables.each_flow(&Filter::default(), |flow| {
         if is_expired(&flow, timeouts, now) || lost.ends(&flow) {
             expired.push(flow);
@@ -77,7 +78,7 @@ pub fn sweep(tables: &mut Tables, timeouts: &Timeouts, now: Tick) -> Result<Swep
             swept.bindings += 1;
         }
     }
-    sources.settle(tables, now)?;
+    sources.settle(tables)?;
     swept.rested = settle(tables, now)?;
     Ok(swept)
 }
@@ -99,7 +100,8 @@ impl Lost {
         })?;
         let policies = tables.policies()?;
         let live = tables.live.get(&0, 0).map_err(DatapathError::map("read the live state"))?;
-        let elsewhere = policies.iter().any(|(_, policy)| u64::from(policy.eligible) & live.healthy != 0);
+        let mut named = policies.iter().filter(|(index, _)| usize::from(*index) < MAX_POLICIES);
+        let elsewhere = named.any(|(_, policy)| u64::from(policy.eligible) & live.healthy != 0);
         Ok(Self { uplinks, owners, elsewhere })
     }
 
