@@ -1,10 +1,11 @@
 //! `cargo xtask bench`: what a packet costs, and how fast TCP gets through; `cargo xtask bench failover`: how long a failure is felt, see
-//! [`failover`].
+//! [`failover`]; `cargo xtask bench policy`: what rules cost, see [`policy`].
 //!
 //! Throughput: see [`throughput`]. The cost of a packet: measures both programs by `BPF_PROG_TEST_RUN` on the rig of `mh_tests::rig`, interleaved and repeated, and prints medians. The figures are of
 //! the programs alone, without driver, socket buffer or redirect. The machine's noise is in them: compare within one run.
 
 mod failover;
+mod policy;
 mod throughput;
 
 use anyhow::Result;
@@ -39,6 +40,8 @@ struct Arguments {
 enum Task {
     /// Measures how long the failure of an uplink is felt, with mh and with the classic set-up of iptables and a ping script.
     Failover(failover::Arguments),
+    /// Measures what rules cost that do not match, and sets.
+    Policy(policy::Arguments),
 }
 
 /// A kind of packet to measure.
@@ -51,8 +54,10 @@ struct Case {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    if let Some(Task::Failover(arguments)) = &arguments.task {
-        return failover::measure(arguments);
+    match &arguments.task {
+        Some(Task::Failover(arguments)) => return failover::measure(arguments),
+        Some(Task::Policy(arguments)) => return policy::measure(arguments),
+        None => {}
     }
     if arguments.throughput_rounds > 0 {
         throughput::measure(arguments.throughput_rounds, arguments.seconds)?;

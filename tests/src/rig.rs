@@ -7,6 +7,8 @@
 //!                                 └─────┘ wan2 02::3  203.0.113.2 ─── gateway 203.0.113.1 02::a2
 //! ```
 //!
+//! A config with more uplinks, on wan3 and so on, has them with 198.18.3.2 and gateway 198.18.3.1 02::a3 and so on.
+//!
 //! Neighbours are permanent; the far ends of the links are in a namespace that does nothing.
 
 pub mod conversation;
@@ -14,6 +16,7 @@ pub mod conversation;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use aya::maps::{HashMap, Map, MapData};
@@ -28,7 +31,7 @@ use mh_common::{
     verdict::{COUNTERS, Verdict},
 };
 use mh_userspace::{
-    config,
+    config::{self, Config},
     core::{Core, Desired, Event, Indices, Link, Overrides, RuleTable},
     datapath::{apply::Datapath, explain::Question, load::program_of, tables::Tables},
     reconcile::{self, Action},
@@ -100,7 +103,7 @@ pub struct Rig {
     /// The maps.
     pub tables: Tables,
     desired: Desired,
-    ifindex: BTreeMap<&'static str, u32>,
+    ifindex: BTreeMap<String, u32>,
     counters: Counters,
     fragments: HashMap<MapData, fragment::Key<Ipv4>, Entry<Ipv4>>,
     waiting: HashMap<MapData, fragment::Key<Ipv4>, fragment::Waiting>,
@@ -139,17 +142,28 @@ impl Rig {
         work: impl FnOnce(&mut Self) -> Result<T> + Send,
     ) -> Result<T> {
         let address = if lines.starts_with("address = ") { "" } else { "address = \"203.0.113.2\"\n" };
-        Self::run_with(&format!("{CONFIG}{address}{lines}\n"), weights, work)
+        let named = ["isp1", "isp2"].into_iter().map(String::from).zip(weights);
+        Self::run_with(&format!("{CONFIG}{address}{lines}\n"), named.collect(), work)
+    }
+
+    /// Runs `work` on a rig with a config of its own, whose LAN interface is lan0 and whose uplinks are on wan1, wan2 and so on.
+    ///
+    /// # Errors
+    /// If the rig can't be made; or what `work` returns.
+    pub fn run_config<T: Send>(config: &str, work: impl FnOnce(&mut Self) -> Result<T> + Send) -> Result<T> {
+        Self::run_with(config, BTreeMap::new(), work)
     }
 
     fn run_with<T: Send>(
-        config: &str,
-        weights: [u16; 2],
+        text: &str,
+        weights: BTreeMap<String, u16>,
         work: impl FnOnce(&mut Self) -> Result<T> + Send,
     ) -> Result<T> {
+        let config = config::parse(text).map_err(|faults| anyhow::anyhow!("{:?}", faults.0))?.config;
+        let wans: Vec<Wan> = (1..=config.uplinks.len().try_into()?).map(Wan::new).collect();
         let lab = Lab::new()?;
         let (router, far) = (lab.host("rig")?, lab.host("far")?);
-        links(&router, &far)?;
+        links(&router, &far, &wans)?;
         router.enter(|| {
             // A bpffs of this thread's own, which goes with it.
             unshare(CloneFlags::CLONE_NEWNS)?;
@@ -157,41 +171,33 @@ impl Rig {
             let bpffs = lab.directory().join("bpffs");
             std::fs::create_dir_all(&bpffs)?;
             mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), None::<&str>)?;
-            let mut rig = Self::load(config, weights, &bpffs.join("mh"))?;
+            let overrides = Overrides { weights, ..Overrides::default() };
+            let mut rig = Self::load(config, overrides, &wans, &bpffs.join("mh"))?;
             work(&mut rig)
         })?
     }
 
-    fn load(text: &str, weights: [u16; 2], pins: &std::path::Path) -> Result<Self> {
-        let config = config::parse(text).map_err(|faults| anyhow::anyhow!("{:?}", faults.0))?.config;
+    fn load(config: Config, overrides: Overrides, wans: &[Wan], pins: &std::path::Path) -> Result<Self> {
         let (mut datapath, _) = Datapath::open(pins, &config.datapath, false)?;
         let mut facts = Vec::new();
         let mut ifindex = BTreeMap::new();
-        for (name, mac) in [("lan0", LAN), ("wan1", WAN1), ("wan2", WAN2)] {
-            let index = nix::net::if_::if_nametoindex(name)?;
-            ifindex.insert(name, index);
-            let (name, mac) = (name.into(), Some(mac));
-            facts.push(Event::Link(Link {
-                ifindex: index,
-                name,
-                mac,
-                mtu: 1500,
-                up: true,
-                carrier: true,
-                master: None,
-            }));
+        for (name, mac) in wans.iter().map(|wan| (wan.name.clone(), wan.mac)).chain([("lan0".to_owned(), LAN)]) {
+            let index = nix::net::if_::if_nametoindex(name.as_str())?;
+            ifindex.insert(name.clone(), index);
+            let mac = Some(mac);
+            let (up, carrier, master) = (true, true, None);
+            facts.push(Event::Link(Link { ifindex: index, name, mac, mtu: 1500, up, carrier, master }));
         }
-        for own in [[192, 168, 1, 1], [192, 168, 1, 255], [198, 51, 100, 2], [203, 0, 113, 2]] {
+        for own in [[192, 168, 1, 1], [192, 168, 1, 255]] {
             facts.push(Event::Local(own.into()));
         }
-        for (interface, gateway, mac) in [("wan1", [198, 51, 100, 1], GATEWAY1), ("wan2", [203, 0, 113, 1], GATEWAY2)] {
-            let index = ifindex.get(interface).copied().unwrap_or_default();
-            facts.push(Event::Neighbour { ifindex: index, address: gateway.into(), mac, fixed: true });
+        for wan in wans {
+            facts.push(Event::Local(wan.address));
+            let ifindex = ifindex.get(&wan.name).copied().unwrap_or_default();
+            facts.push(Event::Neighbour { ifindex, address: wan.gateway, mac: wan.gateway_mac, fixed: true });
         }
         let mut indices = Indices::default();
         indices.assign(&config);
-        let named = ["isp1", "isp2"].into_iter().map(String::from).zip(weights);
-        let overrides = Overrides { weights: named.collect(), ..Overrides::default() };
         // The first neighbour epoch follows this one: it is zero, as the model's.
         let mut core = Core::new(config, indices, overrides, u32::MAX);
         core.observe(facts);
@@ -351,6 +357,36 @@ impl Rig {
         Ok(self.datapath.explain(question)?)
     }
 
+    /// Nanoseconds that a decision takes, over `repeat` decisions.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run.
+    pub fn decision_ns(&mut self, question: &Question, repeat: u32) -> Result<u128> {
+        Ok(self.datapath.decide(question, repeat)?.1.as_nanos())
+    }
+
+    /// The rules of lines at the end of the configuration, as for [`Self::run_with_isp2`].
+    ///
+    /// # Errors
+    /// If the lines have faults.
+    pub fn rules_of(lines: &str) -> Result<RuleTable> {
+        let config =
+            config::parse(&format!("{CONFIG}{lines}")).map_err(|faults| anyhow::anyhow!("{:?}", faults.0))?.config;
+        let mut indices = Indices::default();
+        indices.assign(&config);
+        Ok(RuleTable::new(&config, &indices))
+    }
+
+    /// Puts rules in force.
+    ///
+    /// # Errors
+    /// If a map can't be written.
+    pub fn set_rules(&mut self, rules: &RuleTable) -> Result<()> {
+        let interfaces = self.ifindex.iter().filter_map(|(name, index)| Some((*index, rules.of_interface(name)?)));
+        let (rules, interfaces) = (Arc::new(rules.clone()), interfaces.collect());
+        Ok(self.datapath.apply(&Action::SetRules { rules, interfaces })?)
+    }
+
     /// Which rules, and which of the interfaces they ask for, the rig has.
     #[must_use]
     pub fn rules(&self) -> &RuleTable {
@@ -379,6 +415,14 @@ impl Rig {
     /// If the kernel refuses the run.
     pub fn egress_forwarded(&mut self, interface: &str, mark: u32, packet: &[u8]) -> Result<Outcome> {
         self.once(Hook::Egress { mark, forwarded: true }, interface, packet)
+    }
+
+    /// Runs the TC program on a packet that came in by the interface, and looks at nothing that comes of it: for many packets.
+    ///
+    /// # Errors
+    /// If the kernel refuses the run.
+    pub fn feed(&mut self, interface: &str, packet: &[u8]) -> Result<()> {
+        self.test_run(Hook::Tc { mark: 0 }, interface, packet, None, None, 1).map(drop)
     }
 
     /// Nanoseconds per packet of a program on a packet that it leaves as it is, over `repeat` runs.
@@ -497,21 +541,50 @@ impl Counters {
     }
 }
 
-fn links(router: &Host, far: &Host) -> Result<()> {
+/// An uplink's link.
+struct Wan {
+    name: String,
+    mac: Mac,
+    address: Ipv4Addr,
+    gateway: Ipv4Addr,
+    gateway_mac: Mac,
+}
+
+impl Wan {
+    /// That of wan1, wan2 and so on.
+    fn new(number: u8) -> Self {
+        let [a, b, c] = match number {
+            1 => [198, 51, 100],
+            2 => [203, 0, 113],
+            more => [198, 18, more],
+        };
+        Self {
+            name: format!("wan{number}"),
+            mac: [2, 0, 0, 0, 0, 1 + number],
+            address: Ipv4Addr::new(a, b, c, 2),
+            gateway: Ipv4Addr::new(a, b, c, 1),
+            gateway_mac: [2, 0, 0, 0, 0, 0xa0 + number],
+        }
+    }
+}
+
+fn links(router: &Host, far: &Host, wans: &[Wan]) -> Result<()> {
     let text = |mac: Mac| mac.map(|byte| format!("{byte:02x}")).join(":");
-    for (name, mac) in [("lan0", LAN), ("wan1", WAN1), ("wan2", WAN2)] {
+    for (name, mac) in wans.iter().map(|wan| (wan.name.as_str(), wan.mac)).chain([("lan0", LAN)]) {
         router.connect(name, far, name)?;
         router.ip(&[format!("link set {name} address {}", text(mac))])?;
     }
     router.sysctl("ipv4/ip_forward", "1")?;
     router.ip(&[
         "address add 192.168.1.1/24 dev lan0".to_owned(),
-        "address add 198.51.100.2/24 dev wan1".to_owned(),
-        "address add 203.0.113.2/24 dev wan2".to_owned(),
-        "route replace default via 198.51.100.1 dev wan1".to_owned(),
         format!("neighbour replace 192.168.1.10 lladdr {} dev lan0 nud permanent", text(HOST)),
         format!("neighbour replace 192.168.1.11 lladdr {} dev lan0 nud permanent", text(HOST2)),
-        format!("neighbour replace 198.51.100.1 lladdr {} dev wan1 nud permanent", text(GATEWAY1)),
-        format!("neighbour replace 203.0.113.1 lladdr {} dev wan2 nud permanent", text(GATEWAY2)),
-    ])
+    ])?;
+    for Wan { name, address, gateway, gateway_mac, .. } in wans {
+        router.ip(&[
+            format!("address add {address}/24 dev {name}"),
+            format!("neighbour replace {gateway} lladdr {} dev {name} nud permanent", text(*gateway_mac)),
+        ])?;
+    }
+    router.ip(&["route replace default via 198.51.100.1 dev wan1"])
 }

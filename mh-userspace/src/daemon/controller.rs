@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use super::{
     Options,
     backend::{self, Command, Views},
+    differences::differences,
     explain,
     nudges::Nudges,
     probes::Probes,
@@ -22,7 +23,7 @@ use super::{
     saved::{self, Saved},
 };
 use crate::{
-    config::{self, Config, Forward, Hooks, Member},
+    config::{self, Config, Hooks},
     control::{
         api::{ControlError, EventKind, HealthOverride, Reloaded, UplinkState, WeightsRequest},
         events::{EventLog, Happening},
@@ -528,106 +529,4 @@ fn exists(ifindex: u32) -> bool {
 
 fn one_line(text: &str) -> String {
     text.lines().collect::<Vec<_>>().join("; ")
-}
-
-/// What differs between two configurations, a line each.
-fn differences(old: &Config, new: &Config) -> Vec<String> {
-    let mut lines = Vec::new();
-    for uplink in &new.uplinks {
-        match old.uplinks.iter().find(|u| u.name == uplink.name) {
-            None => lines.push(format!("uplink {} added", uplink.name)),
-            Some(before) if before != uplink => lines.push(format!("uplink {} changed", uplink.name)),
-            Some(_) => {}
-        }
-    }
-    for uplink in old.uplinks.iter().filter(|u| new.uplink_index(&u.name).is_none()) {
-        lines.push(format!("uplink {} removed", uplink.name));
-    }
-    let mut changed = |what: &str, differs: bool| {
-        if differs {
-            lines.push(format!("{what} changed"));
-        }
-    };
-    changed("lan", old.lan != new.lan);
-    changed("datapath", old.datapath != new.datapath);
-    let named = |config: &Config| {
-        let name = |member: &Member| Some((config.uplinks.get(member.uplink)?.name.clone(), member.weight));
-        let tier = |members: &Vec<Member>| members.iter().filter_map(name).collect::<Vec<_>>();
-        config
-            .policies
-            .iter()
-            .map(|policy| (policy.tiers.iter().map(tier).collect::<Vec<_>>(), policy.hash))
-            .collect::<Vec<_>>()
-    };
-    changed("policy default", named(old) != named(new));
-    // An index says nothing once uplinks have come or gone: compared are the uplinks that are meant.
-    let forwards = |config: &Config| -> Vec<(BTreeSet<String>, Forward)> {
-        let on = |forward: &Forward| {
-            forward.uplinks.iter().filter_map(|i| Some(config.uplinks.get(*i)?.name.clone())).collect()
-        };
-        config
-            .forwards
-            .iter()
-            .map(|forward| (on(forward), Forward { uplinks: Vec::new(), ..forward.clone() }))
-            .collect()
-    };
-    changed("forward", forwards(old) != forwards(new));
-    changed("nat", old.nat != new.nat);
-    changed("limits", old.limits != new.limits);
-    changed("timeouts", old.timeouts != new.timeouts);
-    changed("hooks", old.hooks != new.hooks);
-    lines
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const CONFIG: &str = r#"
-        lan = ["lan0"]
-        [uplink.isp1]
-        interface = "wan1"
-        address = ["198.51.100.2", "198.51.100.8/30"]
-        [uplink.isp2]
-        interface = "wan2"
-        [nat]
-        filtering = "endpoint-independent"
-        [limits]
-        bindings_per_source = 100
-        [[forward]]
-        uplinks = ["isp2"]
-        protocol = "tcp"
-        port = "8443"
-        to = "192.168.1.20:443"
-    "#;
-
-    fn changed(new: &str) -> Vec<String> {
-        differences(&config::parse(CONFIG).unwrap().config, &config::parse(new).unwrap().config)
-    }
-
-    #[test]
-    fn differences_name_the_sections_that_changed() {
-        assert_eq!(changed(CONFIG), [""; 0]);
-        for (from, to, expected) in [
-            ("198.51.100.8/30", "198.51.100.12/30", "uplink isp1 changed"),
-            ("\"endpoint-independent\"", "\"address-dependent\"", "nat changed"),
-            ("= 100", "= 101", "limits changed"),
-            ("= 100", "= 100\nnew_flows_per_source = 0", "limits changed"),
-            ("8443", "8444", "forward changed"),
-            ("20:443", "20:444", "forward changed"),
-            ("[nat]", "[hooks]\ntimeout = \"1s\"\n[nat]", "hooks changed"),
-            ("20:443", "21:443", "forward changed"),
-            ("\"tcp\"", "[\"tcp\", \"udp\"]", "forward changed"),
-            ("uplinks = [\"isp2\"]", "", "forward changed"),
-        ] {
-            assert!(CONFIG.contains(from), "{from}");
-            assert_eq!(changed(&CONFIG.replace(from, to)), [expected], "{from} -> {to}");
-        }
-    }
-
-    #[test]
-    fn a_forward_follows_its_uplink_and_not_its_place() {
-        let added = CONFIG.replace("[uplink.isp1]", "[uplink.isp0]\ninterface = \"wan0\"\n[uplink.isp1]");
-        assert_eq!(changed(&added), ["uplink isp0 added", "policy default changed"]);
-    }
 }

@@ -8,6 +8,7 @@
 
 mod backend;
 mod controller;
+mod differences;
 mod explain;
 mod hooks;
 mod nudges;

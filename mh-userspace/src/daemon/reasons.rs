@@ -81,6 +81,13 @@ impl Reasons<'_> {
         }
         self.chosen(&mut why);
         match self.verdict {
+            Verdict::New if self.entrance.by_host => {
+                why.push(self.translated());
+                why.push(
+                    "unless its socket is bound to an address or an interface, which is then the way it goes"
+                        .to_owned(),
+                );
+            }
             Verdict::New => why.push(self.translated()),
             Verdict::NoUplink => {
                 why.extend(self.uplink.map(|view| format!("{} has no source address", view.name)));

@@ -175,11 +175,11 @@ mod tests {
         hash = "source"
         [set.banks]
         prefixes = ["203.0.113.0/24", "203.0.113.7", "192.0.2.0/25"]
-        [set.none]
-        prefixes = []
+        [set.guests]
+        prefixes = ["198.18.0.1"]
         [[rule]]
         name = "bank"
-        from = ["192.168.1.0/24", "10.0.0.1", "set:none"]
+        from = ["192.168.1.0/24", "10.0.0.1", "set:guests"]
         to = ["set:banks"]
         protocol = ["tcp", 47]
         to_port = ["443", "8000-8999"]
@@ -202,7 +202,7 @@ mod tests {
         let rules = ruling().counted(&[5, 6, 7, 8]);
         let first = serde_json::to_value(&rules[0]).unwrap();
         let expected = serde_json::json!({
-            "index": 1, "name": "bank", "from": ["10.0.0.1", "192.168.1.0/24", "set:none"], "to": ["set:banks"],
+            "index": 1, "name": "bank", "from": ["10.0.0.1", "192.168.1.0/24", "set:guests"], "to": ["set:banks"],
             "protocol": ["tcp", "47"], "from_port": [], "to_port": ["443", "8000-8999"], "interface": ["lan*"],
             "dscp": [46], "use": "policy:one-source", "hits": 5,
         });
@@ -231,7 +231,7 @@ mod tests {
         };
         let all = sets(None).unwrap();
         let brief: Vec<_> = all.iter().map(|set| (set.name.as_str(), set.prefixes, set.rules.join(" "))).collect();
-        assert_eq!(brief, [("banks", 3, "bank rule 2".to_owned()), ("none", 0, "bank".to_owned())]);
+        assert_eq!(brief, [("banks", 3, "bank rule 2".to_owned()), ("guests", 1, "bank".to_owned())]);
         let prefix = |address| sets(Some(address)).unwrap().first().map(|set| set.prefix.unwrap().to_string());
         assert_eq!(prefix("203.0.113.7").unwrap(), "203.0.113.7/32");
         assert_eq!(prefix("203.0.113.8").unwrap(), "203.0.113.0/24");

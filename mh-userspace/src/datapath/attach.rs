@@ -21,7 +21,7 @@ use aya::{
 };
 use mh_common::abi::{INTERFACE_CLSACT, INTERFACE_L3, INTERFACE_XDP, ROLE_UPLINK, program};
 
-use super::{DatapathError, load::program_of, qdisc, unpin};
+use super::{DatapathError, link, load::program_of, qdisc, unpin};
 use crate::core::{Hook, ManagedInterface};
 
 /// The directory of link pins, below the pin directory.
@@ -101,10 +101,22 @@ pub fn attach(ebpf: &mut Ebpf, dir: &Path, ifindex: u32, interface: &ManagedInte
 
 /// Stops the programs on an interface, which may be gone. `flags`: those of its record.
 pub fn detach(dir: &Path, ifindex: u32, flags: u8) -> Result<(), DatapathError> {
-    unpin(&pin(dir, "xdp", ifindex))?;
+    sever(&pin(dir, "xdp", ifindex))?;
     detach_tc(dir, ifindex, &INGRESS)?;
     detach_tc(dir, ifindex, &EGRESS)?;
     if flags & INTERFACE_CLSACT != 0 { qdisc::remove_if_unused(ifindex) } else { Ok(()) }
+}
+
+/// Takes a pinned link off its interface, and removes the pin. The pin alone would do, but later: the kernel drops what was pinned when it
+/// gets round to it, and until then the program runs.
+fn sever(path: &Path) -> Result<(), DatapathError> {
+    if path.exists() {
+        // What can't be opened or taken off (its interface is gone) is off.
+        if let Err(error) = link::detach(path) {
+            tracing::debug!("{} is not taken off: {error}", path.display());
+        }
+    }
+    unpin(path)
 }
 
 /// A TC hook of an interface.
@@ -119,7 +131,7 @@ const INGRESS: TcHook = TcHook { program: program::TC, direction: TcAttachType::
 const EGRESS: TcHook = TcHook { program: program::EGRESS, direction: TcAttachType::Egress, pin: "egress" };
 
 fn detach_tc(dir: &Path, ifindex: u32, hook: &TcHook) -> Result<(), DatapathError> {
-    unpin(&pin(dir, hook.pin, ifindex))?;
+    sever(&pin(dir, hook.pin, ifindex))?;
     if !has_tcx()
         && let Ok(name) = nix::net::if_::if_indextoname(ifindex)
     {

@@ -7,7 +7,7 @@
 //!
 //! Failure behaviour: an interface that the datapath does not know, or a kernel that refuses the run, is an error.
 
-use std::{net::Ipv4Addr, slice::Chunks};
+use std::{net::Ipv4Addr, slice::Chunks, time::Duration};
 
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
 use mh_common::{
@@ -133,6 +133,14 @@ impl Datapath {
     /// # Errors
     /// If the interface is not managed, or the kernel does not run the program.
     pub fn explain(&mut self, question: &Question) -> Result<Explanation, DatapathError> {
+        self.decide(question, 1).map(|(answer, _)| answer)
+    }
+
+    /// The same `repeat` times over, with the mean time that a run took.
+    ///
+    /// # Errors
+    /// As [`Self::explain`].
+    pub fn decide(&mut self, question: &Question, repeat: u32) -> Result<(Explanation, Duration), DatapathError> {
         let interface = self.interface(question.ifindex)?;
         let packet = question.packet(interface.mac);
         let mut context = [0; SK_BUFF];
@@ -144,16 +152,16 @@ impl Datapath {
             data_in: Some(&packet),
             data_out: Some(&mut answer),
             ctx_in: Some(&context),
-            repeat: 1,
+            repeat,
             ..TestRunOptions::new()
         };
         let program: &mut SchedClassifier = program_of(self.ebpf(), program::EXPLAIN)?;
-        program.test_run(options).map_err(|source| DatapathError::Attach {
+        let result = program.test_run(options).map_err(|source| DatapathError::Attach {
             what: "have a packet explained",
             interface: format!("interface {}", question.ifindex),
             source: Box::new(source),
         })?;
-        Ok(bytemuck::pod_read_unaligned(&answer[EXPLANATION_AT..]))
+        Ok((bytemuck::pod_read_unaligned(&answer[EXPLANATION_AT..]), result.duration))
     }
 }
 

@@ -4,7 +4,7 @@
 //! - [`upgrade`]: pins of an older version.
 //! - [`attach`]: programs on interfaces, as pinned links (tcx, XDP) or clsact filters.
 //! - [`apply`]: the actions of [`crate::reconcile`].
-//! - `kernel`: what is read of the running kernel's own structures; `forwards`: port forwards as bindings; `requests`, `qdisc`: netlink
+//! - `kernel`: what is read of the running kernel's own structures; `link`: links taken off at once; `forwards`: port forwards as bindings; `requests`, `qdisc`: netlink
 //!   requests, and the qdisc that they are for.
 //! - [`routing`]: the kernel's routing rules by which packets are fragmented and refused.
 //! - [`tables`]: the maps by name and type, opened from their pins; [`batch`] reads large ones.
@@ -22,6 +22,7 @@ pub mod explain;
 pub mod flows;
 mod forwards;
 mod kernel;
+mod link;
 pub mod load;
 pub mod nudge;
 mod policy;

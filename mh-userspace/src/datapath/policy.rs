@@ -10,7 +10,7 @@ use aya::maps::{MapError, PerCpuValues, lpm_trie::Key};
 use ipnet::Ipv4Net;
 use mh_common::{
     address::Ipv4,
-    policy::{MAX_POLICIES, Policy},
+    policy::{MAX_POLICIES, POLICIES, Policy},
     rules::{
         GENERATIONS, HAS_RULES, Head, InterfaceKey, NO_RULE_COUNTER, PREFIX_TAG_BITS, PrefixKey, RuleList, RuleSet,
         Side,
@@ -21,6 +21,10 @@ use mh_common::{
 
 use super::{DatapathError, tables::Tables};
 use crate::core::{PolicyRecord, RuleTable};
+
+/// From the id of a policy to that of the next one with the same index; more than there are indices.
+const NEXT_ID: u32 = 1 << 8;
+const _: () = assert!(POLICIES <= NEXT_ID);
 
 fn key(generation: u32, side: Side, prefix: &Ipv4Net) -> Key<PrefixKey<Ipv4>> {
     let len = PREFIX_TAG_BITS + u32::from(prefix.prefix_len());
@@ -40,11 +44,7 @@ impl Tables {
             hash_mode: wanted.hash_mode as u32,
             sticky: wanted.sticky,
             // Unlike that of any policy before it with the same index, and of those with others.
-            id: if same {
-                found.id
-            } else {
-                found.id.wrapping_add(MAX_POLICIES as u32).max(number + MAX_POLICIES as u32)
-            },
+            id: if same { found.id } else { found.id.wrapping_add(NEXT_ID).max(number + NEXT_ID) },
             name: wanted.name,
         };
         if usize::from(index) < MAX_POLICIES {
@@ -89,9 +89,9 @@ impl Tables {
         self.remove_rules_but(head.generation)?;
         self.start_counters(rules)?;
         let place = generation % GENERATIONS;
-        self.rules.set(place, &*rules.list, 0).map_err(DatapathError::map("write the rules"))?;
+        self.rules.set(place, rules.list.as_ref(), 0).map_err(DatapathError::map("write the rules"))?;
         self.classifiers
-            .set(place, &*rules.classifier, 0)
+            .set(place, rules.classifier.as_ref(), 0)
             .map_err(DatapathError::map("write what the rules ask for"))?;
         for (&ifindex, set) in interfaces {
             let key = InterfaceKey { generation, ifindex };

@@ -236,7 +236,10 @@ mod tests {
     #[test]
     fn sets_show_a_prefix_where_one_was_asked_for() {
         let set = Set { name: "banks".to_owned(), prefixes: 2, rules: words(&["bank"]), ..Set::default() };
-        assert_eq!(sets(&[set.clone()], false), "SET    PREFIXES  FILE  RULES\nbanks         2  -     bank\n");
+        assert_eq!(
+            sets(std::slice::from_ref(&set), false),
+            "SET    PREFIXES  FILE  RULES\nbanks         2  -     bank\n"
+        );
         let found = Set { prefix: Some("203.0.113.0/24".parse().unwrap()), ..set };
         assert!(sets(&[found], false).contains("203.0.113.0/24"));
     }

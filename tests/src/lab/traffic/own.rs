@@ -33,6 +33,8 @@ pub enum Bound<'a> {
         /// The mark.
         mark: u32,
     },
+    /// Nothing; all that is sent has this byte in the type of service field (`IP_TOS`).
+    Tos(u8),
 }
 
 impl Bound<'_> {
@@ -42,6 +44,11 @@ impl Bound<'_> {
         let local = match self {
             Self::Address(address) => SocketAddrV4::new(address, 0),
             Self::Port(port) => SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port),
+            Self::Tos(tos) => {
+                setsockopt(&socket, sockopt::Ipv4Tos, &tos.into())
+                    .with_context(|| format!("type of service {tos:#x}"))?;
+                return Ok(socket);
+            }
             Self::Device(device) => {
                 setsockopt(&socket, sockopt::BindToDevice, &device.into())
                     .with_context(|| format!("bind to {device}"))?;

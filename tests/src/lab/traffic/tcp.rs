@@ -243,7 +243,7 @@ impl TcpFlow {
     }
 
     /// The connection's stream. Nothing is buffered: the server speaks only when spoken to after its greeting.
-    pub(super) fn into_stream(self) -> TcpStream {
+    pub fn into_stream(self) -> TcpStream {
         self.stream.into_inner()
     }
 }
