@@ -96,21 +96,23 @@ fn status(scene: &Scene, uplink: &str, field: &str) -> Result<f64> {
     number(&scene.mhd.uplink(uplink)?, field)
 }
 
-/// An uplink's share of new flows: the same by `mhctl status` and by `mhctl policies`.
+/// An uplink's share of new flows: the same by `mhctl status` and by `mhctl policies`, as is its weight.
 fn share(scene: &Scene, uplink: &str) -> Result<f64> {
+    let of =
+        |value: &Value| anyhow::Ok([number(value, "share")?, number(value, "effective_weight")?].map(f64::to_bits));
     for _ in 0..TRIES {
-        let before = status(scene, uplink, "share")?;
+        let before = of(&scene.mhd.uplink(uplink)?)?;
         let policies = scene.mhd.ctl_json(&["policies"])?;
-        let after = status(scene, uplink, "share")?;
+        let after = of(&scene.mhd.uplink(uplink)?)?;
         // What changed in between says nothing.
-        if before.to_bits() != after.to_bits() {
+        if before != after {
             continue;
         }
         let members = policies[0]["tiers"].as_array().into_iter().flatten().flat_map(|tier| tier.as_array());
         let member = members.flatten().find(|member| member["uplink"] == uplink);
-        let in_policy = number(member.with_context(|| format!("no {uplink} in {policies}"))?, "share")?;
-        assert!((in_policy - before).abs() < 1e-9, "{uplink}: {before} by its status, and {policies}");
-        return Ok(before);
+        let in_policy = of(member.with_context(|| format!("no {uplink} in {policies}"))?)?;
+        assert_eq!(in_policy, before, "{uplink}, unlike its status: {policies}");
+        return Ok(f64::from_bits(before[0]));
     }
     bail!("the share of {uplink} was never the same twice")
 }
@@ -180,6 +182,9 @@ fn new_flows_follow_what_is_left(scene: &mut Scene, direction: Direction) -> Res
     wait_for_share(scene, "isp1", "more than 0.6", |share| share > 0.6)?;
     let split = expect_shares(scene, &mut open, "isp1", isp1)?;
     assert!(split.count(isp1) * 2 > split.total(), "less by the uplink that has more left: {split}");
+    for flow in open.iter().step_by(10) {
+        assert_eq!(flow.ask()?, flow.seen, "a flow that exists stays where it is");
+    }
     Ok(())
 }
 
@@ -195,12 +200,17 @@ fn a_full_tier_spills_over(scene: &mut Scene) -> Result<()> {
     assert_eq!(expect_shares(scene, &mut open, "lte", lte)?.count(lte), 0, "the first tier is not full");
     let above = load(scene, 0, Direction::Upload, 9.0 * MBIT)?;
     wait_for_share(scene, "lte", "more than 0.25", |share| share > 0.25)?;
-    let fill = status(scene, "isp1", "tx_bps")? / (10.0 * MBIT);
-    assert!(fill > 0.8, "it spills over at {fill:.2}");
+    let first = status(scene, "isp1", "tx_bps")? / (10.0 * MBIT);
+    let policies = scene.mhd.ctl_json(&["policies"])?;
+    let last = status(scene, "isp1", "tx_bps")? / (10.0 * MBIT);
+    let fill = policies[0]["fill"][0].as_f64().with_context(|| format!("no fill in {policies}"))?;
+    assert!(fill > 0.8 && (first.min(last) - 0.01..first.max(last) + 0.01).contains(&fill), "{fill} full: {policies}");
+    assert_eq!((number(&policies[0], "spill")?, number(&policies[0], "active_tier")?), (0.8, 0.0), "{policies}");
+    for command in ["status", "policies"] {
+        println!("{}", scene.mhd.ctl(&[command])?);
+    }
     let split = expect_shares(scene, &mut open, "lte", lte)?;
     assert!(split.count(lte) > 0 && split.count(lte) < split.total(), "{split}");
-    let policies = scene.mhd.ctl_json(&["policies"])?;
-    assert_eq!((number(&policies[0], "spill")?, number(&policies[0], "active_tier")?), (0.8, 0.0), "{policies}");
 
     drop((below, above));
     wait_for_share(scene, "lte", "none", |share| share == 0.0)?;
@@ -226,7 +236,11 @@ fn rates_are_those_of_the_traffic(scene: &mut Scene) -> Result<()> {
     println!("{} and {} bit/s after {waited:?}: {seen}", down.bps(), up.bps());
     let other = scene.mhd.uplink("isp2")?;
     assert!(number(&other, "rx_bps")? < MBIT && number(&other, "tx_bps")? < MBIT, "{other}");
-    for command in ["status", "policies", "weights"] {
+    let screen = scene.mhd.ctl(&["status"])?;
+    println!("{screen}");
+    let row = screen.lines().find(|row| row.starts_with("isp1")).context("isp1 has no row")?;
+    assert_eq!(row.matches(" of 20 Mbit/s").count(), 3, "its weight and what it sends and receives: {screen}");
+    for command in ["policies", "weights"] {
         println!("{}", scene.mhd.ctl(&[command])?);
     }
     Ok(())
@@ -252,6 +266,8 @@ fn changes_are_in_force_at_once(scene: &mut Scene) -> Result<()> {
     let policies = scene.mhd.ctl_json(&["policies"])?;
     let weights = policies[0]["tiers"][0].as_array().unwrap().iter().map(|member| member["weight"].as_f64());
     assert_eq!(weights.collect::<Vec<_>>(), [Some(3.0), Some(60.0)], "{policies}");
+    let weights = scene.mhd.ctl_json(&["weights"])?;
+    assert_eq!((&weights[0]["configured_by_capacity"], &weights[0]["by_capacity"]), (&true.into(), &false.into()));
     expect_shares(scene, &mut open, "isp1", isp1)?;
     Ok(())
 }

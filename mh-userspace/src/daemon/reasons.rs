@@ -313,7 +313,10 @@ impl Reasons<'_> {
                 let names: Vec<&str> = tier.iter().map(|member| member.uplink.as_str()).collect();
                 let until = policy.spill.map_or_else(
                     || "when those before it are lost".to_owned(),
-                    |spill| format!("when those before it are lost, or {} % full", spill * 100.0),
+                    |spill| {
+                        let percent = (spill * 1e4).round() / 1e2;
+                        format!("when those before it are lost, or {percent} % full")
+                    },
                 );
                 lines.push(format!("tier {number} ({}) gets none: its turn is {until}", names.join(", ")));
             }
