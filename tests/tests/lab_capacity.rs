@@ -269,5 +269,10 @@ fn changes_are_in_force_at_once(scene: &mut Scene) -> Result<()> {
     let weights = scene.mhd.ctl_json(&["weights"])?;
     assert_eq!((&weights[0]["configured_by_capacity"], &weights[0]["by_capacity"]), (&true.into(), &false.into()));
     expect_shares(scene, &mut open, "isp1", isp1)?;
+
+    scene.mhd.ctl(&["weights", "isp1=auto"])?;
+    is(share(scene, "isp1")?, 20.0 / 80.0);
+    assert_eq!(scene.mhd.uplink("isp1")?["by_capacity"], true);
+    expect_shares(scene, &mut open, "isp1", isp1)?;
     Ok(())
 }

@@ -133,8 +133,8 @@ pub struct Weight {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WeightsRequest {
-    /// New weights by uplink, 0 to 65535 each; uplinks that are not named keep theirs.
-    pub weights: BTreeMap<String, u32>,
+    /// New weights by uplink, 0 to 65535 each, or `None` (`null`): as configured. Uplinks that are not named keep theirs.
+    pub weights: BTreeMap<String, Option<u32>>,
     /// Keep them across restarts of mhd.
     #[serde(default)]
     pub save: bool,
