@@ -121,7 +121,7 @@ fn share(scene: &Scene, uplink: &str) -> Result<f64> {
 fn load(scene: &Scene, uplink: usize, direction: Direction, bps: f64) -> Result<PacedFlow> {
     let wanted = scene.lab.uplink(uplink)?.address;
     for _ in 0..TRIES {
-        let flow = PacedFlow::start(&scene.lab.client3, &scene.lab.server, SERVER, direction, bps as u64)?;
+        let flow = PacedFlow::start(&scene.lab.client3, &scene.lab.server, SERVER, direction, bps)?;
         if *flow.seen.ip() == wanted {
             return Ok(flow);
         }

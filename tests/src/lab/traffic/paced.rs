@@ -43,7 +43,7 @@ impl PacedFlow {
     ///
     /// # Errors
     /// If `server` doesn't have the address, or nothing comes through.
-    pub fn start(client: &Host, server: &Host, address: Ipv4Addr, direction: Direction, bps: u64) -> Result<Self> {
+    pub fn start(client: &Host, server: &Host, address: Ipv4Addr, direction: Direction, bps: f64) -> Result<Self> {
         let far = server.enter(|| bind(SocketAddrV4::new(address, 0)))?;
         let far = far.with_context(|| format!("{}: bind {address}", server.name()))?;
         let SocketAddr::V4(to) = far.local_addr()? else { bail!("no IPv4 socket") };
@@ -100,9 +100,9 @@ fn greet(near: &UdpSocket, far: &UdpSocket) -> Result<SocketAddrV4> {
 }
 
 /// Sends datagrams at a rate, and counts the bytes of their packets, until told to stop.
-fn send_until(told: &AtomicBool, socket: &UdpSocket, bps: u64, sent: &AtomicU64) {
+fn send_until(told: &AtomicBool, socket: &UdpSocket, bps: f64, sent: &AtomicU64) {
     let payload = [0; PAYLOAD_BYTES];
-    let bytes_per_second = bps as f64 / 8.0;
+    let bytes_per_second = bps / 8.0;
     let (mut last, mut owed) = (Instant::now(), 0.0);
     while !told.load(Ordering::Relaxed) {
         let now = Instant::now();
