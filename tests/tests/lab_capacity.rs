@@ -206,6 +206,8 @@ fn a_full_tier_spills_over(scene: &mut Scene) -> Result<()> {
     let fill = policies[0]["fill"][0].as_f64().with_context(|| format!("no fill in {policies}"))?;
     assert!(fill > 0.8 && (first.min(last) - 0.01..first.max(last) + 0.01).contains(&fill), "{fill} full: {policies}");
     assert_eq!((number(&policies[0], "spill")?, number(&policies[0], "active_tier")?), (0.8, 0.0), "{policies}");
+    let explained = scene.mhd.ctl(&["explain", "udp", "192.168.1.11:9", "192.0.2.10:9"])?;
+    assert!(explained.contains("% full, and some spill over"), "{explained}");
     for command in ["status", "policies"] {
         println!("{}", scene.mhd.ctl(&[command])?);
     }
@@ -269,6 +271,13 @@ fn changes_are_in_force_at_once(scene: &mut Scene) -> Result<()> {
     let weights = scene.mhd.ctl_json(&["weights"])?;
     assert_eq!((&weights[0]["configured_by_capacity"], &weights[0]["by_capacity"]), (&true.into(), &false.into()));
     expect_shares(scene, &mut open, "isp1", isp1)?;
+
+    // Zero by hand only takes one out.
+    scene.mhd.ctl(&["weights", "isp1=0"])?;
+    is(share(scene, "isp1")?, 0.0);
+    let (isp1_now, isp2_now) = (scene.mhd.uplink("isp1")?, scene.mhd.uplink("isp2")?);
+    assert_eq!((&isp1_now["state"], &isp1_now["weight"]), (&"disabled".into(), &0.into()), "{isp1_now}");
+    assert_eq!((&isp2_now["by_capacity"], &isp2_now["share"]), (&true.into(), &1.0.into()), "{isp2_now}");
 
     scene.mhd.ctl(&["weights", "isp1=auto"])?;
     is(share(scene, "isp1")?, 20.0 / 80.0);
