@@ -306,7 +306,15 @@ impl Reasons<'_> {
                 let shares: Vec<String> =
                     shares.map(|member| format!("{} {:.1} %", member.uplink, member.share * 100.0)).collect();
                 let missing = if missing.is_empty() { String::new() } else { format!("; {}", missing.join(", ")) };
-                lines.push(format!("tier {number} gets new flows: {}{missing}", shares.join(", ")));
+                let fill = policy.fill.get(number).copied().flatten();
+                let later = policy.tiers.get(number + 1..).unwrap_or_default();
+                let spilled = match fill {
+                    Some(fill) if policy.spill.is_some() && later.iter().any(|tier| active(tier)) => {
+                        format!("; it is {:.1} % full, and some spill over", fill * 100.0)
+                    }
+                    _ => String::new(),
+                };
+                lines.push(format!("tier {number} gets new flows: {}{missing}{spilled}", shares.join(", ")));
             } else if before {
                 lines.push(format!("tier {number} gets none: {}", missing.join(", ")));
             } else {
