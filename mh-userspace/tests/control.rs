@@ -42,12 +42,14 @@ impl Backend for Fake {
     }
     async fn weights(&self) -> Result<Vec<Weight>, ControlError> {
         let (configured, weight, effective_weight) = (2, 3, 3);
-        Ok(vec![Weight { name: "isp1".to_owned(), configured, weight, effective_weight, share: 1.0 }])
+        let name = "isp1".to_owned();
+        let (configured_by_capacity, by_capacity, share) = (false, false, 1.0);
+        Ok(vec![Weight { name, configured, configured_by_capacity, weight, by_capacity, effective_weight, share }])
     }
     async fn set_weights(&self, request: WeightsRequest) -> Result<Vec<Weight>, ControlError> {
         for (name, weight) in &request.weights {
             known(name)?;
-            if *weight > 65535 {
+            if let Some(weight) = weight.filter(|weight| *weight > 65535) {
                 return Err(ControlError::Invalid(format!("weight {weight} of {name} is too large")));
             }
         }

@@ -30,7 +30,7 @@ pub enum Command {
     Status,
     /// Show the weights, or set some: at once, for new flows. Flows that exist stay where they are.
     Weights {
-        /// New weights, 0 to 65535; uplinks that are not named keep theirs.
+        /// New weights, 0 to 65535, or auto: as configured. Uplinks that are not named keep theirs.
         #[arg(value_name = "NAME=N")]
         weights: Vec<String>,
         /// Keep all weights set by hand across restarts of mhd.

@@ -186,18 +186,22 @@ impl Output {
     }
 }
 
-fn parse_weights(words: &[String]) -> Result<BTreeMap<String, u32>, CliError> {
+/// What stands for a weight as configured.
+const AUTO: &str = "auto";
+
+fn parse_weights(words: &[String]) -> Result<BTreeMap<String, Option<u32>>, CliError> {
     let mut weights = BTreeMap::new();
     for word in words {
         let Some((name, number)) = word.split_once('=').filter(|(name, _)| !name.is_empty()) else {
             return Err(CliError::Argument(format!("{word:?} is no weight; give NAME=N, as in isp1=2")));
         };
-        let Ok(weight) = number.parse::<u16>() else {
+        let weight = number.parse::<u16>().map(|weight| Some(u32::from(weight)));
+        let Ok(weight) = weight.or_else(|error| if number == AUTO { Ok(None) } else { Err(error) }) else {
             return Err(CliError::Argument(format!(
-                "{number:?} is no weight for {name}; give a number from 0 to 65535"
+                "{number:?} is no weight for {name}; give a number from 0 to 65535, or {AUTO} for the configured weight"
             )));
         };
-        if weights.insert(name.to_owned(), u32::from(weight)).is_some() {
+        if weights.insert(name.to_owned(), weight).is_some() {
             return Err(CliError::Argument(format!("{name} is named twice; give each uplink one weight")));
         }
     }
@@ -257,13 +261,14 @@ mod tests {
         }
     }
 
-    fn weights(words: &[&str]) -> Result<BTreeMap<String, u32>, String> {
+    fn weights(words: &[&str]) -> Result<BTreeMap<String, Option<u32>>, String> {
         parse_weights(&words.iter().map(|&w| w.to_owned()).collect::<Vec<_>>()).map_err(|error| error.to_string())
     }
 
     #[test]
     fn weights_are_parsed_whole_or_not_at_all() {
-        assert_eq!(weights(&["isp1=2", "isp2=0"]).unwrap(), [("isp1".into(), 2), ("isp2".into(), 0)].into());
+        let parsed = weights(&["isp1=2", "isp2=0", "lte=auto"]).unwrap();
+        assert_eq!(parsed, [("isp1".into(), Some(2)), ("isp2".into(), Some(0)), ("lte".into(), None)].into());
         for (words, named) in [
             (&["isp1"][..], "isp1"),
             (&["=3"], "=3"),

@@ -75,8 +75,8 @@ pub fn status(status: &Status, colour: bool) -> String {
             &weight(u),
             &percent(u.share),
             &u.flows,
-            &rate(u.tx_bps),
-            &rate(u.rx_bps),
+            &rate_of(u.tx_bps, u.capacity.map(|capacity| capacity.up_bps)),
+            &rate_of(u.rx_bps, u.capacity.map(|capacity| capacity.down_bps)),
             &size(u.tx_bytes),
             &size(u.rx_bytes),
             &why(u),
@@ -87,22 +87,46 @@ pub fn status(status: &Status, colour: bool) -> String {
 
 /// An uplink's weight; what of it is in force, if that is another.
 fn weight(uplink: &UplinkStatus) -> String {
+    let unit = if uplink.by_capacity { MEGABITS } else { "" };
     if uplink.effective_weight == uplink.weight {
-        return uplink.weight.to_string();
+        return format!("{}{unit}", uplink.weight);
     }
-    format!("{} of {}", uplink.effective_weight, uplink.weight)
+    format!("{} of {}{unit}", uplink.effective_weight, uplink.weight)
 }
 
-/// Bits per second, to three digits.
-fn rate(bps: u64) -> String {
-    const UNITS: [&str; 4] = ["bit/s", "kbit/s", "Mbit/s", "Gbit/s"];
-    let (mut value, mut unit) = (bps as f64, 0);
-    while value >= 999.5 && unit + 1 < UNITS.len() {
-        value /= 1000.0;
-        unit += 1;
+/// What stands behind weights that go by capacity.
+const MEGABITS: &str = " Mbit/s";
+
+/// A weight in force.
+fn effective(weight: u32, by_capacity: bool) -> String {
+    // Nothing at all says that there are no new flows, and not what is left.
+    if by_capacity && weight > 0 { format!("{weight}{MEGABITS}") } else { weight.to_string() }
+}
+
+/// Units of rates, and bits per second in each.
+const RATES: [(&str, f64); 4] = [("bit/s", 1.0), ("kbit/s", 1e3), ("Mbit/s", 1e6), ("Gbit/s", 1e9)];
+
+/// The unit in which a rate has the fewest digits before the point, but one.
+fn unit_of(bps: u64) -> (&'static str, f64) {
+    let fits = |(_, scale): &(&str, f64)| bps as f64 / scale < 999.5;
+    RATES.into_iter().find(fits).unwrap_or(RATES[RATES.len() - 1])
+}
+
+/// A rate in a unit, to three digits.
+fn three_digits(bps: u64, scale: f64) -> String {
+    let value = bps as f64 / scale;
+    let digits = if bps == 0 || scale <= 1.0 || value >= 99.95 { 0 } else { usize::from(value < 9.995) + 1 };
+    format!("{value:.digits$}")
+}
+
+/// Bits per second, and how many there can be, if that is known.
+fn rate_of(bps: u64, capacity: Option<u64>) -> String {
+    let (unit, scale) = unit_of(capacity.unwrap_or(bps));
+    let rate = three_digits(bps, scale);
+    match capacity {
+        Some(capacity) => format!("{rate} of {} {unit}", capacity as f64 / scale),
+        None => format!("{rate} {unit}"),
     }
-    let digits = if unit == 0 || value >= 99.95 { 0 } else { usize::from(value < 9.995) + 1 };
-    format!("{value:.digits$} {}", UNITS[unit])
 }
 
 /// The reason of an uplink's state, what its probes measure, and what they warn of.
@@ -118,8 +142,15 @@ fn why(uplink: &UplinkStatus) -> String {
 pub fn weights(weights: &[Weight], colour: bool) -> String {
     let mut table =
         Table::new([("UPLINK", false), ("CONFIGURED", true), ("WEIGHT", true), ("EFFECTIVE", true), ("SHARE", true)]);
+    let number = |weight: u32, by_capacity| if by_capacity { "capacity".to_owned() } else { weight.to_string() };
     for w in weights {
-        table.row([&w.name, &w.configured, &w.weight, &w.effective_weight, &percent(w.share)]);
+        table.row([
+            &w.name,
+            &number(w.configured, w.configured_by_capacity),
+            &number(w.weight, w.by_capacity),
+            &effective(w.effective_weight, w.by_capacity),
+            &percent(w.share),
+        ]);
     }
     table.render(colour)
 }
@@ -296,11 +327,53 @@ mod tests {
             (999_949, "1.00 Mbit/s"),
         ];
         for (bps, text) in cases {
-            assert_eq!(rate(bps), text);
+            assert_eq!(rate_of(bps, None), text);
         }
         assert_eq!(
-            (rate(99_949), rate(99_950), rate(40_000_000_000)),
-            ("99.9 kbit/s".into(), "100 kbit/s".into(), "40.0 Gbit/s".into())
+            [99_949, 99_950, 40_000_000_000].map(|bps| rate_of(bps, None)),
+            ["99.9 kbit/s", "100 kbit/s", "40.0 Gbit/s"]
+        );
+    }
+
+    #[test]
+    fn rates_are_in_the_unit_of_the_capacity() {
+        let cases = [
+            (7_908_257, 20_000_000, "7.91 of 20 Mbit/s"),
+            (0, 1_500_000_000, "0 of 1.5 Gbit/s"),
+            (250_000, 33_300_000, "0.25 of 33.3 Mbit/s"),
+            (12_000_000, 8_000, "12000 of 8 kbit/s"),
+        ];
+        for (bps, capacity, text) in cases {
+            assert_eq!(rate_of(bps, Some(capacity)), text);
+        }
+    }
+
+    #[test]
+    fn weights_by_capacity_have_a_unit() {
+        let number = UplinkStatus { weight: 2, effective_weight: 0, ..uplink("isp1", UplinkState::Down, "no carrier") };
+        assert_eq!(weight(&number), "0 of 2");
+        let by_capacity = UplinkStatus { weight: 20, effective_weight: 12, by_capacity: true, ..number };
+        assert_eq!(weight(&by_capacity), "12 of 20 Mbit/s");
+        assert_eq!(weight(&UplinkStatus { effective_weight: 20, ..by_capacity }), "20 Mbit/s");
+
+        let by_hand = Weight {
+            name: "isp1".into(),
+            configured: 20,
+            configured_by_capacity: true,
+            weight: 3,
+            by_capacity: false,
+            effective_weight: 3,
+            share: 0.25,
+        };
+        let as_configured = Weight { weight: 20, by_capacity: true, effective_weight: 12, ..by_hand.clone() };
+        let rows = weights(&[by_hand, as_configured], false);
+        let rows: Vec<Vec<&str>> = rows.lines().skip(1).map(|row| row.split_whitespace().collect()).collect();
+        assert_eq!(
+            rows,
+            [
+                vec!["isp1", "capacity", "3", "3", "25.0", "%"],
+                vec!["isp1", "capacity", "capacity", "12", "Mbit/s", "25.0", "%"]
+            ]
         );
     }
 
@@ -316,6 +389,7 @@ mod tests {
             gateway: None,
             weight: 1,
             effective_weight: 1,
+            by_capacity: false,
             tier: 0,
             share: 0.25,
             capacity: None,

@@ -53,6 +53,8 @@ pub struct UplinkStatus {
     pub weight: u32,
     /// Its weight as in force: zero if it gets no new flows; if it goes by capacity: what is left of that, in Mbit/s.
     pub effective_weight: u32,
+    /// Its weight goes by capacity.
+    pub by_capacity: bool,
     /// Its tier in the default policy.
     pub tier: u32,
     /// The part of new flows that it gets, from 0 to 1.
@@ -113,11 +115,15 @@ pub struct Usage {
 pub struct Weight {
     /// The uplink.
     pub name: String,
-    /// Its weight in the configuration.
+    /// Its weight in the configuration; if it goes by capacity: that from the uplink, in Mbit/s.
     pub configured: u32,
-    /// Its weight as configured or set.
+    /// It goes by capacity in the configuration.
+    pub configured_by_capacity: bool,
+    /// Its weight as configured or set; if it goes by capacity: that from the uplink, in Mbit/s.
     pub weight: u32,
-    /// Its weight as in force: zero if the uplink is down or drained.
+    /// It goes by capacity now.
+    pub by_capacity: bool,
+    /// Its weight as in force: zero if the uplink is down or drained; if it goes by capacity: what is left of that, in Mbit/s.
     pub effective_weight: u32,
     /// The part of new flows that it gets, from 0 to 1.
     pub share: f64,
@@ -127,8 +133,8 @@ pub struct Weight {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WeightsRequest {
-    /// New weights by uplink, 0 to 65535 each; uplinks that are not named keep theirs.
-    pub weights: BTreeMap<String, u32>,
+    /// New weights by uplink, 0 to 65535 each, or `None` (`null`): as configured. Uplinks that are not named keep theirs.
+    pub weights: BTreeMap<String, Option<u32>>,
     /// Keep them across restarts of mhd.
     #[serde(default)]
     pub save: bool,

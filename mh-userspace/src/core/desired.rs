@@ -73,10 +73,14 @@ pub struct UplinkView {
     pub addresses: Vec<AddressRange>,
     /// Its gateway.
     pub gateway: Option<Ipv4Addr>,
-    /// Its weight in the configuration's default policy.
+    /// Its weight in the configuration's default policy; if it goes by capacity: that from the uplink, in Mbit/s.
     pub configured_weight: u16,
-    /// Its weight, configured or by hand.
+    /// It goes by capacity there.
+    pub configured_by_capacity: bool,
+    /// Its weight, configured or by hand; if it goes by capacity: that from the uplink, in Mbit/s.
     pub weight: u16,
+    /// It goes by capacity.
+    pub by_capacity: bool,
     /// Its weight as in force; if it goes by capacity: what is left, in Mbit/s.
     pub effective_weight: u16,
     /// The part of new flows that it gets under the default policy, from 0 to 1.
@@ -367,7 +371,9 @@ fn view(
         addresses: condition.addresses.clone(),
         gateway: condition.gateway,
         configured_weight,
+        configured_by_capacity: configured.is_some_and(|(_, weight)| weight == Weight::Capacity),
         weight,
+        by_capacity: member.is_some_and(|member| member.weight == Weight::Capacity),
         effective_weight: member.map_or(0, |member| member.effective_weight),
         share: member.map_or(0.0, |member| member.share),
         capacity: uplink.capacity,

@@ -55,7 +55,7 @@ pub struct PolicyView {
     pub sticky_s: f64,
     /// How full a tier is when new flows begin to spill over to the next.
     pub spill: Option<Share>,
-    /// How new flows are spread over its tiers, and how full these are.
+    /// How new flows are spread over its tiers, and how full these are if the policy goes by that.
     pub tiers: Vec<TierSpread>,
     /// Its uplinks, tier by tier.
     pub members: Vec<MemberView>,
@@ -169,13 +169,15 @@ fn view(policy: &config::Policy, index: u8, spread: &Spread, config: &Config) ->
         let weight = member.number.map_or(Weight::Capacity, Weight::Fixed);
         Some(MemberView { uplink, tier: member.tier, weight, effective_weight: member.effective, share: member.share })
     };
+    // Of other policies it would be what it was when something else was last decided.
+    let fill = |tier: &TierSpread| tier.fill.filter(|_| goes_by_load(policy));
     PolicyView {
         index,
         name: policy.name.clone(),
         hash: policy.hash,
         sticky_s: policy.sticky.as_secs_f64(),
         spill: policy.spill,
-        tiers: spread.tiers.clone(),
+        tiers: spread.tiers.iter().map(|tier| TierSpread { fill: fill(tier), ..*tier }).collect(),
         members: spread.members.iter().filter_map(member).collect(),
     }
 }

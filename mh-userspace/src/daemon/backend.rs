@@ -72,7 +72,9 @@ impl Views {
             .map(|view| Weight {
                 name: view.name.clone(),
                 configured: u32::from(view.configured_weight),
+                configured_by_capacity: view.configured_by_capacity,
                 weight: u32::from(view.weight),
+                by_capacity: view.by_capacity,
                 effective_weight: u32::from(view.effective_weight),
                 share: view.share,
             })
@@ -195,6 +197,7 @@ impl Backend for Handle {
                     gateway: view.gateway.map(Into::into),
                     weight: u32::from(view.weight),
                     effective_weight: u32::from(view.effective_weight),
+                    by_capacity: view.by_capacity,
                     tier: view.tier.and_then(|tier| u32::try_from(tier).ok()).unwrap_or_default(),
                     warning: view.warning.clone(),
                     share: view.share,

@@ -464,6 +464,10 @@ impl Controller {
         let mut weights = self.core.overrides().weights.clone();
         for (name, &weight) in &request.weights {
             self.known(name)?;
+            let Some(weight) = weight else {
+                weights.remove(name);
+                continue;
+            };
             let weight = u16::try_from(weight).map_err(|_| {
                 ControlError::Invalid(format!("weight {weight} of {name} is too large; give 0 to {MAX_WEIGHT}"))
             })?;

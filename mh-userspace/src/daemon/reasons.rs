@@ -310,14 +310,25 @@ impl Reasons<'_> {
                 let shares: Vec<String> =
                     shares.map(|member| format!("{} {:.1} %", member.uplink, member.share * 100.0)).collect();
                 let missing = if missing.is_empty() { String::new() } else { format!("; {}", missing.join(", ")) };
-                lines.push(format!("tier {number} gets new flows: {}{missing}", shares.join(", ")));
+                let fill = policy.fill.get(number).copied().flatten();
+                let later = policy.tiers.get(number + 1..).unwrap_or_default();
+                let spilled = match fill {
+                    Some(fill) if policy.spill.is_some() && later.iter().any(|tier| active(tier)) => {
+                        format!("; it is {:.1} % full, and some spill over", fill * 100.0)
+                    }
+                    _ => String::new(),
+                };
+                lines.push(format!("tier {number} gets new flows: {}{missing}{spilled}", shares.join(", ")));
             } else if before {
                 lines.push(format!("tier {number} gets none: {}", missing.join(", ")));
             } else {
                 let names: Vec<&str> = tier.iter().map(|member| member.uplink.as_str()).collect();
                 let until = policy.spill.map_or_else(
                     || "when those before it are lost".to_owned(),
-                    |spill| format!("when those before it are lost, or {} % full", spill * 100.0),
+                    |spill| {
+                        let percent = (spill * 1e4).round() / 1e2;
+                        format!("when those before it are lost, or {percent} % full")
+                    },
                 );
                 lines.push(format!("tier {number} ({}) gets none: its turn is {until}", names.join(", ")));
             }

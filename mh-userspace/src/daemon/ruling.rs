@@ -81,13 +81,12 @@ pub fn counters(desired: &Desired, rules: usize) -> Vec<u16> {
 
 /// The policies in force by index, but for the sources that keep their uplink.
 pub fn policies(desired: &Desired, ruling: &Ruling) -> Vec<(u8, api::Policy)> {
-    let states: BTreeMap<&str, (u8, UplinkState)> =
-        desired.views.iter().map(|view| (view.name.as_str(), (view.index, view.state))).collect();
+    let states: BTreeMap<&str, UplinkState> =
+        desired.views.iter().map(|view| (view.name.as_str(), view.state)).collect();
     let policy = |view: &PolicyView| {
-        let weights = desired.policies.get(&view.index).map(|record| record.weights).unwrap_or_default();
         let mut tiers: Vec<Vec<Member>> = Vec::new();
         for member in &view.members {
-            let (index, state) = states.get(member.uplink.as_str()).copied().unwrap_or((0, UplinkState::Down));
+            let state = states.get(member.uplink.as_str()).copied().unwrap_or(UplinkState::Down);
             let state = match state {
                 UplinkState::Up | UplinkState::Disabled if member.weight == Weight::Fixed(0) => UplinkState::Disabled,
                 UplinkState::Disabled => UplinkState::Up,
@@ -100,7 +99,7 @@ pub fn policies(desired: &Desired, ruling: &Ruling) -> Vec<(u8, api::Policy)> {
                     Weight::Fixed(weight) => MemberWeight::Fixed(weight),
                     Weight::Capacity => MemberWeight::ByCapacity(ByCapacity::Capacity),
                 },
-                effective_weight: weights.get(usize::from(index)).copied().unwrap_or_default(),
+                effective_weight: u32::from(member.effective_weight),
                 share: member.share,
                 state,
             });
@@ -114,6 +113,7 @@ pub fn policies(desired: &Desired, ruling: &Ruling) -> Vec<(u8, api::Policy)> {
             sticky_s: view.sticky_s,
             spill: view.spill.map(|spill| f64::from(spill.basis_points()) / f64::from(Share::WHOLE)),
             active_tier: active.and_then(|tier| u32::try_from(tier).ok()),
+            fill: view.tiers.iter().map(|tier| tier.fill).collect(),
             tiers,
             rules: ruling.labels(|rule| rule.action == word),
             sources: 0,

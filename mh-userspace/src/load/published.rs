@@ -15,12 +15,19 @@ impl Published {
     /// Puts `spread` in force, and returns true, if one of these holds: it is the first; other uplinks take flows; a number was changed; an
     /// uplink's share, or a tier's, moved by more than [`DEAD_BAND`]; a tier is not used any more. So a tier begins to be used when it is to
     /// get more than [`DEAD_BAND`] and is used until it is to get nothing.
+    ///
+    /// What is only shown is brought up to date in any case: how full tiers are, and how much has room.
     pub fn offer(&mut self, spread: Spread) -> bool {
-        let changed = self.spread.as_ref().is_none_or(|published| differs(published, &spread));
-        if changed {
-            self.spread = Some(spread);
+        match &mut self.spread {
+            Some(published) if !differs(published, &spread) => {
+                show(published, &spread);
+                false
+            }
+            published => {
+                *published = Some(spread);
+                true
+            }
         }
-        changed
     }
 
     /// What is in force.
@@ -43,4 +50,15 @@ fn differs(old: &Spread, new: &Spread) -> bool {
         .iter()
         .zip(&new.tiers)
         .any(|(old, new)| moved(old.share, new.share) || (old.share > 0.0 && new.share == 0.0))
+}
+
+/// Takes over what decides nothing. `new`: of the same tiers and members.
+fn show(published: &mut Spread, new: &Spread) {
+    for (published, new) in published.tiers.iter_mut().zip(&new.tiers) {
+        published.fill = new.fill;
+    }
+    let used = published.members.iter_mut().zip(&new.members).filter(|(published, _)| published.share > 0.0);
+    for (published, new) in used {
+        published.effective = new.effective;
+    }
 }

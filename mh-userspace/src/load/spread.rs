@@ -63,7 +63,7 @@ pub struct MemberSpread {
     pub takes: bool,
     /// Its share of the policy's new flows, 0 to 1.
     pub share: f64,
-    /// Its weight if that is a number, configured or by hand; `None`: the tier goes by capacity.
+    /// Its weight if that is a number, configured or by hand; `None`: it goes by capacity.
     pub number: Option<u16>,
     /// Its weight among those of its tier, for people: [number](Self::number), or in Mbit/s how much more traffic of the tier's present mix has
     /// room, counted in the direction with more traffic, at least 1. 0: it gets no new flows.
@@ -214,6 +214,8 @@ impl Tier {
         let total: f64 = weights.iter().sum();
         for (position, (&(uplink, situation), weight)) in self.members.iter().zip(weights).enumerate() {
             let number = self.numbers.as_ref().and_then(|numbers| numbers.get(position).copied());
+            // Zero by hand is a number also where the others of the tier go by capacity.
+            let number = number.or(situation.by_hand.filter(|weight| *weight == 0));
             let part = if total > 0.0 { share * weight / total } else { 0.0 };
             members.push(MemberSpread {
                 uplink,

@@ -4,10 +4,10 @@ use std::fmt::Write as _;
 
 use mh_common::verdict::{Group, Verdict};
 
-use super::{percent, state};
+use super::{effective, percent, state};
 use crate::{
     cli::table::{Cell, Colour, Table},
-    control::api::{Explanation, Policy, Rule, Set},
+    control::api::{ByCapacity, Explanation, MemberWeight, Policy, Rule, Set},
 };
 
 /// How many elements of a list are shown; `--json` has all.
@@ -69,6 +69,7 @@ pub fn policies(policies: &[Policy], colour: bool) -> String {
         ("HASH", false),
         ("STICKY", true),
         ("SOURCES", true),
+        ("FULL", true),
         ("SPILL", true),
         ("RULES", false),
     ]);
@@ -77,29 +78,34 @@ pub fn policies(policies: &[Policy], colour: bool) -> String {
         let sticks = policy.sticky_s > 0.0;
         let sticky = or_none(sticks.then(|| format!("{} s", policy.sticky_s)));
         let sources = or_none(sticks.then(|| policy.sources.to_string()));
-        let spill = or_none(policy.spill.map(percent));
+        // As configured: to a hundredth at most.
+        let spill = or_none(policy.spill.map(|spill| format!("{} %", (spill * 1e4).round() / 1e2)));
         let rules = cell(&policy.rules);
         let members =
             policy.tiers.iter().enumerate().flat_map(|(tier, list)| list.iter().map(move |member| (tier, member)));
-        let mut first = true;
+        let mut before = None;
         for (tier, member) in members {
-            // What is the policy's own stands in its first line alone.
-            let own = |text: &String| if first { text.clone() } else { String::new() };
+            // What is the policy's or a tier's own stands in its first line alone.
+            let own = |text: &String| if before.is_none() { text.clone() } else { String::new() };
+            let fill = policy.fill.get(tier).copied().flatten();
+            let fill = if before == Some(tier) { String::new() } else { or_none(fill.map(percent)) };
+            let by_capacity = member.weight == MemberWeight::ByCapacity(ByCapacity::Capacity);
             table.row([
                 &policy.name,
                 &tier,
                 &member.uplink,
                 &state(member.state) as &dyn Cell,
                 &member.weight,
-                &member.effective_weight,
+                &effective(member.effective_weight, by_capacity),
                 &percent(member.share),
                 &own(&policy.hash),
                 &own(&sticky),
                 &own(&sources),
+                &fill,
                 &own(&spill),
                 &own(&rules),
             ]);
-            first = false;
+            before = Some(tier);
         }
     }
     table.render(colour)
@@ -171,7 +177,7 @@ mod tests {
     use super::*;
     use crate::{
         cli::table::tests::bare,
-        control::api::{ByCapacity, Member, MemberWeight, UplinkState},
+        control::api::{Member, UplinkState},
     };
 
     fn words(list: &[&str]) -> Vec<String> {
@@ -217,9 +223,14 @@ mod tests {
             hash: "source".to_owned(),
             sticky_s: 600.0,
             sources: 3,
+            spill: Some(0.57),
+            fill: vec![Some(0.5), None],
             rules: words(&["bank", "rule 2"]),
             tiers: vec![
-                vec![member("isp1", MemberWeight::Fixed(2), 1.0, UplinkState::Up)],
+                vec![
+                    member("isp1", MemberWeight::Fixed(2), 0.5, UplinkState::Up),
+                    member("isp2", MemberWeight::Fixed(2), 0.5, UplinkState::Up),
+                ],
                 vec![member("lte", MemberWeight::ByCapacity(ByCapacity::Capacity), 0.0, UplinkState::Down)],
             ],
             ..Policy::default()
@@ -227,9 +238,12 @@ mod tests {
         let coloured = policies(&[policy], true);
         let plain = bare(&coloured);
         let cells: Vec<Vec<&str>> = plain.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
-        let first = "default 0 isp1 up 2 2 100.0 % source 600 s 3 - bank,rule 2";
-        assert_eq!(cells[0], first.split(' ').collect::<Vec<_>>());
-        assert_eq!(cells[1], "default 1 lte down capacity 2 0.0 %".split(' ').collect::<Vec<_>>());
+        let rows = [
+            "default 0 isp1 up 2 2 50.0 % source 600 s 3 50.0 % 57 % bank,rule 2",
+            "default 0 isp2 up 2 2 50.0 %",
+            "default 1 lte down capacity 2 Mbit/s 0.0 % -",
+        ];
+        assert_eq!(cells, rows.map(|row| row.split(' ').collect::<Vec<_>>()));
         assert!(coloured.contains("\x1b[31mdown\x1b[0m"), "{coloured:?}");
     }
 

@@ -58,6 +58,9 @@ pub struct Policy {
     pub sticky_s: f64,
     /// How full a tier is, from 0 to 1, when new flows begin to spill over to the next; `None`: only when it is lost.
     pub spill: Option<f64>,
+    /// How full the uplinks of each tier are together, in the fuller direction, from 0; 1 is full. `None`: none takes flows, a capacity is not known,
+    /// or the policy does not go by that.
+    pub fill: Vec<Option<f64>>,
     /// Its tiers with their uplinks.
     pub tiers: Vec<Vec<Member>>,
     /// The first tier that gets new flows now; `None`: none does.
@@ -75,7 +78,7 @@ pub struct Member {
     pub uplink: String,
     /// Its weight in this policy, configured or by hand.
     pub weight: MemberWeight,
-    /// Its weight as in force, comparable within its policy only: zero if it gets no new flows.
+    /// Its weight as in force, among those of its tier: zero if it gets no new flows; if it goes by capacity: what is left of that, in Mbit/s.
     pub effective_weight: u32,
     /// The part of the policy's new flows that it gets, from 0 to 1.
     pub share: f64,

@@ -21,7 +21,8 @@ fn small_moves_are_held_back_until_they_add_up() {
     assert!(published.offer(loaded(20.0)), "the first");
     assert!(!published.offer(loaded(20.0)));
     assert!(!published.offer(loaded(23.0)), "one point");
-    assert_eq!(published.spread(), Some(&loaded(20.0)));
+    let shares = |spread: &Spread| spread.members.iter().map(|member| member.share).collect::<Vec<_>>();
+    assert_eq!(shares(published.spread().unwrap()), shares(&loaded(20.0)));
     assert!(published.offer(loaded(27.0)), "more than two points");
     assert_eq!(published.spread(), Some(&loaded(27.0)));
 }
@@ -38,6 +39,26 @@ fn a_tier_begins_with_more_than_the_dead_band_and_ends_with_nothing() {
     assert!(!published.offer(spilling(83.0)), "still something");
     assert!(published.offer(spilling(80.0)));
     assert_eq!(published.spread().unwrap().tiers[1].share, 0.0);
+}
+
+#[test]
+fn what_is_shown_is_not_held_back() {
+    let alone =
+        |megabits_down| spread(&by_capacity(&[&[0]]), percent(80), &[carrying(megabits(100, 100), megabits_down, 0.0)]);
+    let mut published = Published::default();
+    assert!(published.offer(alone(0.0)));
+    assert!(!published.offer(alone(75.0)), "all the same, it gets all");
+    assert_eq!(published.spread(), Some(&alone(75.0)));
+
+    // A tier that is to get less than the dead band gets nothing, and its uplink has no weight.
+    assert!(published.offer(spilling(70.0)));
+    assert!(!published.offer(spilling(84.0)));
+    let shown = published.spread().unwrap();
+    assert_eq!(shown.tiers[0].fill, spilling(84.0).tiers[0].fill);
+    assert_eq!(
+        shown.members.iter().map(|member| (member.share, member.effective)).collect::<Vec<_>>(),
+        [(1.0, 1), (0.0, 0)]
+    );
 }
 
 #[test]

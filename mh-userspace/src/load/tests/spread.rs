@@ -82,7 +82,8 @@ fn a_number_by_hand_makes_the_tier_one_of_numbers() {
     assert_eq!(spread_by_hand.members[3].number, None, "other tiers stay as they are");
 
     let out = spread(&tiers, None, &[by_hand(idle(100), 0), idle(50), small, idle(10)]);
-    assert_eq!((out.members[0].takes, out.members[1].number, out.members[1].effective), (false, None, 50));
+    assert_eq!((out.members[0].takes, out.members[0].number), (false, Some(0)));
+    assert_eq!((out.members[1].number, out.members[1].effective), (None, 50));
 }
 
 /// An uplink of 100 Mbit/s that is this full, and one behind it that carries this much.
