@@ -113,6 +113,12 @@ impl Rule {
     /// What becomes of flows that no rule matches.
     pub const NONE: Self =
         Self { action: Action::Policy as u8, policy: 0, counter: NO_RULE_COUNTER, number: NO_RULE, reserved: 0 };
+
+    /// Whether a policy chooses an uplink.
+    #[inline(always)]
+    pub const fn is_policy(&self) -> bool {
+        self.action == Action::Policy as u8
+    }
 }
 
 /// Which rules there are now. 8 bytes, written at once.

@@ -24,7 +24,7 @@ use crate::{
     maps::{self, Tables},
     outbound,
     parse::{self, FROM_INSIDE, Header, Packet, Part, Transport},
-    policy, rewrite, socket, steer,
+    rewrite, socket, steer,
     track::{self, Fate, Note, Scene, TCP_EVENTS},
 };
 
@@ -121,8 +121,6 @@ pub fn begin<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> 
             Err(Verdict::Direct) => {}
             // The last words of a connection that began before mh did.
             Err(Verdict::TcpStray) => {}
-            // No uplink is fit: the kernel's own choice is as good as any, unless a rule has one in mind.
-            Err(Verdict::NoUplink) if !policy::is_ruled::<Fam, _>(frame, &packet) => {}
             Err(refused) => return Err(refused),
         }
     }

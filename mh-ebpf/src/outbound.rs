@@ -8,6 +8,7 @@ use mh_common::{
     abi::{self, Stage},
     binding::End,
     flow::{self, Key},
+    rules::NO_RULE,
     verdict::Verdict,
     wire,
 };
@@ -75,33 +76,32 @@ pub fn begin<Fam: Tables + Header, const EGRESS: bool>(
     scene: &Scene,
 ) -> Result<Note, Verdict> {
     let rule = policy::rule::<Fam, _>(frame, packet, EGRESS);
-    let admitted = policy::admit(&rule);
-    if let Some((uplink, sent)) = conntrack::evicted::<Fam>(packet, admitted.is_ok(), scene) {
+    if let Some((uplink, sent)) = conntrack::evicted::<Fam>(packet, rule.is_policy(), scene) {
         conntrack::insert::<Fam>(&packet.key, &sent, uplink, flags, scene.now)?;
         return Ok(Note::Restored);
     }
-    if let Err(verdict) = admitted {
-        count::rule(&rule);
-        return Err(verdict);
-    }
+    policy::admit(&rule).inspect_err(|_| count::rule(&rule))?;
     if packet.tcp & (wire::TCP_FIN | wire::TCP_RST) != 0 {
         return Err(Verdict::TcpStray);
     }
     limit::new_flow::<Fam>(packet.key.src, scene)?;
     count::rule(&rule);
+    // Where no uplink is fit, the kernel's own choice for the machine's own packets is as good as any, unless a rule has one in mind.
+    let unfit = if EGRESS && rule.number == NO_RULE { Verdict::Direct } else { Verdict::NoUplink };
     let index = if pinned == steer::ANY {
-        policy::select::<Fam, true>(packet, rule.policy, scene)?.choice.uplink
+        policy::select::<Fam, true>(packet, rule.policy, scene).map_err(|_| unfit)?.choice.uplink
     } else if scene.is_healthy(pinned) {
         pinned
     } else {
-        return Err(Verdict::NoUplink);
+        return Err(unfit);
     };
-    let uplink = maps::uplink(index).ok_or(Verdict::NoUplink)?;
+    let uplink = maps::uplink(index).ok_or(unfit)?;
     let key = &packet.key;
     let sent = if uplink.flags & abi::UPLINK_NAT == 0 {
         *key
     } else {
-        let outside = nat::bind::<Fam, EGRESS>(frame, packet, index, uplink, scene)?;
+        let bound = nat::bind::<Fam, EGRESS>(frame, packet, index, uplink, scene);
+        let outside = bound.map_err(|verdict| if matches!(verdict, Verdict::NoUplink) { unfit } else { verdict })?;
         Key::new(outside.address, key.dst, outside.port, key.dport, key.protocol)
     };
     conntrack::insert::<Fam>(key, &sent, index, flags, scene.now)?;

@@ -105,12 +105,6 @@ pub const fn admit(rule: &Rule) -> Result<(), Verdict> {
     }
 }
 
-/// Whether a rule matches what the machine itself sends.
-#[inline(always)]
-pub fn is_ruled<Fam: Tables + Header, F: Frame>(frame: &F, packet: &Packet<Fam::Address>) -> bool {
-    rule::<Fam, F>(frame, packet, true).number != rules::NO_RULE
-}
-
 /// The uplinks that a new flow under this policy can get now; none: none.
 #[inline(always)]
 fn candidates(policy: &Policy, scene: &Scene) -> u32 {

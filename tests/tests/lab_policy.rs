@@ -120,7 +120,7 @@ fn by_an_uplink_that_fails(scene: &mut Scene) -> Result<()> {
         all_by(scene, &scene.lab.client1, scene.tcp.address().port(), 0)?;
         begin(scene)?;
         // Without a weight it is not called up.
-        scene.mhd.wait_for_state("isp2", "disabled")?;
+        scene.mhd.wait_for_state("isp2", "up")?;
         all_by(scene, &scene.lab.client1, PORT, 1).with_context(|| format!("no longer {what}"))?;
     }
     Ok(())
@@ -318,7 +318,7 @@ fn own_traffic_by_an_uplink_that_fails(scene: &mut Scene) -> Result<()> {
     assert_eq!(udp_flows(&router, scene.udp.address(), 3)?.len(), 3);
     assert_eq!((tcp.seen().len(), udp.seen().len()), before, "by another uplink");
     scene.lab.uplink(1)?.isp.set_link("eth0", true)?;
-    scene.mhd.wait_for_state("isp2", "disabled")?;
+    scene.mhd.wait_for_state("isp2", "up")?;
     assert_eq!(*TcpFlow::connect(&router, tcp.address(), DEADLINE)?.seen.ip(), scene.lab.uplink(1)?.address);
     Ok(())
 }
