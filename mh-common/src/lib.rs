@@ -7,6 +7,7 @@
 //! - [`address`]: address families; everything else is generic over them.
 //! - [`flow`]: conntrack keys and entries, and what the two halves of a flow say together about its state.
 //! - [`binding`]: NAT bindings, the truth about which outside port belongs to which inside host.
+//! - [`mark`]: what marks mean.
 //! - [`fragment`]: datagrams in fragments, and the limits that hold for them.
 //! - [`checksum`]: incremental Internet checksums (RFC 1624).
 //! - [`rules`], [`policy`]: which policy a new flow gets, and which uplink by it.
@@ -31,6 +32,7 @@ pub mod checksum;
 pub mod flow;
 pub mod fragment;
 pub mod hash;
+pub mod mark;
 pub mod policy;
 pub mod ports;
 pub mod rules;

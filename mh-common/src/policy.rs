@@ -1,7 +1,7 @@
 //! Policies: which uplink a new flow gets.
 //!
 //! A policy has tiers of uplinks with weights. Of the tier whose turn it is, each uplink has its share of the policy's
-//! [slots](crate::slots), and a hash of the flow, or of its source, picks the slot. A source that sticks keeps the uplink that it got,
+//! [`slots`], and a hash of the flow, or of its source, picks the slot. A source that sticks keeps the uplink that it got,
 //! whatever becomes of the slots.
 //!
 //! Invariants: an uplink that is not among [`Policy::eligible`], or is not healthy, gets no new flow; so does one that is not among

@@ -47,7 +47,7 @@ pub fn run<Fam: Tables + Header>(frame: &mut TcFrame<false>) -> i32 {
     answer.verdict = verdict as u32;
     // A packet that has no room for it is not the controller's.
     let _ = frame.replace::<{ size_of::<Explanation>() / 2 }>(EXPLANATION_AT, bytemuck::cast_ref(&answer));
-    TC_ACT_OK as i32
+    TC_ACT_OK
 }
 
 #[inline(always)]

@@ -126,7 +126,7 @@ pub trait Tables: UplinkRoute {
     fn sticky() -> &'static LruHashMap<StickyKey<Self::Address>, Sticky>;
     /// The rules that agree with an address.
     fn rules_of(key: PrefixKey<Self::Address>) -> Option<&'static RuleSet>;
-    /// The first rule that matches a packet that came in by the interface: see [`policy`].
+    /// The first rule that matches a packet that came in by the interface: see [`mod@policy`].
     fn rule(packet: &Packet<Self::Address>, ifindex: u32) -> Rule;
     /// The outside address number `n` of an uplink.
     fn pool(uplink: u8, n: u32) -> Option<Self::Address>;

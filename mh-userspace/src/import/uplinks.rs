@@ -125,7 +125,7 @@ fn uplink(
     let mut item = Item { lines: vec![format!("[uplink.{name}]")], ..Item::default() };
     item.key("interface", string(&device));
     if let Some(known) = network.and_then(|network| network.interface(&interface.name)) {
-        statics(known, &mut item, &mut notes);
+        fixed_addresses(known, &mut item, &mut notes);
     }
     if interface.flushes.is_some() {
         item.key("on_down", string("reset"));
@@ -167,7 +167,7 @@ fn placeholder(interface: &str, before: &Uplinks) -> String {
 }
 
 /// A static address and its gateway.
-fn statics(known: &NetInterface, item: &mut Item, notes: &mut Vec<Note>) {
+fn fixed_addresses(known: &NetInterface, item: &mut Item, notes: &mut Vec<Note>) {
     let shown = clipped(&known.name);
     let mut note = |line, text: String| notes.push(Note::of_network(line, format!("interface {shown}: {text}")));
     if known.disabled {
