@@ -421,6 +421,23 @@ fn sets_and_rules(scene: &Scene) -> Result<()> {
     assert_eq!(text.lines().nth(2).and_then(|line| line.split_whitespace().nth(1)), Some("bank"), "{text}");
     let text = scene.mhd.ctl(&["policies"])?;
     assert_eq!(text.lines().filter(|line| line.starts_with("default ")).count(), 3, "{text}");
+
+    // Without a source port: one of those that clients use, and none that a flow has.
+    let rule = "[[rule]]\nname = \"clients\"\nprotocol = \"udp\"\nfrom_port = [\"1024-65535\"]\nto_port = 7000\nuse = \"uplink:isp2\"\n\n";
+    scene
+        .mhd
+        .write_config(&config.replace("[[rule]]\nname = \"bank\"", &format!("{rule}[[rule]]\nname = \"bank\"")))?;
+    scene.mhd.ctl(&["reload"])?;
+    for port in [49_152, 49_153] {
+        let told = explained(scene, &["udp", &CLIENT2.to_string(), &end(SERVER, 7000)])?;
+        assert_eq!(
+            (&told["rule"], &told["existing"], &told["nat_sport"]),
+            (&json!("clients"), &json!(false), &Value::Null),
+            "{told}"
+        );
+        says(&told, &format!("{port} stands for it"));
+        udp(scene, &scene.lab.client2, CLIENT2, port)?;
+    }
     Ok(())
 }
 

@@ -113,6 +113,8 @@ pub enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+    /// Print mhctl's man page, and behind it one for each command; `mhctl man | man -l -` shows them.
+    Man,
 }
 
 /// Programs whose configs can be brought over.

@@ -149,7 +149,22 @@ pub async fn run(arguments: Arguments) -> Result<(), CliError> {
             clap_complete::generate(shell, &mut command, "mhctl", &mut script);
             Ok(io::stdout().write_all(&script)?)
         }
+        Command::Man => Ok(io::stdout().write_all(&man_pages()?)?),
     }
+}
+
+/// mhctl's man page, and behind it those of its commands.
+fn man_pages() -> io::Result<Vec<u8>> {
+    // `help` is left out: it says what stands here.
+    let mut command = <Arguments as clap::CommandFactory>::command().disable_help_subcommand(true);
+    command.build();
+    let mut pages = Vec::new();
+    let mut left = vec![command];
+    while let Some(command) = left.pop() {
+        left.extend(command.get_subcommands().cloned().collect::<Vec<_>>().into_iter().rev());
+        clap_mangen::Man::new(command).render(&mut pages)?;
+    }
+    Ok(pages)
 }
 
 /// How answers are printed.
@@ -259,6 +274,18 @@ mod tests {
             let error = parsed(wrong).unwrap_err().to_string();
             assert!(error.contains(&format!("{wrong:?}")), "{error}");
         }
+    }
+
+    #[test]
+    fn man_pages_are_of_every_command() {
+        let pages = String::from_utf8(man_pages().unwrap()).unwrap();
+        let (first, _) = pages.split_once(".SH VERSION").unwrap();
+        let command = <Arguments as clap::CommandFactory>::command();
+        for subcommand in command.get_subcommands().map(clap::Command::get_name) {
+            assert!(first.contains(&format!("mhctl\\-{subcommand}(1)")), "{subcommand} in {first}");
+            assert!(pages.contains(&format!(".TH mhctl-{subcommand} 1")), "{subcommand}");
+        }
+        assert!(pages.contains(".TH mhctl-import-mwan3 1") && pages.contains("\\-\\-network"), "{pages}");
     }
 
     fn weights(words: &[&str]) -> Result<BTreeMap<String, Option<u32>>, String> {

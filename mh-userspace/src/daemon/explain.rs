@@ -4,6 +4,7 @@
 //! the kernel's routing tells, as it does for packets.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::RangeInclusive;
 
 use mh_common::{
     abi,
@@ -32,6 +33,9 @@ use crate::{
 /// The highest differentiated services code point (RFC 2474).
 const MAX_DSCP: u8 = 63;
 
+/// What stands for a source port that was not given: ephemeral ones (RFC 6335, section 6), the first that no flow of the source has.
+const ASSUMED_PORTS: RangeInclusive<u16> = 49_152..=49_167;
+
 /// The packet that is asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet {
@@ -41,6 +45,8 @@ pub struct Packet {
     pub src: Ipv4Addr,
     /// The source port or identifier, if one was given.
     pub sport: Option<u16>,
+    /// That with which the datapath is asked: `sport`, or what stands for it.
+    pub asked_sport: u16,
     /// The destination address.
     pub dst: Ipv4Addr,
     /// The destination port; zero where there is none.
@@ -84,7 +90,21 @@ impl Packet {
         if dscp > MAX_DSCP {
             return invalid(format!("dscp {dscp} is too large; give 0 to {MAX_DSCP}"));
         }
-        Ok(Self { protocol, src, sport: request.sport, dst, dport: request.dport.unwrap_or_default(), dscp })
+        let assumed = if has_ports { *ASSUMED_PORTS.start() } else { 0 };
+        Ok(Self {
+            protocol,
+            src,
+            sport: request.sport,
+            asked_sport: request.sport.unwrap_or(assumed),
+            dst,
+            dport: request.dport.unwrap_or_default(),
+            dscp,
+        })
+    }
+
+    /// Has it ports, and its source port was not given?
+    pub const fn assumes_port(&self) -> bool {
+        self.sport.is_none() && matches!(self.protocol, wire::PROTOCOL_TCP | wire::PROTOCOL_UDP)
     }
 
     fn sent(&self) -> Sent {
@@ -92,7 +112,7 @@ impl Packet {
         Sent {
             src: Some(self.src),
             dst: self.dst,
-            transport: has_ports.then_some((self.protocol, self.sport.unwrap_or_default(), self.dport)),
+            transport: has_ports.then_some((self.protocol, self.asked_sport, self.dport)),
             tos: self.dscp << 2,
         }
     }
@@ -119,22 +139,12 @@ pub fn explain(
     datapath: &mut Datapath,
     request: &ExplainRequest,
 ) -> Result<Explanation, ControlError> {
-    let packet = Packet::new(request)?;
+    let mut packet = Packet::new(request)?;
     let entrance = match entrance(core, desired, &packet, request.interface.as_deref())? {
         Ok(entrance) => entrance,
         Err(reason) => return Ok(untouched(reason)),
     };
-    let question = Question {
-        ifindex: entrance.ifindex,
-        by_host: entrance.by_host,
-        protocol: packet.protocol,
-        src: packet.src,
-        sport: packet.sport.unwrap_or_default(),
-        dst: packet.dst,
-        dport: packet.dport,
-        dscp: packet.dscp,
-    };
-    let answer = datapath.explain(&question).map_err(internal)?;
+    let answer = ask(datapath, &entrance, &mut packet)?;
     let Some(verdict) = Verdict::ALL.iter().copied().find(|verdict| *verdict as u32 == answer.verdict) else {
         return Err(ControlError::Internal(format!("the datapath gave no verdict ({})", answer.verdict)));
     };
@@ -176,13 +186,40 @@ pub fn explain(
         slot: (answer.slot != NO_SLOT).then_some(answer.slot),
         uplink: leaves_by,
         nat_src: (answer.address[0] != 0).then(|| word(answer.address[0]).into()),
-        nat_sport: (answer.port != 0).then(|| u16::from_be(answer.port)),
+        // Of a port that nobody gave there is nothing to claim.
+        nat_sport: packet.sport.filter(|_| answer.port != 0).map(|_| u16::from_be(answer.port)),
         existing: answer.flags & explained::FLOW != 0,
         sticky: answer.flags & explained::STICKY != 0,
         interface: Some(entrance.interface.name.clone()),
         host: entrance.by_host,
         why: reasons.list(),
     })
+}
+
+/// Asks the datapath. Where no source port was given, it is one that has no flow or binding, which would decide.
+fn ask(
+    datapath: &mut Datapath,
+    entrance: &Entrance<'_>,
+    packet: &mut Packet,
+) -> Result<policy::Explanation, ControlError> {
+    loop {
+        let question = Question {
+            ifindex: entrance.ifindex,
+            by_host: entrance.by_host,
+            protocol: packet.protocol,
+            src: packet.src,
+            sport: packet.asked_sport,
+            dst: packet.dst,
+            dport: packet.dport,
+            dscp: packet.dscp,
+        };
+        let answer = datapath.explain(&question).map_err(internal)?;
+        let taken = answer.flags & (explained::FLOW | explained::BINDING | explained::RESTORED) != 0;
+        if !(taken && packet.assumes_port()) || packet.asked_sport >= *ASSUMED_PORTS.end() {
+            return Ok(answer);
+        }
+        packet.asked_sport += 1;
+    }
 }
 
 /// What people call a rule.
@@ -310,6 +347,9 @@ mod tests {
                 Err(word) => assert!(packet.clone().unwrap_err().to_string().contains(word), "{packet:?}"),
             }
         }
+        let asked = |proto, sport, dport| Packet::new(&request(proto, sport, dport)).unwrap().asked_sport;
+        assert_eq!((asked("tcp", Some(7), Some(2)), asked("tcp", None, Some(2))), (7, 49_152));
+        assert_eq!((asked("udp", None, Some(2)), asked("icmp", None, None), asked("47", None, None)), (49_152, 0, 0));
         let refused = |request| Packet::new(&request).unwrap_err().to_string();
         let six = ExplainRequest { src: "2001:db8::1".parse().unwrap(), ..request("tcp", None, Some(1)) };
         assert!(refused(six).contains("IPv6"));

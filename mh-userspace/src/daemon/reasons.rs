@@ -70,6 +70,11 @@ impl Reasons<'_> {
         if !self.entrance.by_host {
             why.push(format!("the kernel would route {} to an uplink", self.packet.dst));
         }
+        let port_asked = self.config.rules.iter().any(|rule| !rule.from_ports.is_empty());
+        if self.packet.assumes_port() && port_asked {
+            let port = self.packet.asked_sport;
+            why.push(format!("rules ask for source ports, and none was given: {port} stands for it"));
+        }
         why.push(self.matched());
         if self.rule_decides(&mut why) {
             return why;
@@ -193,7 +198,7 @@ impl Reasons<'_> {
         condition("protocol", !rule.protocols.is_empty(), Some(api::protocol_name(packet.protocol)));
         let port =
             |ranges: &[PortRange], port| ranges.iter().find(|range| range.contains(port)).map(ToString::to_string);
-        condition("from_port", true, port(&rule.from_ports, packet.sport.unwrap_or_default()));
+        condition("from_port", true, port(&rule.from_ports, packet.asked_sport));
         condition("to_port", true, port(&rule.to_ports, packet.dport));
         let name = &self.entrance.interface.name;
         let pattern = rule.interfaces.iter().find(|pattern| pattern.matches(name));
@@ -277,12 +282,11 @@ impl Reasons<'_> {
                 self.name_of(passed_over)
             ),
         });
-        let ports = matches!(self.packet.protocol, wire::PROTOCOL_TCP | wire::PROTOCOL_UDP);
-        if self.packet.sport.is_none() && ports && policy.hash == config::HashMode::Flow.as_str() {
-            why.push(
-                "the source port counts in the hash, and 0 stands for it here: flows get others, and other slots"
-                    .to_owned(),
-            );
+        if self.packet.assumes_port() && policy.hash == config::HashMode::Flow.as_str() {
+            why.push(format!(
+                "the source port counts in the hash, and {} stands for it here: flows get others, and other slots",
+                self.packet.asked_sport
+            ));
         }
         if policy.sticky_s > 0.0 {
             why.push(format!("{src} would keep {uplink} until {keeps}"));

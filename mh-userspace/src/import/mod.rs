@@ -183,6 +183,10 @@ fn head() -> Vec<String> {
 /// `[datapath]`, where there is something to say in it.
 fn datapath(globals: mwan3::Globals) -> Item {
     let mut item = Item { notes: globals.notes, ..Item::default() };
+    if globals.no_local_source {
+        item.lines.push("[datapath]".to_owned());
+        item.key("host_traffic", false);
+    }
     let Some(mask) = globals.mask else { return item };
     let digits = mask.text.strip_prefix("0x").or_else(|| mask.text.strip_prefix("0X")).unwrap_or_default();
     let bits = u32::from_str_radix(digits, 16).ok().filter(|_| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
@@ -191,7 +195,9 @@ fn datapath(globals: mwan3::Globals) -> Item {
         run & run.wrapping_add(1) == 0 && run.count_ones() >= config::MIN_MARK_BITS
     };
     if let Some(bits) = bits.filter(fits) {
-        item.lines.push("[datapath]".to_owned());
+        if item.lines.is_empty() {
+            item.lines.push("[datapath]".to_owned());
+        }
         item.key("mark_mask", string(&format!("{bits:#010x}")));
     } else {
         let least = config::MIN_MARK_BITS;
@@ -313,6 +319,9 @@ fn translate_rules(
         let line = rule.line;
         let mut note = |line, text: String| notes.push(Note::new(line, format!("rule {shown}: {text}")));
         let conditions = rules::conditions(&rule, &mut note).and_then(|conditions| {
+            if rule.name.len() > mwan3::MAX_NAME {
+                return Err(mwan3::ignored_for_name());
+            }
             if let Some((last, last_line)) = &last {
                 return Err(format!("rule {last} in line {last_line} matches everything before it"));
             }

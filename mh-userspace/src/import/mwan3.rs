@@ -10,8 +10,13 @@ use super::uci::{Document, Section, Word, clipped};
 /// The package's name in UCI.
 pub(super) const PACKAGE: &str = "mwan3";
 
-/// The longest name of a policy or rule that mwan3 makes use of.
-const MAX_NAME: usize = 15;
+/// The longest name of a policy or rule that mwan3 makes use of, in bytes.
+pub(super) const MAX_NAME: usize = 15;
+
+/// Why a policy or rule with a longer name is left out.
+pub(super) fn ignored_for_name() -> String {
+    format!("its name has more than {MAX_NAME} characters, so that mwan3 ignores it")
+}
 
 /// An option of the package, and what it is in mh.
 pub(super) struct Known {
@@ -34,11 +39,7 @@ const fn without(section: &'static str, name: &'static str, reason: &'static str
 /// Every option of the package.
 pub(super) const OPTIONS: &[Known] = &[
     known("globals", "mmx_mask"),
-    without(
-        "globals",
-        "local_source",
-        "what the machine itself sends is steered too (datapath.host_traffic), with each uplink's own address",
-    ),
+    known("globals", "local_source"),
     without("globals", "rtmon_interval", "mh follows routes as they change, without an interval"),
     without(
         "globals",
@@ -110,6 +111,8 @@ pub(super) struct Mwan3 {
 #[derive(Debug, Default)]
 pub(super) struct Globals {
     pub(super) mask: Option<Word>,
+    /// What the machine itself sends is not balanced.
+    pub(super) no_local_source: bool,
     pub(super) notes: Vec<Note>,
 }
 
@@ -173,6 +176,8 @@ pub(super) struct Policy {
     pub(super) members: Vec<Word>,
     pub(super) last_resort: LastResort,
     pub(super) notes: Vec<Note>,
+    /// As it was written, for one that mwan3 ignores.
+    pub(super) written: Vec<String>,
 }
 
 /// What becomes of flows when no member of a policy is up.
@@ -268,10 +273,6 @@ impl<'s> Reader<'s> {
         if section.name.is_none() && matches!(section.kind.as_str(), "interface" | "member" | "policy" | "rule") {
             reader.note(section.line, format!("it has no name, and is called {}", reader.name));
         }
-        if matches!(section.kind.as_str(), "policy" | "rule") && reader.name.chars().count() > MAX_NAME {
-            let text = format!("mwan3 ignores it, as its name has more than {MAX_NAME} characters; it is brought over");
-            reader.note(section.line, text);
-        }
         for setting in &section.options {
             let Some(value) = setting.values.last() else { continue };
             let mut all = OPTIONS.iter().filter(|known| known.section == section.kind);
@@ -341,6 +342,15 @@ impl<'s> Reader<'s> {
         }
     }
 
+    /// Its options as they are written.
+    fn written(&self) -> Vec<String> {
+        let lines = self.section.options.iter().flat_map(|setting| {
+            let command = if setting.is_list { "list" } else { "option" };
+            setting.values.iter().map(move |value| format!("{command} {} '{}'", setting.name, clipped(&value.text)))
+        });
+        lines.collect()
+    }
+
     /// As OpenWrt's `config_get_bool`.
     fn flag(&mut self, option: &str) -> bool {
         let Some(word) = self.word(option) else { return false };
@@ -360,9 +370,19 @@ fn globals(reader: &mut Reader<'_>, before: Globals) -> Globals {
         let line = reader.line("enabled");
         reader.note(line, "enabled is 0, which is left out: mh runs where mhd is started".to_owned());
     }
+    let local_source = reader.word("local_source");
+    let no_local_source = match &local_source {
+        None => before.no_local_source,
+        Some(word) => word.text == "none",
+    };
+    if let Some(word) = local_source.filter(|_| !no_local_source) {
+        let reason =
+            "what the machine itself sends is steered too (datapath.host_traffic), with each uplink's own address";
+        reader.note(word.line, format!("local_source {} is left out: {reason}", clipped(&word.text)));
+    }
     let mut notes = before.notes;
     notes.append(&mut reader.notes);
-    Globals { mask: reader.word("mmx_mask").or(before.mask), notes }
+    Globals { mask: reader.word("mmx_mask").or(before.mask), no_local_source, notes }
 }
 
 /// The largest number of seconds, rounds or milliseconds that is read; mh's own limits are lower.
@@ -533,6 +553,7 @@ fn policy(mut reader: Reader<'_>) -> Policy {
         members: reader.listed("use_member"),
         last_resort,
         line: reader.section.line,
+        written: reader.written(),
         name: reader.name,
         notes: reader.notes,
     }
@@ -541,10 +562,6 @@ fn policy(mut reader: Reader<'_>) -> Policy {
 fn rule(mut reader: Reader<'_>) -> Rule {
     let sticky = reader.flag("sticky");
     let timeout_s = reader.number("timeout", 600, MOST);
-    let written = reader.section.options.iter().flat_map(|setting| {
-        let command = if setting.is_list { "list" } else { "option" };
-        setting.values.iter().map(move |value| format!("{command} {} '{}'", setting.name, clipped(&value.text)))
-    });
     Rule {
         family: family(&mut reader, Family::Any),
         src_ip: reader.listed("src_ip"),
@@ -557,7 +574,7 @@ fn rule(mut reader: Reader<'_>) -> Rule {
         ipset: reader.word("ipset"),
         use_policy: reader.word("use_policy"),
         line: reader.section.line,
-        written: written.collect(),
+        written: reader.written(),
         name: reader.name,
         notes: reader.notes,
     }

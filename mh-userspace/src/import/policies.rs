@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::mwan3::{LastResort, Member, Policy};
+use super::mwan3::{LastResort, MAX_NAME, Member, Policy, ignored_for_name};
 use super::note::Note;
 use super::output::{Item, Names, list, string};
 use super::uci::clipped;
@@ -58,6 +58,8 @@ pub(super) struct Policies {
     all: Vec<Spread>,
     /// Which of them, and how sticky, is for what no rule matches; with what is said about it.
     default: Option<(usize, u64, Item)>,
+    /// Those that mwan3 ignores, to be read only.
+    ignored: Vec<Item>,
     names: Names,
 }
 
@@ -65,6 +67,7 @@ impl Policies {
     /// Puts members and uplinks in place of their names.
     pub(super) fn new(policies: Vec<Policy>, members: &[Member], uplinks: &Uplinks, notes: &mut Vec<Note>) -> Self {
         let mut all: Vec<Spread> = Vec::new();
+        let mut ignored = Vec::new();
         for policy in policies {
             let shown = clipped(&policy.name);
             if RESERVED.contains(&policy.name.as_str()) {
@@ -72,9 +75,15 @@ impl Policies {
                 notes.push(Note::new(policy.line, text));
                 continue;
             }
+            if policy.name.len() > MAX_NAME {
+                let text = format!("policy {shown} is left out: {}", ignored_for_name());
+                let notes = policy.notes.into_iter().chain([Note::new(policy.line, text)]).collect();
+                ignored.push(Item { notes, lines: policy.written, is_comment: true, ..Item::default() });
+                continue;
+            }
             all.push(spread(policy, members, uplinks));
         }
-        Self { all, default: None, names: Names::reserving(&[DEFAULT_POLICY]) }
+        Self { all, default: None, ignored, names: Names::reserving(&[DEFAULT_POLICY]) }
     }
 
     /// The policy `name`.
@@ -161,12 +170,13 @@ impl Policies {
                 items.push(item);
             }
         }
+        items.append(&mut self.ignored);
         Ok(items)
     }
 }
 
 fn spread(policy: Policy, members: &[Member], uplinks: &Uplinks) -> Spread {
-    let Policy { name, line, members: named, last_resort, mut notes } = policy;
+    let Policy { name, line, members: named, last_resort, mut notes, .. } = policy;
     let shown = clipped(&name);
     let mut note = |line, text: String| notes.push(Note::new(line, format!("policy {shown}: {text}")));
     let mut without: Vec<String> = Vec::new();

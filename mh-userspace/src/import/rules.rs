@@ -116,30 +116,28 @@ pub(super) fn conditions(rule: &Rule, note: &mut impl FnMut(usize, String)) -> R
         ));
     }
     let (protocols, has_ports) = protocols(rule.proto.as_ref())?;
-    let mut conditions = Conditions {
+    let (mut from_ports, mut to_ports) = (Vec::new(), Vec::new());
+    if has_ports {
+        from_ports = ports("src_port", &rule.src_port)?;
+        to_ports = ports("dest_port", &rule.dest_port)?;
+    } else if let Some(port) = rule.src_port.first().or(rule.dest_port.first()) {
+        let why = match &rule.proto {
+            Some(proto) if !protocols.is_empty() => format!("proto {} has none", clipped(&proto.text)),
+            _ => "it looks at ports only with proto tcp or udp. The rule matches whatever the protocol and port, and rules behind it \
+                  may never apply"
+                .to_owned(),
+        };
+        note(port.line, format!("ports are left out, as mwan3 does: {why}"));
+    }
+    Ok(Conditions {
         from,
         to,
         ipset: rule.ipset.clone(),
         protocols,
-        from_ports: ports("src_port", &rule.src_port)?,
-        to_ports: ports("dest_port", &rule.dest_port)?,
+        from_ports,
+        to_ports,
         interface: rule.src_iface.clone(),
-    };
-    if let Some(port) = rule.src_port.first().or(rule.dest_port.first()) {
-        match (&rule.proto, has_ports) {
-            (_, true) => {}
-            (Some(proto), false) if proto.text != "all" && !conditions.protocols.is_empty() => {
-                note(port.line, format!("ports are left out, as mwan3 does: proto {} has none", clipped(&proto.text)));
-                conditions.from_ports.clear();
-                conditions.to_ports.clear();
-            }
-            _ => note(
-                port.line,
-                "ports are of tcp and udp here; mwan3 looks at ports only with proto tcp or udp".to_owned(),
-            ),
-        }
-    }
-    Ok(conditions)
+    })
 }
 
 /// Prefixes; none for all addresses.
@@ -202,7 +200,8 @@ fn protocols(proto: Option<&Word>) -> Result<(Vec<Protocol>, bool), String> {
         }
     }
     protocols.dedup();
-    let have_ports = protocols.iter().all(|protocol| matches!(protocol, Protocol::Tcp | Protocol::Udp));
+    let have_ports =
+        !protocols.is_empty() && protocols.iter().all(|protocol| matches!(protocol, Protocol::Tcp | Protocol::Udp));
     Ok((protocols, have_ports))
 }
 

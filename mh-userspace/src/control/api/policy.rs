@@ -145,7 +145,8 @@ pub struct ExplainRequest {
     pub proto: String,
     /// Its source address.
     pub src: IpAddr,
-    /// Its source port; for ICMP, the identifier. Left out: 0.
+    /// Its source port; for ICMP, the identifier. Left out: an ephemeral port, 49152 or one soon after that has no flow yet; for
+    /// ICMP 0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sport: Option<u16>,
     /// Its destination address.
@@ -180,7 +181,7 @@ pub struct Explanation {
     pub uplink: Option<String>,
     /// The source address that it leaves with.
     pub nat_src: Option<IpAddr>,
-    /// The source port that it leaves with; none if that is open until it leaves.
+    /// The source port that it leaves with; none if that is open until it leaves, or if the request had no source port.
     pub nat_sport: Option<u16>,
     /// Whether it belongs to a flow that exists.
     pub existing: bool,

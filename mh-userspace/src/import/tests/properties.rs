@@ -203,6 +203,7 @@ fn fitting(option: &str) -> &'static [&'static str] {
         "use_member" => &["m1", "m2", "m3"],
         "track_method" => &["ping", "httping", "nping-tcp"],
         "ipset" => &["news", "a.b", "a_b"],
+        "local_source" => &["none", "none", "lan"],
         "mmx_mask" => &["0x3F00", "0xff0000"],
         "last_resort" => &["unreachable", "blackhole", "default"],
         _ => &["0", "1", "1", "2", "600"],

@@ -217,6 +217,22 @@ fn masks_that_do_not_fit_are_named() {
 }
 
 #[test]
+fn without_local_source_the_machines_own_traffic_is_not_steered() {
+    for (options, host_traffic, noted) in [
+        ("", true, false),
+        ("\toption local_source none\n", false, false),
+        ("\toption local_source lan\n", true, true),
+        ("\toption local_source none\n\toption mmx_mask 0x3F00\n", false, false),
+    ] {
+        let imported = import(&format!("{WAN}config globals globals\n{options}"));
+        let config = config_of(&imported);
+        assert_eq!(config.datapath.host_traffic, host_traffic, "{options}");
+        assert_eq!(config.datapath.mark_mask == 0x3f00, options.contains("mmx_mask"), "{options}");
+        assert_eq!(imported.notes.iter().any(|note| note.text.contains("local_source")), noted, "{options}");
+    }
+}
+
+#[test]
 fn members_become_tiers_by_metric() {
     let config = imported_config(&format!(
         "{TWO}config policy odd\n\tlist use_member b2\n\tlist use_member a1\n\tlist use_member b1\n\tlist use_member nobody\n\
@@ -291,8 +307,8 @@ fn conditions_are_those_of_the_rule() {
         ("option proto gre", &["protocol = 47"]),
         ("option proto 132", &["protocol = 132"]),
         ("option proto icmp\noption dest_port 80", &["protocol = \"icmp\""]),
-        ("option proto all\noption dest_port 80", &["to_port = [\"80\"]"]),
-        ("option dest_port 80", &["to_port = [\"80\"]"]),
+        ("option src_ip 192.0.2.1\noption proto all\noption dest_port 80", &["from = [\"192.0.2.1\"]"]),
+        ("option src_ip 192.0.2.1\noption src_port '!80'", &["from = [\"192.0.2.1\"]"]),
         ("option proto 'tcp udp'\noption dest_port 53", &["protocol = [\"tcp\", \"udp\"]", "to_port = [\"53\"]"]),
         ("option ipset news", &["to = [\"set:news\"]"]),
         ("option src_iface lan", &["interface = [\"br-lan\"]"]),
@@ -349,6 +365,47 @@ fn what_no_rule_matches_is_the_last_rule_or_the_kernels() {
     let config = imported_config(&text);
     assert_eq!((config.rules.len(), tiers(&config, "default")), (0, tiers(&config, "both")));
     assert!(notes(&text).iter().any(|note| note.contains("late") && note.contains("line 19")), "{:?}", notes(&text));
+}
+
+#[test]
+fn ports_without_protocol_are_none_as_in_mwan3() {
+    for options in ["option proto all\noption dest_port 80", "option src_port 1024:", "option dest_port http"] {
+        let text = format!(
+            "{TWO}config rule web\n{options}\n\toption use_policy both\nconfig rule late\n\toption use_policy first\n"
+        );
+        let (config, all) = (imported_config(&text), notes(&text));
+        assert_eq!((config.rules.len(), tiers(&config, "default")), (0, tiers(&config, "both")), "{options}");
+        assert!(all.iter().any(|note| note.contains("rule web: ports are left out")), "{all:?}");
+    }
+}
+
+#[test]
+fn what_mwan3_ignores_for_its_name_is_left_out() {
+    let with = |policy: &str, rule: &str| {
+        let text = format!(
+            "{TWO}config policy {policy}\n\tlist use_member b2\nconfig rule {rule}\n\toption use_policy both\n\
+             config rule other\n\toption proto udp\n\toption use_policy {policy}\n"
+        );
+        (imported_config(&text), import(&text).toml, notes(&text))
+    };
+    let (config, _, all) = with("fifteen_letters", "everything_here");
+    assert_eq!(tiers(&config, "default"), tiers(&config, "both"));
+    assert_eq!(tiers(&config, "fifteen_letters"), [[("b", 1)]]);
+    assert!(!all.iter().any(|note| note.contains("15 characters")), "{all:?}");
+
+    let (config, toml, all) = with("sixteen__letters", "everything_there");
+    assert!(config.policies.iter().all(|policy| policy.name != "sixteen__letters"));
+    assert_eq!((config.rules.len(), config.rules[0].action), (1, Use::Direct), "{toml}");
+    assert!(config.policies[0].own_weights, "{toml}");
+    for left in ["policy sixteen__letters", "rule everything_there"] {
+        let why = format!("{left} is left out: its name has more than 15 characters, so that mwan3 ignores it");
+        assert!(all.iter().any(|note| note.ends_with(&why)), "{all:?}");
+    }
+    assert!(
+        all.iter().any(|note| note.contains("rule other is left out: there is no policy sixteen__letters")),
+        "{all:?}"
+    );
+    assert!(toml.contains("\n# list use_member 'b2'\n") && toml.contains("\n# option use_policy 'both'\n"), "{toml}");
 }
 
 #[test]
