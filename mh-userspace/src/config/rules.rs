@@ -5,9 +5,10 @@ use toml::de::DeValue;
 
 use super::fault::Report;
 use super::model::{InterfaceNameError, InterfacePattern, PortRange};
+use super::near::{did_you_mean, mend_name, nearest};
 use super::policies::PlacedPolicy;
 use super::policy::{Addresses, MAX_PORT_RANGES, MAX_PREFIXES, MAX_RULES, Rule, Use};
-use super::schema::{self, Scalar, did_you_mean, mend_name, nearest};
+use super::schema::{self, Scalar};
 use super::sets::PlacedSet;
 use super::table::{Placed, Table, is_name};
 use super::uplinks::{PlacedUplink, index_of};

@@ -19,6 +19,34 @@ fn rules() {
             "7:1: unknown key \"hash\" in [[rule]]; it belongs in [policy.NAME]",
         ],
     );
+    for (key, mend) in [
+        ("port", "did you mean \"to_port\"?"),
+        ("ports", "did you mean \"to_port\"?"),
+        ("dport", "did you mean \"to_port\"?"),
+        ("sport", "did you mean \"from_port\"?"),
+        ("proto", "did you mean \"protocol\"?"),
+        ("protocols", "did you mean \"protocol\"?"),
+        ("iface", "did you mean \"interface\"?"),
+        ("src", "did you mean \"from\"?"),
+        ("Source", "did you mean \"from\"?"),
+        ("from_address", "did you mean \"from\"?"),
+        ("dst", "did you mean \"to\"?"),
+        ("dest", "did you mean \"to\"?"),
+        ("destination", "did you mean \"to\"?"),
+        ("set", "write \"set:NAME\" in from or to"),
+    ] {
+        after(
+            &format!("[[rule]]\nuse = \"drop\"\n{key} = 1"),
+            &[&format!("6:1: unknown key {key:?} in [[rule]]; {mend}")],
+        );
+    }
+    // What stands in the place of use is not missing as well.
+    for key in ["uplink", "policy"] {
+        after(
+            &format!("[[rule]]\n{key} = \"isp1\""),
+            &[&format!("5:1: unknown key {key:?} in [[rule]]; write use = \"{key}:NAME\"")],
+        );
+    }
     whole(
         &format!("rule = [3]\n{ONE_UPLINK}"),
         &["1:9: an element of rule must be a table, [[rule]], not a whole number 3"],
