@@ -151,7 +151,7 @@ fn weights_by_capacity() {
         )],
     );
     let tiers = "[policy.default]\ntiers = [{ isp1 = 1, isp2 = 1 }]\n";
-    let rule = "[[rule]]\nuse = \"uplink:lte-2\"\n";
+    let rule = "[[rule]]\nto = \"1.1.1.1\"\nuse = \"uplink:lte-2\"\n";
     assert_eq!(config(&format!("{THREE_UPLINKS}{own}{tiers}{rule}")).uplinks[2].weight, Weight::Capacity);
     three(
         &format!("{own}{tiers}[policy.b]\nhash = \"source\""),
