@@ -11,6 +11,7 @@ use super::policy::{Addresses, DEFAULT_POLICY, Policy, Rule, Set, Use, Weight};
 use super::rules::{Named, PlacedRule};
 use super::schema;
 use super::table::dotted;
+use super::uplinks::PlacedUplink;
 use super::value::quoted;
 
 /// Adds warnings about the parts of a config that say who leaves where. `forwarded` are the indices of the uplinks that forwarded ports name.
@@ -23,7 +24,7 @@ pub(super) fn review(
     report: &mut Report,
 ) {
     for placed in rules {
-        interfaces(placed, lan, report);
+        interfaces(placed, lan, named.uplinks, report);
     }
     let reach = Reach::new(lan, host_traffic, named, rules);
     reached(&reach, rules, report);
@@ -33,18 +34,25 @@ pub(super) fn review(
 }
 
 /// Only what comes from `lan` is steered.
-fn interfaces(placed: &PlacedRule, lan: &[InterfacePattern], report: &mut Report) {
+fn interfaces(placed: &PlacedRule, lan: &[InterfacePattern], uplinks: &[PlacedUplink], report: &mut Report) {
     for (pattern, at) in placed.rule.interfaces.iter().zip(&placed.interfaces_at) {
-        if !lan.iter().any(|of_lan| of_lan.overlaps(pattern)) {
-            let name = pattern.to_string();
-            report.warning(
-                *at,
-                format!(
-                    "interface {} is none of lan, and only what comes in by those is steered; add it to lan, or take it out of the rule",
-                    quoted(&name)
-                ),
-            );
+        if lan.iter().any(|of_lan| of_lan.overlaps(pattern)) {
+            continue;
         }
+        let name = quoted(&pattern.to_string());
+        // In lan, that of an uplink would be a fault.
+        let what = match uplinks.iter().find(|placed| pattern.matches(&placed.uplink.interface)) {
+            Some(placed) => {
+                let uplink = quoted(&placed.uplink.name);
+                format!(
+                    "interface {name} is that of uplink {uplink}, and only what comes in by those of lan is steered; take it out of the rule"
+                )
+            }
+            None => format!(
+                "interface {name} is none of lan, and only what comes in by those is steered; add it to lan, or take it out of the rule"
+            ),
+        };
+        report.warning(*at, what);
     }
 }
 

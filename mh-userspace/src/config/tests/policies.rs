@@ -150,7 +150,7 @@ fn weights_by_capacity() {
     three(
         "[policy.default]\nspill = \"80%\"\ntiers = [{ isp2 = \"capacity\" }, { isp1 = 1 }]",
         &[&format!(
-            "11:20: uplink \"isp2\" has no capacity; add capacity = \"DOWN/UP\" to [uplink.isp2], {CAPACITY_MEND}"
+            "11:19: uplink \"isp2\" has no capacity; add capacity = \"DOWN/UP\" to [uplink.isp2], {CAPACITY_MEND}"
         )],
     );
     // Their own weights are of both kinds: a fault where a policy puts all of them in one tier, and only there.

@@ -103,7 +103,15 @@ fn interfaces_that_are_none_of_lan() {
     };
     // A rule that matches nothing is not also one that another takes all of, and takes nothing itself.
     rules(&["", "interface = \"lan1\""], &[&wrong(9, 13, "lan1")]);
-    rules(&["interface = [\"lan0\", \"wan1\", \"vlan*\", \"la*\"]"], &[&wrong(6, 22, "wan1"), &wrong(6, 30, "vlan*")]);
+    rules(&["interface = [\"lan0\", \"wan2\", \"vlan*\", \"la*\"]"], &[&wrong(6, 22, "wan2"), &wrong(6, 30, "vlan*")]);
+    for name in ["wan1", "wan*"] {
+        rules(
+            &[&format!("interface = [\"lan0\", {name:?}]")],
+            &[&format!(
+                "6:22: interface {name:?} is that of uplink \"isp1\", and only what comes in by those of lan is steered; take it out of the rule"
+            )],
+        );
+    }
     assert_eq!(
         super::warnings(
             "lan = [\"vlan*\"]\n[uplink.a]\ninterface = \"wan1\"\n[[rule]]\nuse = \"drop\"\ninterface = [\"vlan7\", \"vl*\", \"vlan1*\", \"*\", \"vla\"]\n"
