@@ -29,6 +29,8 @@ pub enum Command {
     /// Uplinks: state and why, addresses, gateways, weights, shares, traffic, flows.
     Status,
     /// Show the weights, or set some: at once, for new flows. Flows that exist stay where they are.
+    ///
+    /// Weights set by hand are those of the default policy and of policies without tiers; others keep the weights of their tiers.
     Weights {
         /// New weights, 0 to 65535, or auto: as configured. Uplinks that are not named keep theirs.
         #[arg(value_name = "NAME=N")]

@@ -20,7 +20,8 @@ use super::rules::has_ports;
 /// How many classes are looked at, for all rules together.
 const MAX_STEPS: usize = 2_000_000;
 
-const WORDS: usize = MAX_RULES.div_ceil(64);
+/// One more than there may be, for what no rule matches.
+const WORDS: usize = (MAX_RULES + 1).div_ceil(64);
 
 /// Some of the rules.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]

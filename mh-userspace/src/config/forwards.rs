@@ -1,6 +1,6 @@
 //! Forwarded ports: `[[forward]]`, and that no port is forwarded twice.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::fault::Report;
 use super::model::{Forward, ForwardProtocol, MAX_FORWARDED_PORTS, PortRange};
@@ -9,9 +9,16 @@ use super::table::{Table, elements_or_value, list_of, read_as};
 use super::uplinks::{PlacedUplink, index_of};
 use super::value::{describe, quoted};
 
+/// The forwarded ports, and the indices of the uplinks that they name.
+#[derive(Default)]
+pub(super) struct Forwards {
+    pub(super) all: Vec<Forward>,
+    pub(super) named: HashSet<usize>,
+}
+
 /// Reads every `[[forward]]`.
-pub(super) fn forwards(root: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut Report) -> Vec<Forward> {
-    let mut forwards = Vec::new();
+pub(super) fn forwards(root: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut Report) -> Forwards {
+    let mut forwards = Forwards::default();
     let Some((_, value)) = root.get(schema::FORWARD_TABLE) else {
         return forwards;
     };
@@ -29,7 +36,10 @@ pub(super) fn forwards(root: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &
         };
         if let Some(forward) = forward(&table, uplinks, report) {
             taken.take(&forward, table.at, uplinks, report);
-            forwards.push(forward);
+            if table.get(schema::UPLINKS).is_some() {
+                forwards.named.extend(&forward.uplinks);
+            }
+            forwards.all.push(forward);
         }
     }
     forwards

@@ -7,7 +7,7 @@
 //! interface exists is not a matter of the config. Exceptions are the files of sets, which are part of the config, and a warning:
 //! that a hook's program is not there, or can't be run.
 //!
-//! `schema` lists the keys, `table` holds tables of the document against it, `value` reads single values, `uplinks`, `probes`,
+//! `schema` lists the keys, `near` says what unknown ones may mean, `table` holds tables of the document against it, `value` reads single values, `uplinks`, `probes`,
 //! `policies`, `sets`, `rules` and `forwards` read what their names say, `read` all other sections, and puts them together. `review` adds
 //! warnings about what is valid and hardly meant; `cover` finds the rules that are never reached.
 //! The format is described in `docs/config.md`.
@@ -16,6 +16,7 @@ mod cover;
 mod fault;
 mod forwards;
 mod model;
+mod near;
 mod policies;
 mod policy;
 mod probe;

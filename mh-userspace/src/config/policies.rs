@@ -20,6 +20,9 @@ pub(super) struct PlacedPolicy {
 
 type Tier = Vec<Member>;
 
+/// Flows are looked at once a second at the most: what keeps a source for less than this may lose it between two looks.
+const LEAST_STICKY: Duration = Duration::from_secs(3);
+
 /// Reads every `[policy.NAME]`. The first is that for what no rule matches, whether it is written or not; the others follow in file order.
 pub(super) fn policies(root: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut Report) -> Vec<PlacedPolicy> {
     let at = uplinks.first().map_or(root.at, |placed| placed.name_at);
@@ -92,6 +95,16 @@ fn policy(entry: (&Key<'_>, &Value<'_>), uplinks: &[PlacedUplink], report: &mut 
     }
     if let Some(sticky) = table.read(&schema::STICKY, report) {
         policy.sticky = sticky.value;
+        if !sticky.value.is_zero() && sticky.value < LEAST_STICKY {
+            let least = LEAST_STICKY.as_secs();
+            report.warning(
+                sticky.at,
+                format!(
+                    "sticky is less than {least}s: flows are looked at once a second at the most, so that a source may lose its uplink \
+                     while it has flows; write \"{least}s\" or more"
+                ),
+            );
+        }
         if !sticky.value.is_zero() && policy.hash != HashMode::Source {
             report.warning(
                 sticky.at,
@@ -145,14 +158,14 @@ fn tier(value: &Value<'_>, earlier: &[Tier], uplinks: &[PlacedUplink], report: &
             continue;
         };
         let placed = uplinks.get(uplink)?;
-        if weight == Weight::Capacity && !placed.has_capacity {
-            report.fault(value.span().start, lacks_capacity(&placed.uplink.name));
-        }
+        // Where the kinds are mixed it is open whether a capacity is needed.
         if let Some(first) = members.first()
             && is_mixed(first.weight, weight)
             && let Some(other) = uplinks.get(first.uplink)
         {
             report.fault(value.span().start, mixed(&other.uplink.name, first.weight, &placed.uplink.name));
+        } else if weight == Weight::Capacity && !placed.has_capacity {
+            report.fault(value.span().start, lacks_capacity(&placed.uplink.name));
         }
         members.push(Member { uplink, weight });
     }
@@ -197,7 +210,9 @@ fn check_spill(policy: &Policy, at: usize, uplinks: &[PlacedUplink], report: &mu
     if measured.is_empty() {
         report.warning(at, "there is only one tier: nothing to spill over to; add a tier, or remove spill");
     }
-    for placed in measured.iter().flatten().filter_map(|member| uplinks.get(member.uplink)) {
+    // Of those whose weight is their capacity it has been reported with the weight.
+    let by_number = measured.iter().flatten().filter(|member| member.weight != Weight::Capacity);
+    for placed in by_number.filter_map(|member| uplinks.get(member.uplink)) {
         if !placed.has_capacity {
             let what = lacks_capacity(&placed.uplink.name);
             report.fault(at, format!("{what}, or remove spill, which compares with it"));

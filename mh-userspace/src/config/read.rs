@@ -25,10 +25,10 @@ pub(super) fn config(document: &DeTable<'_>, directory: &Path, report: &mut Repo
     let sets = sets::sets(&root, directory, report);
     let named = Named { uplinks: &uplinks, policies: &policies, sets: &sets };
     let rules = rules::rules(&root, &named, report);
-    if !report.has_faults() {
-        review::review(&lan, datapath.host_traffic, &named, &rules, report);
-    }
     let forwards = forwards::forwards(&root, &uplinks, report);
+    if !report.has_faults() {
+        review::review(&lan, datapath.host_traffic, &named, &rules, &forwards.named, report);
+    }
     let nat = nat(&root, report);
     let limits = limits(&root, report);
     let timeouts = timeouts(&root, report);
@@ -40,7 +40,7 @@ pub(super) fn config(document: &DeTable<'_>, directory: &Path, report: &mut Repo
         policies: policies.into_iter().map(|placed| placed.policy).collect(),
         rules: rules.into_iter().map(|placed| placed.rule).collect(),
         sets: sets.into_iter().map(|placed| placed.set).collect(),
-        forwards,
+        forwards: forwards.all,
         nat,
         limits,
         timeouts,

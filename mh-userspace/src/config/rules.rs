@@ -5,9 +5,10 @@ use toml::de::DeValue;
 
 use super::fault::Report;
 use super::model::{InterfaceNameError, InterfacePattern, PortRange};
+use super::near::{did_you_mean, mend_name, nearest};
 use super::policies::PlacedPolicy;
 use super::policy::{Addresses, MAX_PORT_RANGES, MAX_PREFIXES, MAX_RULES, Rule, Use};
-use super::schema::{self, Scalar, did_you_mean, mend_name, nearest};
+use super::schema::{self, Scalar};
 use super::sets::PlacedSet;
 use super::table::{Placed, Table, is_name};
 use super::uplinks::{PlacedUplink, index_of};
@@ -42,12 +43,16 @@ pub(super) enum Term {
     Prefix(Ipv4Net),
     /// The name of a set.
     Set(String),
+    /// What could be one, and stands alone.
+    Name(String),
 }
 
-/// A prefix, an address, or `set:NAME`.
+/// A prefix, an address, `set:NAME`, or what could be a name.
 pub(super) fn term(value: &DeValue<'_>) -> Result<Term, Mismatch> {
-    match text(value)?.strip_prefix("set:") {
+    let text = text(value)?;
+    match text.strip_prefix("set:") {
         Some(name) => Ok(Term::Set(name.to_owned())),
+        None if is_name(text) => Ok(Term::Name(text.to_owned())),
         None => prefix(value).map(Term::Prefix),
     }
 }
@@ -154,6 +159,12 @@ fn addresses(table: &Table<'_, '_>, key: &Scalar<Term>, sets: &[PlacedSet], repo
     for term in table.read_all(key, report) {
         match term.value {
             Term::Prefix(prefix) => addresses.prefixes.push(prefix),
+            Term::Name(name) => {
+                let is_set = sets.iter().any(|placed| placed.set.name == name);
+                let mend =
+                    if is_set { format!("; {}", did_you_mean(&[&format!("set:{name}")])) } else { String::new() };
+                report.fault(term.at, format!("{} must be {}, not {}{mend}", key.name, key.wants, quoted(&name)));
+            }
             Term::Set(name) => match sets.iter().position(|placed| placed.set.name == name) {
                 Some(index) => addresses.sets.push(index),
                 None => {
@@ -280,18 +291,16 @@ impl Totals {
         self.from_ports += rule.from_ports.len();
         self.to_ports += rule.to_ports.len();
         let what = [
-            (schema::FROM.name, "prefixes", MAX_PREFIXES),
-            (schema::RULE_TO.name, "prefixes", MAX_PREFIXES),
-            (schema::FROM_PORT.name, "ranges", MAX_PORT_RANGES),
-            (schema::TO_PORT.name, "ranges", MAX_PORT_RANGES),
+            (schema::FROM.name, "prefixes", ", each set counted once", MAX_PREFIXES),
+            (schema::RULE_TO.name, "prefixes", ", each set counted once", MAX_PREFIXES),
+            (schema::FROM_PORT.name, "ranges", "", MAX_PORT_RANGES),
+            (schema::TO_PORT.name, "ranges", "", MAX_PORT_RANGES),
         ];
-        for ((key, unit, most), (before, now)) in what.into_iter().zip(before.into_iter().zip(self.counts())) {
+        for ((key, unit, how, most), (before, now)) in what.into_iter().zip(before.into_iter().zip(self.counts())) {
             if before <= most && now > most {
                 report.fault(
                     at,
-                    format!(
-                        "with this [[rule]] the rules have {now} {unit} in {key}, each set counted once; keep at most {most} in all"
-                    ),
+                    format!("with this [[rule]] the rules have {now} {unit} in {key}{how}; keep at most {most} in all"),
                 );
             }
         }

@@ -3,7 +3,7 @@
 //! A key that this version acts on has a [`Scalar`] (name, what may stand there in words, how it is read) or is a table or list of
 //! its own; all of them, and the keys that belong to the format but are not supported yet, are listed in their [`Section`]. Unknown
 //! keys are found, and the nearest known ones proposed, from these lists alone, so a new key is one line here and one where it is
-//! used. `docs/config.md` describes each; a test holds the two together.
+//! used. `docs/config.md` describes each; a test holds the two together. How near keys are is a matter of `near`.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
@@ -515,74 +515,4 @@ impl Section {
     pub(super) fn entry(&self, name: &str) -> Option<&'static Entry> {
         self.entries.iter().find(|entry| entry.name == name)
     }
-
-    /// The names of the keys that `name` may be a misspelling of.
-    pub(super) fn nearest(&self, name: &str) -> Vec<&'static str> {
-        nearest(name, self.entries.iter().map(|entry| entry.name))
-    }
-
-    /// What to do about the key `name`, which the section does not have.
-    pub(super) fn mend(&self, name: &str) -> String {
-        let near = self.nearest(name);
-        if near.iter().any(|near| distance(name, near) <= 1) {
-            return did_you_mean(&near);
-        }
-        let places: Vec<&str> =
-            SECTIONS.iter().filter(|section| section.entry(name).is_some()).map(|section| section.place).collect();
-        if !places.is_empty() {
-            return format!("it belongs {}", places.join(", or "));
-        }
-        if !near.is_empty() {
-            return did_you_mean(&near);
-        }
-        let supported: Vec<&str> =
-            self.entries.iter().filter(|entry| entry.support == Support::Now).map(|entry| entry.name).collect();
-        format!("the keys here are {}", supported.join(", "))
-    }
-}
-
-/// `did you mean "a"?`, or, where several are equally near, `did you mean "a" or "b"?`.
-pub(super) fn did_you_mean(near: &[&str]) -> String {
-    let quoted: Vec<String> = near.iter().map(|name| format!("{name:?}")).collect();
-    format!("did you mean {}?", quoted.join(" or "))
-}
-
-/// What to do about `name` where one of `known` has to stand, which are `kind`s and come from sections with the header `header`.
-pub(super) fn mend_name<'n>(
-    name: &str,
-    known: impl Iterator<Item = &'n str> + Clone,
-    kind: &str,
-    header: &str,
-) -> String {
-    /// Of a list that is longer no more than these are named.
-    const MOST_NAMES: usize = 32;
-    let near = nearest(name, known.clone());
-    if !near.is_empty() {
-        return did_you_mean(&near);
-    }
-    let all: Vec<String> = known.take(MOST_NAMES).map(|name| format!("{name:?}")).collect();
-    if all.is_empty() { format!("add {header}") } else { format!("the {kind} are {}", all.join(", ")) }
-}
-
-/// Those of `known` that are nearest to `name`: all at the least distance, if that is at most a third of their length (or 1).
-pub(super) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> Vec<&'n str> {
-    let mut near = Vec::new();
-    let mut least = usize::MAX;
-    for candidate in known {
-        let distance = distance(name, candidate);
-        if distance > (candidate.chars().count() / 3).max(1) || distance > least {
-            continue;
-        }
-        if distance < least {
-            near.clear();
-            least = distance;
-        }
-        near.push(candidate);
-    }
-    near
-}
-
-/// Edits between two names, whatever their case: letters added, left out, replaced, or swapped with their neighbour.
-fn distance(left: &str, right: &str) -> usize {
-    strsim::osa_distance(&left.to_lowercase(), &right.to_lowercase())
 }

@@ -87,6 +87,12 @@ fn listed(table: &Table<'_, '_>, report: &mut Report) -> Vec<Ipv4Net> {
     let Some((key, value)) = table.get(schema::PREFIXES.name) else {
         return Vec::new();
     };
+    if value.get_ref().as_array().is_some_and(|list| list.is_empty()) {
+        let mend =
+            if table.lacks(schema::FILE.name) { format!("remove [{}]", table.path) } else { "remove it".to_owned() };
+        report.warning(value.span().start, format!("prefixes has no prefix in it; add one, or {mend}"));
+        return Vec::new();
+    }
     let Some(list) = list_of(schema::PREFIXES.name, schema::PREFIXES.wants, value, report) else {
         return Vec::new();
     };

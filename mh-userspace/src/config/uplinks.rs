@@ -8,9 +8,10 @@ use super::model::{
     AddressRange, Damping, InterfacePattern, MAX_ADDRESS_RANGES, MAX_ADDRESSES, MAX_UPLINKS, MssClamp, OnDown,
     PortRange, Uplink,
 };
+use super::near::mend_name;
 use super::policy::Weight;
 use super::probes;
-use super::schema::{self, mend_name};
+use super::schema;
 use super::table::{
     Key, Table, Value, check_name, dotted, elements_or_value, entries_of, in_file_order, is_misplaced, read_as,
 };

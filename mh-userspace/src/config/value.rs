@@ -183,9 +183,9 @@ pub(super) fn prefix_of(text: &str) -> Result<Ipv4Net, Mismatch> {
     match prefix {
         Some(prefix) if prefix == prefix.trunc() => Ok(prefix),
         Some(prefix) => Err(Mismatch::Because(format!("it does not begin its prefix; write \"{}\"", prefix.trunc()))),
-        None if text.parse::<Ipv6Net>().is_ok() || text.parse::<Ipv6Addr>().is_ok() => {
-            Err(Mismatch::Because("it is of IPv6, which is not supported by this version of mh yet".to_owned()))
-        }
+        None if text.parse::<Ipv6Net>().is_ok() || text.parse::<Ipv6Addr>().is_ok() => Err(Mismatch::Because(
+            "it is of IPv6, which is not supported by this version of mh yet; remove it".to_owned(),
+        )),
         None => Err(Mismatch::Value),
     }
 }

@@ -134,6 +134,7 @@ pub struct Weight {
 #[serde(deny_unknown_fields)]
 pub struct WeightsRequest {
     /// New weights by uplink, 0 to 65535 each, or `None` (`null`): as configured. Uplinks that are not named keep theirs.
+    /// Those of the default policy and of policies without `tiers`; others keep the weights of their tiers.
     pub weights: BTreeMap<String, Option<u32>>,
     /// Keep them across restarts of mhd.
     #[serde(default)]

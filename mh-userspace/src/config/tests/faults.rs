@@ -107,6 +107,16 @@ fn unknown_keys() {
             "8:1: unknown key \"gatway6\" in [uplink.isp1]; did you mean \"gateway6\"?",
         ],
     );
+    // So are those that go on, or leave something out, and where else the key may stand.
+    after(
+        "iface = 1\ndown = 1\n[timeouts]\ntcp = \"3h\"",
+        &[
+            "4:1: unknown key \"iface\" in [uplink.isp1]; did you mean \"interface\"?",
+            "5:1: unknown key \"down\" in [uplink.isp1]; did you mean \"on_down\"? if not, it belongs in [uplink.NAME.probe], or in \
+             [uplink.NAME.probe.loss], or in [uplink.NAME.probe.latency]",
+            "7:1: unknown key \"tcp\" in [timeouts]; did you mean \"tcp_established\" or \"tcp_transitory\"?",
+        ],
+    );
     // A key that is right elsewhere: TOML's sections end where the next one begins.
     after(
         "mode = \"tc\"\n[datapath]\nhash = \"flow\"\nrule = []\nnat = true",

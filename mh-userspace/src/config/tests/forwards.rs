@@ -225,7 +225,7 @@ fn limits() {
         "[limits]\nbindings_per_souce = 1\nbindings = 64",
         &[
             "5:1: unknown key \"bindings_per_souce\" in [limits]; did you mean \"bindings_per_source\"?",
-            "6:1: unknown key \"bindings\" in [limits]; it belongs in [datapath]",
+            "6:1: unknown key \"bindings\" in [limits]; did you mean \"bindings_per_source\"? if not, it belongs in [datapath]",
         ],
     );
     after("[[limits]]", &["4:1: limits must be a table, [limits], not a list"]);

@@ -142,6 +142,17 @@ fn weights_by_capacity() {
             &format!("12:29: {never_both} \"isp2\" too, or a number for \"isp1\""),
         ],
     );
+    // One mistake is one fault.
+    three(
+        "[policy.default]\ntiers = [{ isp1 = 1, isp2 = \"capacity\" }]",
+        &[&format!("10:29: {never_both} \"isp1\" too, or a number for \"isp2\"")],
+    );
+    three(
+        "[policy.default]\nspill = \"80%\"\ntiers = [{ isp2 = \"capacity\" }, { isp1 = 1 }]",
+        &[&format!(
+            "11:19: uplink \"isp2\" has no capacity; add capacity = \"DOWN/UP\" to [uplink.isp2], {CAPACITY_MEND}"
+        )],
+    );
     // Their own weights are of both kinds: a fault where a policy puts all of them in one tier, and only there.
     let own = "weight = \"capacity\"\ncapacity = \"1mbit\"\n";
     three(
@@ -151,7 +162,7 @@ fn weights_by_capacity() {
         )],
     );
     let tiers = "[policy.default]\ntiers = [{ isp1 = 1, isp2 = 1 }]\n";
-    let rule = "[[rule]]\nuse = \"uplink:lte-2\"\n";
+    let rule = "[[rule]]\nto = \"1.1.1.1\"\nuse = \"uplink:lte-2\"\n";
     assert_eq!(config(&format!("{THREE_UPLINKS}{own}{tiers}{rule}")).uplinks[2].weight, Weight::Capacity);
     three(
         &format!("{own}{tiers}[policy.b]\nhash = \"source\""),
@@ -190,6 +201,19 @@ fn stickiness() {
     let config = config(&format!("{ONE_UPLINK}[policy.default]\nhash = \"source\"\nsticky = \"5m\""));
     assert_eq!(config.policies[0].sticky, Duration::from_secs(300));
     assert!(config.policies[0].own_weights);
+    let sticky = |duration: &str| format!("[policy.default]\nhash = \"source\"\nsticky = \"{duration}\"");
+    for short in ["1ms", "2s999ms"] {
+        warned(
+            &sticky(short),
+            &[
+                "6:10: sticky is less than 3s: flows are looked at once a second at the most, so that a source may lose its uplink while it \
+               has flows; write \"3s\" or more",
+            ],
+        );
+    }
+    for fine in ["0s", "3s"] {
+        warned(&sticky(fine), &[]);
+    }
     for hash in [HashMode::Flow, HashMode::SourceDestination] {
         warned(
             &format!("[policy.default]\nsticky = \"5m\"\nhash = \"{hash}\""),

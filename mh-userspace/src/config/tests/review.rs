@@ -12,11 +12,14 @@ use super::super::cover::{Cover, covers};
 use super::super::{Addresses, InterfacePattern, PortRange, Rule, Set, Use, parse};
 use super::{loaded, warned};
 
+/// With this the uplink is of use, whatever rules leave the default policy.
+const FORWARD: &str = "[[forward]]\nuplinks = [\"isp1\"]\nprotocol = \"tcp\"\nport = 1\nto = \"10.0.0.1\"\n";
+
 /// Asserts the warnings about rules, of which the first is in line 4.
 #[track_caller]
 fn rules(rules: &[&str], expected: &[&str]) {
     let text: String = rules.iter().map(|rule| format!("[[rule]]\nuse = \"drop\"\n{rule}\n")).collect();
-    warned(&text, expected);
+    warned(&format!("{text}{FORWARD}"), expected);
 }
 
 #[test]
@@ -55,7 +58,9 @@ fn shadowed_rules() {
     rules(&["protocol = 6", "to_port = 80"], &[]);
     // The machine's own flows have no interface; without them there is only that of lan.
     warned(
-        "[datapath]\nhost_traffic = false\n[[rule]]\nuse = \"drop\"\ninterface = \"lan*\"\n[[rule]]\nuse = \"direct\"",
+        &format!(
+            "[datapath]\nhost_traffic = false\n[[rule]]\nuse = \"drop\"\ninterface = \"lan*\"\n[[rule]]\nuse = \"direct\"\n{FORWARD}"
+        ),
         &[&shadowed(9, "rule 2", "rule 1", 6)],
     );
 }
@@ -98,7 +103,15 @@ fn interfaces_that_are_none_of_lan() {
     };
     // A rule that matches nothing is not also one that another takes all of, and takes nothing itself.
     rules(&["", "interface = \"lan1\""], &[&wrong(9, 13, "lan1")]);
-    rules(&["interface = [\"lan0\", \"wan1\", \"vlan*\", \"la*\"]"], &[&wrong(6, 22, "wan1"), &wrong(6, 30, "vlan*")]);
+    rules(&["interface = [\"lan0\", \"wan2\", \"vlan*\", \"la*\"]"], &[&wrong(6, 22, "wan2"), &wrong(6, 30, "vlan*")]);
+    for name in ["wan1", "wan*"] {
+        rules(
+            &[&format!("interface = [\"lan0\", {name:?}]")],
+            &[&format!(
+                "6:22: interface {name:?} is that of uplink \"isp1\", and only what comes in by those of lan is steered; take it out of the rule"
+            )],
+        );
+    }
     assert_eq!(
         super::warnings(
             "lan = [\"vlan*\"]\n[uplink.a]\ninterface = \"wan1\"\n[[rule]]\nuse = \"drop\"\ninterface = [\"vlan7\", \"vl*\", \"vlan1*\", \"*\", \"vla\"]\n"
@@ -119,21 +132,91 @@ fn what_nothing_uses() {
     );
     let unused = |line: usize| {
         format!(
-            "{line}:9: uplink \"lte\" gets no new flows: no policy in use gives it a weight above 0, and no rule names it; do either, or \
-             remove the uplink"
+            "{line}:9: uplink \"lte\" gets no new flows: no policy in use gives it a weight above 0, and no rule that is reached names it; do \
+             either, or remove the uplink"
         )
     };
     let lte = "[uplink.lte]\ninterface = \"wwan0\"\n";
     warned(&format!("{lte}weight = 0"), &[&unused(4)]);
     warned(&format!("{lte}[policy.default]\ntiers = [{{ isp1 = 1 }}]"), &[&unused(4)]);
     warned(&format!("{lte}[policy.default]\ntiers = [{{ isp1 = 1 }}, {{ lte = 0 }}]"), &[&unused(4)]);
-    warned(&format!("{lte}weight = 0\n[[rule]]\nuse = \"uplink:lte\""), &[]);
+    warned(&format!("{lte}weight = 0\n[[rule]]\nto = \"1.1.1.1\"\nuse = \"uplink:lte\""), &[]);
     let backup = "[policy.default]\ntiers = [{ isp1 = 1 }]\n[policy.lte]\ntiers = [{ lte = 1 }]\n";
-    warned(&format!("{lte}{backup}[[rule]]\nuse = \"policy:lte\""), &[]);
+    warned(&format!("{lte}{backup}[[rule]]\nto = \"1.1.1.1\"\nuse = \"policy:lte\""), &[]);
     warned(
         &format!("{lte}{backup}"),
         &[&unused(4), "8:9: no rule uses policy \"lte\"; write use = \"policy:lte\" in one, or remove [policy.lte]"],
     );
+}
+
+/// What only rules use that nothing reaches is not used.
+#[test]
+fn what_nothing_gets_to() {
+    let lte = "[uplink.lte]\ninterface = \"wwan0\"\n";
+    let taken = |line: usize, label: &str| {
+        format!(
+            "4:9: uplink \"lte\" gets no new flows: {label} leaves policy \"default\" nothing, and nothing else gives it any; give {label} \
+             a condition, or remove the uplink; {label} is in line {line}"
+        )
+    };
+    // Only uplinks that lose by it are told that the default policy gets nothing.
+    let all = "[[rule]]\nname = \"all\"\nuse = \"uplink:isp1\"\n";
+    warned(all, &[]);
+    warned(&format!("{lte}{all}"), &[&taken(6, "rule \"all\"")]);
+    warned(&format!("{lte}[[rule]]\nuse = \"uplink:lte\"\nto = \"1.1.1.1\"\n{all}"), &[]);
+    warned(&format!("{lte}[[rule]]\nuse = \"policy:default\"\nto = \"1.1.1.1\"\n{all}"), &[]);
+    warned(&format!("{lte}{}", all.replace("[[rule]]", "[[rule]]\nto = [\"0.0.0.0/1\", \"128.0.0.0/2\"]")), &[]);
+    // The machine's own flows come in by no interface.
+    let from_lan = all.replace("[[rule]]", "[[rule]]\ninterface = \"lan0\"");
+    warned(&format!("{lte}{from_lan}"), &[]);
+    warned(&format!("{lte}[datapath]\nhost_traffic = false\n{from_lan}"), &[&taken(8, "rule \"all\"")]);
+    let halves = ["0.0.0.0/1", "128.0.0.0/1"].map(|half| format!("[[rule]]\nto = \"{half}\"\nuse = \"uplink:isp1\"\n"));
+    warned(
+        &format!("{lte}{}", halves.concat()),
+        &[
+            "4:9: uplink \"lte\" gets no new flows: together, the rules leave policy \"default\" nothing, and nothing else gives it any; narrow \
+           one of the rules, or remove the uplink",
+        ],
+    );
+    // One rule more than there may be is looked at.
+    let many: String =
+        (0..255).map(|index| format!("[[rule]]\nto = \"10.0.{index}.0/24\"\nuse = \"drop\"\n")).collect();
+    warned(&format!("{lte}{many}{all}"), &[&taken(771, "rule \"all\"")]);
+    // Rules that are never reached, or match nothing, use nothing.
+    let never = "10:1: rule 2 is never reached: rule 1 takes all that it matches; move it up, or remove it; rule 1 is in line 8";
+    let default = "[policy.default]\ntiers = [{ isp1 = 1 }]\n[[rule]]\nuse = \"uplink:isp1\"\n";
+    warned(
+        &format!("{lte}{default}[[rule]]\nuse = \"uplink:lte\""),
+        &[
+            "4:9: uplink \"lte\" gets no new flows: no policy in use gives it a weight above 0, and no rule that is reached names it; do \
+             either, or remove the uplink",
+            never,
+        ],
+    );
+    warned(
+        &format!(
+            "[policy.a]\nsticky = \"0s\"\nhash = \"source\"\n\n{all}[[rule]]\nuse = \"policy:a\"\nto = \"1.1.1.1\""
+        ),
+        &[
+            "4:9: no flow gets to the rules that use policy \"a\"; correct one of them, or remove [policy.a]",
+            "11:1: rule 2 is never reached: rule \"all\" takes all that it matches; move it up, or remove it; rule \"all\" is in line 8",
+        ],
+    );
+}
+
+/// An uplink that forwarded ports name is there for these.
+#[test]
+fn uplinks_of_forwarded_ports() {
+    let text = |uplinks: &str| {
+        format!(
+            "[uplink.lte]\ninterface = \"wwan0\"\nweight = 0\n[[forward]]\n{uplinks}\nprotocol = \"tcp\"\nport = 80\nto = \"192.168.1.2\""
+        )
+    };
+    warned(&text("uplinks = [\"lte\"]"), &[]);
+    let unused = "4:9: uplink \"lte\" gets no new flows: no policy in use gives it a weight above 0, and no rule that is reached names it; do \
+                  either, or remove the uplink";
+    warned(&text(""), &[unused]);
+    warned(&text("uplinks = [\"isp1\"]"), &[unused]);
 }
 
 #[test]

@@ -33,6 +33,15 @@ fn sets() {
         "[set.a]\nprefixes = [\"10.0.0.1\", \"10.0.0.1/32\"]\n[[rule]]\nto = \"set:a\"\nuse = \"drop\"",
         &["5:25: \"10.0.0.1/32\" is in prefixes twice; keep one of them"],
     );
+    // A set may be empty for now: rules with it match nothing.
+    let empty = |more: &str| format!("[set.a]\nprefixes = []\n{more}[[rule]]\nto = \"set:a\"\nuse = \"drop\"");
+    warned(&empty(""), &["5:12: prefixes has no prefix in it; add one, or remove [set.a]"]);
+    let directory = Directory::new();
+    let file = directory.write("a.txt", "10.0.0.0/8");
+    warned(
+        &empty(&format!("file = {:?}\n", file.to_string_lossy())),
+        &["5:12: prefixes has no prefix in it; add one, or remove it"],
+    );
     let many: String = (0..1025).map(|index| format!("[set.s{index}]\nprefixes = [\"10.0.0.0/8\"]\n")).collect();
     after(&many, &["2052:6: set \"s1024\" is one too many; keep at most 1024 sets"]);
 }
@@ -101,7 +110,7 @@ fn faults_of_files() {
         wrong.to_string(),
         "5:8: banks.txt:2: \"10.0.0.1/8\" is no IPv4 prefix or address: it does not begin its prefix; write \"10.0.0.0/8\"\n\
          5:8: banks.txt:4: \"example.org\" is no IPv4 prefix or address; write one a line, such as 203.0.113.0/24\n\
-         5:8: banks.txt:5: \"::1\" is no IPv4 prefix or address: it is of IPv6, which is not supported by this version of mh yet\n\
+         5:8: banks.txt:5: \"::1\" is no IPv4 prefix or address: it is of IPv6, which is not supported by this version of mh yet; remove it\n\
          5:8: banks.txt:6: \"\u{fffd}\" is no IPv4 prefix or address; write one a line, such as 203.0.113.0/24"
     );
     for (lines, last) in
