@@ -18,11 +18,12 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use mh_tests::in_both_modes;
+use mh_tests::lab::ruled::{PORT, all_by, configure, rule, servers};
 use mh_tests::lab::traffic::{
-    ArrivalCounter, DatagramSocket, Datagrams, Direction, Sniffer, TcpFlow, TcpServer, UdpFlow, UdpServer, tcp_flows,
-    transfer, udp_flows,
+    ArrivalCounter, DatagramSocket, Datagrams, Direction, Sniffer, TcpFlow, TcpServer, UdpFlow, tcp_flows, transfer,
+    udp_flows,
 };
-use mh_tests::lab::{CLIENT1, CLIENT3, Host, ROUTER_LAN0, SERVER, Scene, wait_until};
+use mh_tests::lab::{CLIENT1, CLIENT3, ROUTER_LAN0, SERVER, Scene, wait_until};
 use nix::errno::Errno;
 
 in_both_modes!(
@@ -36,38 +37,7 @@ in_both_modes!(
     what_is_no_uplinks_business_is_let_be,
 );
 
-/// Where the rules of these tests look.
-const PORT: u16 = 7100;
 const DEADLINE: Duration = Duration::from_secs(10);
-
-/// A TCP and a UDP server of the internet host on [`PORT`].
-fn servers(scene: &Scene) -> Result<(TcpServer, UdpServer)> {
-    let at = SocketAddrV4::new(SERVER, PORT);
-    Ok((TcpServer::start(&scene.lab.server, at)?, UdpServer::start(&scene.lab.server, at)?))
-}
-
-/// A rule for what goes to [`PORT`].
-fn rule(action: &str) -> String {
-    format!("[[rule]]\nname = \"one\"\nto_port = {PORT}\nuse = \"{action}\"\n")
-}
-
-/// The config with these weights of isp1 and isp2, and these sections after it.
-fn configure(scene: &Scene, weights: [u32; 2], sections: &str) -> Result<()> {
-    scene.configure(&format!("{}\n{sections}\n", scene.lab.config(&weights)))
-}
-
-/// New TCP and UDP flows to a port all go by this uplink.
-fn all_by(scene: &Scene, client: &Host, port: u16, index: usize) -> Result<Vec<TcpFlow>> {
-    let to = SocketAddrV4::new(SERVER, port);
-    let address = scene.lab.uplink(index)?.address;
-    let tcp = tcp_flows(client, to, 8)?;
-    let udp = udp_flows(client, to, 8)?;
-    let seen = tcp.iter().map(|flow| flow.seen).chain(udp.iter().map(|flow| flow.seen));
-    for seen in seen {
-        assert_eq!(*seen.ip(), address, "{} to port {port}", client.name());
-    }
-    Ok(tcp)
-}
 
 fn by_policy_and_by_uplink(scene: &mut Scene) -> Result<()> {
     let _servers = servers(scene)?;

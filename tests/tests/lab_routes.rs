@@ -185,8 +185,10 @@ fn multipath_routes_count_for_each_interface() -> Result<()> {
 fn nexthop_objects_are_followed() -> Result<()> {
     learned(|scene| {
         let router = &scene.lab.router;
+        router.ip(&["route del default dev wan1"])?;
+        // With the same gateway as before, nothing would tell that mhd has seen the new route.
+        scene.mhd.wait_for_state("isp1", "down")?;
         router.ip(&[
-            "route del default dev wan1".to_owned(),
             format!("nexthop add id 10 via {FIRST} dev wan1"),
             "route add default nhid 10 metric 100".to_owned(),
         ])?;

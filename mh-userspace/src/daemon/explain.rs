@@ -234,22 +234,8 @@ pub const fn is_of_uplink(policy: u8) -> bool {
 
 /// What the kernel would not even bring to the datapath.
 fn untouched(reason: String) -> Explanation {
-    Explanation {
-        verdict: Verdict::NotForUplink.name().to_owned(),
-        rule: None,
-        rule_index: None,
-        policy: None,
-        tier: None,
-        slot: None,
-        uplink: None,
-        nat_src: None,
-        nat_sport: None,
-        existing: false,
-        sticky: false,
-        interface: None,
-        host: true,
-        why: vec![reason],
-    }
+    let verdict = Verdict::NotForUplink.name().to_owned();
+    Explanation { verdict, host: true, why: vec![reason], ..Explanation::default() }
 }
 
 /// How the packet comes to the datapath; or why it does not.

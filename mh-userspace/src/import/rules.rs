@@ -140,17 +140,22 @@ pub(super) fn conditions(rule: &Rule, note: &mut impl FnMut(usize, String)) -> R
     })
 }
 
+/// A value that says what is meant and not what is not, and the same to be shown.
+fn affirmed<'w>(option: &str, word: &'w Word) -> Result<(&'w str, String), String> {
+    let shown = clipped(&word.text);
+    if word.text.starts_with('!') {
+        return Err(format!(
+            "{option} {shown} means all but that, which mh's rules can't say; put a rule for it in front of one for all"
+        ));
+    }
+    Ok((&word.text, shown))
+}
+
 /// Prefixes; none for all addresses.
 fn prefixes(option: &str, words: &[Word]) -> Result<Vec<Ipv4Net>, String> {
     let mut prefixes = Vec::new();
     for word in words {
-        let text = word.text.as_str();
-        let shown = clipped(text);
-        if text.starts_with('!') {
-            return Err(format!(
-                "{option} {shown} means all but that, which mh's rules can't say; put a rule for it in front of one for all"
-            ));
-        }
+        let (text, shown) = affirmed(option, word)?;
         if text.contains(':') {
             return Err(format!("{option} {shown} is of IPv6, which is not supported by this version of mh yet"));
         }
@@ -214,13 +219,7 @@ fn ports(option: &str, words: &[Word]) -> Result<Vec<(u16, u16)>, String> {
     };
     let mut ranges = Vec::new();
     for word in words {
-        let text = word.text.as_str();
-        let shown = clipped(text);
-        if text.starts_with('!') {
-            return Err(format!(
-                "{option} {shown} means all but that, which mh's rules can't say; put a rule for it in front of one for all"
-            ));
-        }
+        let (text, shown) = affirmed(option, word)?;
         let range = match text.split_once([':', '-']) {
             Some(("", "")) => None,
             Some((first, last)) => port(first, 0).zip(port(last, u16::MAX)),

@@ -5,6 +5,7 @@
 //! - [`Frr`]: routing daemons in a host.
 //! - [`Mhd`]: the controller under test, running in a host.
 //! - [`traffic`]: servers, clients and streams that report what they saw.
+//! - [`ruled`]: flows to one port, and a rule for them.
 //! - [`Scene`] and [`run`]: what a laboratory test gets, and how it is run and reported.
 //!
 //! Invariants: no namespace has a name, and none outlives this process, however it ends: they are held by open file
@@ -22,6 +23,7 @@ mod namespace;
 mod process;
 mod programs;
 mod questions;
+pub mod ruled;
 mod scene;
 mod stun;
 mod topology;

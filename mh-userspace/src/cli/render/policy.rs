@@ -264,17 +264,9 @@ mod tests {
             verdict: "rule_drop".to_owned(),
             rule: Some("rule 3".to_owned()),
             rule_index: Some(3),
-            policy: None,
-            tier: None,
-            slot: None,
-            uplink: None,
-            nat_src: None,
-            nat_sport: None,
-            existing: false,
-            sticky: false,
             interface: Some("lan0".to_owned()),
-            host: false,
             why: words(&["it comes in by lan0", "it is dropped"]),
+            ..Explanation::default()
         };
         let text = explanation(&explained, true);
         assert!(text.starts_with("verdict   \x1b[31mrule_drop\x1b[0m\n"), "{text}");

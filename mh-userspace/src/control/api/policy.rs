@@ -163,7 +163,7 @@ pub struct ExplainRequest {
 }
 
 /// The answer to `GET /v1/explain`. What does not apply is `None`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
     /// The name of the verdict that the packet would be counted with.
     pub verdict: String,
