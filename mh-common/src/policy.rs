@@ -34,6 +34,12 @@ pub const fn of_uplink(uplink: u8) -> u32 {
     MAX_POLICIES as u32 + uplink as u32
 }
 
+/// The uplink whose policy it is alone; `None`: it is one that has a name.
+#[inline(always)]
+pub const fn uplink_of(policy: u8) -> Option<u8> {
+    if (policy as usize) < MAX_POLICIES { None } else { Some(policy - MAX_POLICIES as u8) }
+}
+
 /// A policy. 56 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]

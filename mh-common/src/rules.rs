@@ -277,7 +277,7 @@ impl Classifier {
     #[inline(always)]
     pub fn first(&self, fields: &Fields, interface: &RuleSet, from: &RuleSet, to: &RuleSet) -> usize {
         let (mut sport, mut dport) = (&self.any_ports, &self.any_ports);
-        if matches!(fields.protocol, wire::PROTOCOL_TCP | wire::PROTOCOL_UDP) {
+        if wire::is_tcp_or_udp(fields.protocol) {
             let class = |classes: &[u16; 1 << 16], port: u16| classes[port as usize] as usize % PORT_CLASSES;
             sport = &self.from_ports[class(&self.from_classes, fields.sport)];
             dport = &self.to_ports[class(&self.to_classes, fields.dport)];

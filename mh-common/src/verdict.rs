@@ -18,6 +18,14 @@ macro_rules! verdicts {
             /// All of them, in the order of their counters.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
+            /// That with this discriminant.
+            pub const fn from_index(index: u32) -> Option<Self> {
+                match index {
+                    $($index => Some(Self::$variant),)*
+                    _ => None,
+                }
+            }
+
             /// The stable name that users see.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }

@@ -138,6 +138,12 @@ pub const fn has_ports(protocol: u8) -> bool {
     matches!(protocol, PROTOCOL_TCP | PROTOCOL_UDP | PROTOCOL_ICMP | PROTOCOL_ICMPV6)
 }
 
+/// Whether the protocol is one whose ports rules and sockets know.
+#[inline(always)]
+pub const fn is_tcp_or_udp(protocol: u8) -> bool {
+    matches!(protocol, PROTOCOL_TCP | PROTOCOL_UDP)
+}
+
 /// An Ethernet address.
 pub type Mac = [u8; 6];
 

@@ -166,7 +166,7 @@ pub fn select<Fam: Tables, const FOR_GOOD: bool>(
         return Err(Verdict::NoUplink);
     }
     // An uplink's own policy has no slots, and whoever is alone needs none.
-    let choice = if candidates & (candidates - 1) == 0 && index as usize >= policy::MAX_POLICIES {
+    let choice = if candidates & (candidates - 1) == 0 && policy::uplink_of(index).is_some() {
         Choice { uplink: candidates.trailing_zeros() as u8, passed_over: NO_UPLINK, slot: NO_SLOT }
     } else {
         let table = maps::slots(policy.table).ok_or(Verdict::NoUplink)?;

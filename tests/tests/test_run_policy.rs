@@ -48,7 +48,7 @@ fn question(rig: &Rig, packet: &Packet) -> Question {
 }
 
 fn verdict(answer: &Explanation) -> &'static str {
-    Verdict::ALL.iter().find(|verdict| **verdict as u32 == answer.verdict).map_or("?", |verdict| verdict.name())
+    Verdict::from_index(answer.verdict).map_or("?", Verdict::name)
 }
 
 /// How many flows each rule, and none, has matched, by its counter.

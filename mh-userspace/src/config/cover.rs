@@ -12,10 +12,10 @@
 use std::collections::HashSet;
 
 use ipnet::Ipv4Net;
+use mh_common::wire;
 
 use super::model::{InterfacePattern, MAX_INTERFACE_NAME, PortRange};
 use super::policy::{Addresses, MAX_RULES, Rule, Set};
-use super::rules::has_ports;
 
 /// How many classes are looked at, for all rules together.
 const MAX_STEPS: usize = 2_000_000;
@@ -198,7 +198,8 @@ fn protocols(rules: &[&Rule]) -> Vec<Rules> {
     distinct((0..=u8::MAX).map(|protocol| {
         matching(rules, |rule| {
             let with_ports = !(rule.from_ports.is_empty() && rule.to_ports.is_empty());
-            (rule.protocols.is_empty() || rule.protocols.contains(&protocol)) && (!with_ports || has_ports(protocol))
+            (rule.protocols.is_empty() || rule.protocols.contains(&protocol))
+                && (!with_ports || wire::is_tcp_or_udp(protocol))
         })
     }))
 }

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::fault::Report;
 use super::model::{Forward, ForwardProtocol, MAX_FORWARDED_PORTS, PortRange};
 use super::schema;
-use super::table::{Table, elements_or_value, list_of, read_as};
+use super::table::{Table, elements_or_value, list_of, read_as, tables_of};
 use super::uplinks::{PlacedUplink, index_of};
 use super::value::{describe, quoted};
 
@@ -19,16 +19,7 @@ pub(super) struct Forwards {
 /// Reads every `[[forward]]`.
 pub(super) fn forwards(root: &Table<'_, '_>, uplinks: &[PlacedUplink], report: &mut Report) -> Forwards {
     let mut forwards = Forwards::default();
-    let Some((_, value)) = root.get(schema::FORWARD_TABLE) else {
-        return forwards;
-    };
-    let Some(list) = value.get_ref().as_array() else {
-        report.fault(
-            value.span().start,
-            format!("forward must be a list of tables, [[forward]] each, not {}", describe(value.get_ref())),
-        );
-        return forwards;
-    };
+    let list = tables_of(root, schema::FORWARD_TABLE, report);
     let mut taken = Taken::default();
     for element in list {
         let Some(table) = Table::element(&schema::FORWARD, schema::FORWARD_TABLE, element, report) else {

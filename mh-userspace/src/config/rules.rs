@@ -1,6 +1,7 @@
 //! The rules: `[[rule]]`, and the policies, uplinks and sets that they name.
 
 use ipnet::Ipv4Net;
+use mh_common::wire;
 use toml::de::DeValue;
 
 use super::fault::Report;
@@ -10,16 +11,9 @@ use super::policies::PlacedPolicy;
 use super::policy::{Addresses, MAX_PORT_RANGES, MAX_PREFIXES, MAX_RULES, Rule, Use};
 use super::schema::{self, Scalar};
 use super::sets::PlacedSet;
-use super::table::{Placed, Table, is_name};
+use super::table::{Placed, Table, is_name, tables_of};
 use super::uplinks::{PlacedUplink, index_of};
 use super::value::{Mismatch, describe, describe_value, integer, prefix, quoted, text};
-
-/// TCP's number as an IP protocol.
-const TCP: u8 = 6;
-/// UDP's.
-const UDP: u8 = 17;
-/// ICMP's.
-const ICMP: u8 = 1;
 
 /// What rules may name.
 #[derive(Clone, Copy)]
@@ -68,9 +62,9 @@ pub(super) fn protocol(value: &DeValue<'_>) -> Result<u8, Mismatch> {
     match value {
         DeValue::Integer(_) => integer(value, 0, 255),
         other => match text(other)? {
-            "tcp" => Ok(TCP),
-            "udp" => Ok(UDP),
-            "icmp" => Ok(ICMP),
+            "tcp" => Ok(wire::PROTOCOL_TCP),
+            "udp" => Ok(wire::PROTOCOL_UDP),
+            "icmp" => Ok(wire::PROTOCOL_ICMP),
             _ => Err(Mismatch::Value),
         },
     }
@@ -84,16 +78,7 @@ pub(super) fn interface(value: &DeValue<'_>) -> Result<InterfacePattern, Mismatc
 /// Reads every `[[rule]]` in file order; those that are faulty are left out.
 pub(super) fn rules(root: &Table<'_, '_>, named: &Named<'_>, report: &mut Report) -> Vec<PlacedRule> {
     let mut rules = Vec::new();
-    let Some((_, value)) = root.get(schema::RULE_TABLE) else {
-        return rules;
-    };
-    let Some(list) = value.get_ref().as_array() else {
-        report.fault(
-            value.span().start,
-            format!("rule must be a list of tables, [[rule]] each, not {}", describe(value.get_ref())),
-        );
-        return rules;
-    };
+    let list = tables_of(root, schema::RULE_TABLE, report);
     if let Some(further) = list.get(MAX_RULES) {
         report.fault(further.span().start, format!("there are {} rules; keep at most {MAX_RULES}", list.len()));
     }
@@ -178,11 +163,6 @@ fn addresses(table: &Table<'_, '_>, key: &Scalar<Term>, sets: &[PlacedSet], repo
     addresses
 }
 
-/// Has an IP protocol ports that rules know?
-pub(super) fn has_ports(protocol: u8) -> bool {
-    protocol == TCP || protocol == UDP
-}
-
 /// Only TCP and UDP have ports.
 fn check_ports(
     protocols: &[Placed<u8>],
@@ -196,10 +176,10 @@ fn check_ports(
     else {
         return;
     };
-    let Some(without) = protocols.iter().find(|placed| !has_ports(placed.value)) else {
+    let Some(without) = protocols.iter().find(|placed| !wire::is_tcp_or_udp(placed.value)) else {
         return;
     };
-    if protocols.iter().any(|placed| has_ports(placed.value)) {
+    if protocols.iter().any(|placed| wire::is_tcp_or_udp(placed.value)) {
         report.warning(
             without.at,
             format!(

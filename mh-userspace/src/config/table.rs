@@ -239,6 +239,19 @@ pub(super) fn list_of<'t, 'i>(
     list
 }
 
+/// The elements of the list of tables `name` at the top level, `[[name]]` each; none, with a report, if it is no list.
+pub(super) fn tables_of<'t, 'i>(root: &Table<'t, 'i>, name: &str, report: &mut Report) -> &'t [Value<'i>] {
+    let Some((_, value)) = root.get(name) else {
+        return &[];
+    };
+    let Some(list) = value.get_ref().as_array() else {
+        let what = describe(value.get_ref());
+        report.fault(value.span().start, format!("{name} must be a list of tables, [[{name}]] each, not {what}"));
+        return &[];
+    };
+    list
+}
+
 /// The elements of a list, or the value itself if it is another, or an empty list.
 pub(super) fn elements_or_value<'t, 'i>(value: &'t Value<'i>) -> Vec<&'t Value<'i>> {
     match value.get_ref() {

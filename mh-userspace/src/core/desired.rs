@@ -277,7 +277,7 @@ impl Desired {
 
     /// Whether new flows find an uplink under any policy that has a name.
     pub fn takes_flows(&self) -> bool {
-        let mut named = self.policies.iter().filter(|(index, _)| usize::from(**index) < policy::MAX_POLICIES);
+        let mut named = self.policies.iter().filter(|(index, _)| policy::uplink_of(**index).is_none());
         named.any(|(_, policy)| u64::from(policy.members) & self.healthy != 0)
     }
 

@@ -133,16 +133,9 @@ impl Core {
         self.health.get(uplink)
     }
 
-    /// Puts another configuration in place. Uplinks keep their indices.
-    pub fn configure(&mut self, config: Config) {
-        let mut indices = self.indices.clone();
-        indices.assign(&config);
-        let rules = RuleTable::new(&config, &indices);
-        self.configure_with(config, Arc::new(rules));
-    }
-
-    /// The same with the configuration's rules, for which [`Self::indices`] must have been [`Indices::assign`]ed.
-    pub fn configure_with(&mut self, config: Config, rules: Arc<RuleTable>) {
+    /// Puts another configuration in place, with its rules, for which [`Self::indices`] must have been [`Indices::assign`]ed. Uplinks keep their
+    /// indices.
+    pub fn configure(&mut self, config: Config, rules: Arc<RuleTable>) {
         self.indices.assign(&config);
         let damping = |config: &Config, name: &str| config.uplinks.iter().find(|u| u.name == name).map(|u| u.damping);
         self.health.retain(|name, _| config.uplink_index(name).is_some());
@@ -150,10 +143,7 @@ impl Core {
         self.spreads.clear();
         // A hold is that of the damping that imposed it.
         self.dampers.retain(|name, _| damping(&config, name) == damping(&self.config, name));
-        // The very same, if they say the same: so nobody compares a hundred thousand prefixes again.
-        if rules != self.rules {
-            self.rules = rules;
-        }
+        self.rules = rules;
         self.config = config;
     }
 
@@ -195,23 +185,19 @@ impl Core {
             self.config.uplinks.iter().map(|uplink| self.condition(uplink, &unreachable)).collect();
         self.damp(&mut conditions, now);
         let spreads = self.spread(&conditions);
-        let new = |observed: &Observed, silent: &BTreeMap<(u32, Ipv4Addr), Duration>| {
-            let mut desired = Desired::new(
-                &self.config,
-                &self.rules,
-                &self.indices,
-                &self.overrides,
-                observed,
-                &conditions,
-                &spreads,
-            );
-            desired.sought.extend(silent.keys().filter(|gateway| desired.gateways.contains(gateway)));
-            desired
-        };
-        let mut desired = new(&self.observed, &self.silent);
+        let mut desired = Desired::new(
+            &self.config,
+            &self.rules,
+            &self.indices,
+            &self.overrides,
+            &self.observed,
+            &conditions,
+            &spreads,
+        );
+        desired.sought.extend(self.silent.keys().filter(|gateway| desired.gateways.contains(gateway)));
         if self.last.as_ref().is_some_and(|last| desired.leads_elsewhere_than(last)) {
             self.observed.begin_epoch();
-            desired = new(&self.observed, &self.silent);
+            desired.neighbour_epoch = self.observed.neighbour_epoch();
         }
         self.last = Some(desired.clone());
         let held = self.dampers.values().filter_map(|damper| damper.held_until(now));

@@ -94,10 +94,9 @@ impl RuleTable {
         any(!rule.to.is_any(), &mut classifier.any_to, rules::ASKS_TO);
         any(!rule.interfaces.is_empty(), &mut classifier.any_interface, rules::ASKS_INTERFACE);
         any(asks_ports, &mut classifier.any_ports, 0);
-        let ported = [wire::PROTOCOL_TCP, wire::PROTOCOL_UDP];
         for (protocol, set) in (0..=u8::MAX).zip(&mut classifier.protocols) {
             let asked = rule.protocols.is_empty() || rule.protocols.contains(&protocol);
-            if asked && (!asks_ports || ported.contains(&protocol)) {
+            if asked && (!asks_ports || wire::is_tcp_or_udp(protocol)) {
                 set.insert(number);
             }
         }

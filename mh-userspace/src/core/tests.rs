@@ -107,6 +107,15 @@ fn another_uplink_stands_in_for_a_default_route_that_is_dead() {
     assert_eq!(spare(&["isp1"], Some(new_route(route(1, 4, GATEWAY1)))), None);
 }
 
+/// Puts another configuration in place, as a reload does.
+fn configure(core: &mut Core, text: &str) {
+    let config = config::parse(text).unwrap().config;
+    let mut indices = core.indices().clone();
+    indices.assign(&config);
+    let rules = RuleTable::new(&config, &indices);
+    core.configure(config, Arc::new(rules));
+}
+
 /// The weights of the first three uplinks under the default policy, and those that get new flows.
 fn default_policy(desired: &Desired) -> (Vec<u32>, u32) {
     let policy = &desired.policies[&0];
@@ -331,7 +340,7 @@ fn an_uplink_that_flaps_is_held() {
     assert!(is_up(&mut core, 0, s(34)));
     // So does what is configured anew.
     let mut core = held.clone();
-    core.configure(config::parse(&text.replace("hold = \"10s\"", "hold = \"11s\"")).unwrap().config);
+    configure(&mut core, &text.replace("hold = \"10s\"", "hold = \"11s\""));
     assert!(is_up(&mut core, 0, s(34)));
     // And the only uplink that is left is not held.
     let mut core = held;
@@ -361,7 +370,7 @@ fn an_uplink_keeps_its_index_across_configurations() {
     let mut core = core();
     let before = core.desired(s(0));
     let text = CONFIG.replace("[uplink.isp1]", "[uplink.isp0]\ninterface = \"wan0\"\n[uplink.isp1]");
-    core.configure(config::parse(&text).unwrap().config);
+    configure(&mut core, &text);
     let after = core.desired(s(0));
     assert_eq!(
         after.views.iter().map(|view| (view.name.as_str(), view.index)).collect::<Vec<_>>(),

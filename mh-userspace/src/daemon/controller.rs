@@ -373,7 +373,7 @@ impl Controller {
                 .push("conntrack_entries and bindings take effect with the next start after mhd --detach".to_owned());
         }
         let former = self.core.clone();
-        self.core.configure_with(loaded.config, rules);
+        self.core.configure(loaded.config, rules);
         let desired = self.core.desired(self.now());
         let actions = reconcile::plan(self.in_force.as_ref(), &desired);
         let mut done = 0;
@@ -445,7 +445,9 @@ impl Controller {
             }
             Command::Explain(request, reply) => {
                 let result = match &self.in_force {
-                    Some(desired) => explain::explain(&self.core, desired, &self.ruling, &mut self.datapath, &request),
+                    Some(desired) => {
+                        explain::explain(&self.core, desired, &self.policies, &mut self.datapath, &request)
+                    }
                     None => Err(backend::starting()),
                 };
                 answer(reply, result);

@@ -4,7 +4,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::config::{Config, Forward, Member, Policy, Rule, Use};
+use super::ruling::Ruling;
+use crate::config::{Config, Forward, Member, Policy};
 
 /// What differs between two configurations, a line each.
 pub fn differences(old: &Config, new: &Config) -> Vec<String> {
@@ -20,8 +21,7 @@ pub fn differences(old: &Config, new: &Config) -> Vec<String> {
     };
     changed("lan", old.lan != new.lan);
     changed("datapath", old.datapath != new.datapath);
-    let rules = |config: &Config| config.rules.iter().map(|rule| meant_rule(rule, config)).collect::<Vec<_>>();
-    changed("rules", rules(old) != rules(new));
+    changed("rules", Ruling::new(old).rules != Ruling::new(new).rules);
     let forwards = |config: &Config| config.forwards.iter().map(|it| meant_forward(it, config)).collect::<Vec<_>>();
     changed("forward", forwards(old) != forwards(new));
     changed("nat", old.nat != new.nat);
@@ -63,30 +63,6 @@ fn meant_policy(policy: &Policy, config: &Config) -> (Policy, Vec<String>) {
     for member in meant.tiers.iter_mut().flatten() {
         names.push(uplink_name(config, member.uplink));
         *member = Member { uplink: 0, ..*member };
-    }
-    (meant, names)
-}
-
-/// A rule, with names in place of indices.
-fn meant_rule(rule: &Rule, config: &Config) -> (Rule, Vec<String>) {
-    let mut meant = rule.clone();
-    let mut names = Vec::new();
-    for sets in [&mut meant.from.sets, &mut meant.to.sets] {
-        for set in sets {
-            names.push(config.sets.get(*set).map_or_else(String::new, |set| set.name.clone()));
-            *set = 0;
-        }
-    }
-    match &mut meant.action {
-        Use::Policy(policy) => {
-            names.push(config.policies.get(*policy).map_or_else(String::new, |policy| policy.name.clone()));
-            *policy = 0;
-        }
-        Use::Uplink(uplink) => {
-            names.push(uplink_name(config, *uplink));
-            *uplink = 0;
-        }
-        Use::Direct | Use::Reject | Use::Drop => {}
     }
     (meant, names)
 }

@@ -14,11 +14,7 @@ use mh_common::{
     wire,
 };
 
-use super::{
-    backend::internal,
-    reasons::Reasons,
-    ruling::{self, Ruling},
-};
+use super::{backend::internal, reasons::Reasons};
 use crate::{
     config,
     control::api::{self, ControlError, ExplainRequest, Explanation},
@@ -73,7 +69,7 @@ impl Packet {
         };
         let (src, dst) = (v4(request.src)?, v4(request.dst)?);
         let name = api::protocol_name(protocol);
-        let has_ports = matches!(protocol, wire::PROTOCOL_TCP | wire::PROTOCOL_UDP);
+        let has_ports = wire::is_tcp_or_udp(protocol);
         match (has_ports, request.dport) {
             (true, None | Some(0)) => {
                 return invalid(format!("{name} needs a destination port; give one, as in {dst}:443"));
@@ -104,15 +100,14 @@ impl Packet {
 
     /// Has it ports, and its source port was not given?
     pub const fn assumes_port(&self) -> bool {
-        self.sport.is_none() && matches!(self.protocol, wire::PROTOCOL_TCP | wire::PROTOCOL_UDP)
+        self.sport.is_none() && wire::is_tcp_or_udp(self.protocol)
     }
 
     fn sent(&self) -> Sent {
-        let has_ports = matches!(self.protocol, wire::PROTOCOL_TCP | wire::PROTOCOL_UDP);
         Sent {
             src: Some(self.src),
             dst: self.dst,
-            transport: has_ports.then_some((self.protocol, self.asked_sport, self.dport)),
+            transport: wire::is_tcp_or_udp(self.protocol).then_some((self.protocol, self.asked_sport, self.dport)),
             tos: self.dscp << 2,
         }
     }
@@ -135,7 +130,7 @@ pub struct Entrance<'a> {
 pub fn explain(
     core: &Core,
     desired: &Desired,
-    ruling: &Ruling,
+    policies: &[(u8, api::Policy)],
     datapath: &mut Datapath,
     request: &ExplainRequest,
 ) -> Result<Explanation, ControlError> {
@@ -145,7 +140,7 @@ pub fn explain(
         Err(reason) => return Ok(untouched(reason)),
     };
     let answer = ask(datapath, &entrance, &mut packet)?;
-    let Some(verdict) = Verdict::ALL.iter().copied().find(|verdict| *verdict as u32 == answer.verdict) else {
+    let Some(verdict) = Verdict::from_index(answer.verdict) else {
         return Err(ControlError::Internal(format!("the datapath gave no verdict ({})", answer.verdict)));
     };
     let config = core.config();
@@ -154,7 +149,6 @@ pub fn explain(
     let rule = asked.then(|| config.rules.get(usize::from(answer.rule.number))).flatten();
     let decides = asked && answer.rule.action == Action::Policy as u8 && answer.flags & explained::RESTORED == 0;
     let by_policy = decides && answer.flags & explained::ON_LINK == 0;
-    let policies = ruling::policies(desired, ruling);
     let named = policies.iter().find(|(index, _)| by_policy && *index == answer.rule.policy);
     let policy = named.map(|(_, policy)| policy);
     let reasons = Reasons {
@@ -225,11 +219,6 @@ fn ask(
 /// What people call a rule.
 pub fn label(rule: &config::Rule, number: u32) -> String {
     rule.name.clone().unwrap_or_else(|| format!("rule {number}"))
-}
-
-/// Whether it is the policy of one uplink alone.
-pub const fn is_of_uplink(policy: u8) -> bool {
-    policy as usize >= policy::MAX_POLICIES
 }
 
 /// What the kernel would not even bring to the datapath.

@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 
 use mh_common::{
     abi,
-    policy::{Explanation, NO_SLOT, NO_UPLINK, explained},
+    policy::{Explanation, NO_SLOT, NO_UPLINK, explained, uplink_of},
     rules::Action,
     slots,
     verdict::Verdict,
@@ -14,7 +14,7 @@ use mh_common::{
 };
 
 use super::{
-    explain::{Entrance, Packet, is_of_uplink, label},
+    explain::{Entrance, Packet, label},
     ruling::{prefix, set_word},
 };
 use crate::{
@@ -250,8 +250,7 @@ impl Reasons<'_> {
             });
             return;
         }
-        if is_of_uplink(self.answer.rule.policy) {
-            let index = self.answer.rule.policy - u8::try_from(mh_common::policy::MAX_POLICIES).unwrap_or_default();
+        if let Some(index) = uplink_of(self.answer.rule.policy) {
             let takes = if self.is_chosen() {
                 "takes it".to_owned()
             } else {

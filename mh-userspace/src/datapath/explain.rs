@@ -86,7 +86,7 @@ impl Question {
             }
             _ => (0, None),
         };
-        if matches!(self.protocol, wire::PROTOCOL_TCP | wire::PROTOCOL_UDP) {
+        if wire::is_tcp_or_udp(self.protocol) {
             transport[..2].copy_from_slice(&sport);
             transport[2..4].copy_from_slice(&dport);
         }

@@ -171,12 +171,13 @@ pub fn detach(dir: &Path) -> Result<bool, DatapathError> {
     check_bpffs(dir)?;
     let mut interfaces = Vec::new();
     let mut gateways: Vec<(u32, Ipv4Addr)> = Vec::new();
-    if let Ok(tables) = Tables::open(dir) {
+    let mut tables = Tables::open(dir).ok();
+    if let Some(tables) = &tables {
         tables.interfaces.walk(|ifindex, record| interfaces.push((ifindex, record.flags)))?;
         gateways.extend(tables.uplinks()?.into_iter().map(|(_, uplink)| (uplink.ifindex, uplink.v4.gateway.into())));
     }
     attach::detach_all(dir, &interfaces)?;
-    if let Ok(mut tables) = Tables::open(dir) {
+    if let Some(tables) = &mut tables {
         tables.remove_all_rules()?;
     }
     routing::remove()?;

@@ -10,7 +10,7 @@ use aya::maps::{MapError, PerCpuValues, lpm_trie::Key};
 use ipnet::Ipv4Net;
 use mh_common::{
     address::Ipv4,
-    policy::{MAX_POLICIES, POLICIES, Policy},
+    policy::{self, POLICIES, Policy},
     rules::{
         GENERATIONS, HAS_RULES, Head, InterfaceKey, NO_RULE_COUNTER, PREFIX_TAG_BITS, PrefixKey, RuleList, RuleSet,
         Side,
@@ -44,7 +44,7 @@ impl Tables {
         let number = u32::from(index);
         let found: Policy = self.policies.get(&number, 0).map_err(DatapathError::map("read a policy"))?;
         let same = found.name == wanted.name && found.id != 0;
-        let mut policy = Policy {
+        let mut record = Policy {
             members: wanted.members,
             eligible: wanted.eligible,
             table: 0,
@@ -54,18 +54,18 @@ impl Tables {
             id: if same { found.id } else { found.id.wrapping_add(NEXT_ID).max(number + NEXT_ID) },
             name: wanted.name,
         };
-        if usize::from(index) < MAX_POLICIES {
+        if policy::uplink_of(index).is_none() {
             let mut table = if same {
                 self.slots.get(&found.table, 0).map_err(DatapathError::map("read the slots"))?
             } else {
                 slots::EMPTY
             };
             let moved = slots::fill(&mut table, &wanted.weights);
-            policy.table = 2 * number + u32::from(found.table == 2 * number);
-            self.slots.set(policy.table, table, 0).map_err(DatapathError::map("write the slots"))?;
+            record.table = 2 * number + u32::from(found.table == 2 * number);
+            self.slots.set(record.table, table, 0).map_err(DatapathError::map("write the slots"))?;
             tracing::debug!("policy {index}: {moved} of {} slots moved", slots::SLOTS);
         }
-        self.policies.set(number, policy, 0).map_err(DatapathError::map("write a policy"))
+        self.policies.set(number, record, 0).map_err(DatapathError::map("write a policy"))
     }
 
     /// Frees an index.

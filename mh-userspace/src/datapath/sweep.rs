@@ -16,7 +16,7 @@ use mh_common::{
     address::Ipv4,
     binding::{End, Inside, Outside, Peer, STATIC},
     flow::{Seen, State},
-    policy::MAX_POLICIES,
+    policy,
     time::{self, Tick},
     wire,
 };
@@ -100,7 +100,7 @@ impl Lost {
         })?;
         let policies = tables.policies()?;
         let live = tables.live.get(&0, 0).map_err(DatapathError::map("read the live state"))?;
-        let mut named = policies.iter().filter(|(index, _)| usize::from(*index) < MAX_POLICIES);
+        let mut named = policies.iter().filter(|(index, _)| policy::uplink_of(*index).is_none());
         let elsewhere = named.any(|(_, policy)| u64::from(policy.eligible) & live.healthy != 0);
         Ok(Self { uplinks, owners, elsewhere })
     }
