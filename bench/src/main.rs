@@ -6,6 +6,7 @@
 
 mod failover;
 mod policy;
+mod report;
 mod throughput;
 
 use anyhow::Result;
