@@ -8,7 +8,7 @@
 //!
 //! [`Far::establish`] begins flows and answers them; [`Far::rate`] counts how many frames a second get through in one direction. A frame is
 //! written anew each time it is sent (see `mh-bench-ebpf`). Generator, router and sink share one core: the generator's thread is pinned, and
-//! all else is softirq work that the kernel does where it is raised.
+//! all else is softirq work that the kernel does where it is raised. The thread comes before all others that want the core.
 //!
 //! Failure behaviour: flows that are not complete after some tries, wrong checksums and answers to the wrong host are errors.
 
@@ -26,8 +26,8 @@ use anyhow::{Context as _, Result, bail, ensure};
 use aya::programs::{ProgramError, TestRun as _, TestRunAttrs, TestRunOptions, Xdp};
 use ipnet::Ipv4Net;
 use mh_bench_ebpf::{
-    FLOW_OFFSET, FORWARD, HEAD_LEN, LAN, Learned, MAGIC, MAGIC_OFFSET, PORTS, PORTS_PER_HOST, Port, REVERSE, Seen,
-    Traffic, WAN1, WAN2, map, mode, program,
+    FLOW_OFFSET, FORWARD, HEAD_LEN, LAN, Learned, MAGIC, MAGIC_OFFSET, PORTS, Port, REVERSE, Seen, Traffic, WAN1, WAN2,
+    map, mode, program,
 };
 use mh_common::checksum::fold;
 use mh_tests::{
@@ -305,7 +305,8 @@ impl Far {
     fn set_ports(&mut self, expected: &Expected, modes: [u32; PORTS]) -> Result<()> {
         let remote = Ipv4Net::from(*REMOTE.ip());
         let sources = [remote, expected.sources[0], expected.sources[1]];
-        for (((number, mode), source), mac) in (0..).zip(modes).zip(sources).zip(FAR_MACS) {
+        for ((((number, mode), source), mac), ifindex) in (0..).zip(modes).zip(sources).zip(FAR_MACS).zip(self.ifindex)
+        {
             let head = frame_of(Direction::Forward, FrameLen::SMALL);
             let [mask, to] = [[0xff; 6], mac].map(|mac| if expected.routed { lead(mac, [0; 2]) } else { 0 });
             let port = Port {
@@ -318,7 +319,7 @@ impl Far {
                 payload_sum: words(&head[MAGIC_OFFSET..]),
                 first_address: FIRST_HOST.into(),
                 first_port: FIRST_PORT.into(),
-                reserved: 0,
+                ifindex,
             };
             self.programs.set(map::PORTS, number, port)?;
         }
@@ -375,6 +376,7 @@ impl Far {
                     // The receiver waits for it.
                     let _ = sender.send(gettid());
                     machine::pin(self.core)?;
+                    machine::come_first()?;
                     run(generator, &bytes, repeat)
                 });
                 done.store(true, Ordering::Release);
@@ -478,10 +480,4 @@ const fn lead(to: Mac, from: [u8; 2]) -> u64 {
 fn words(bytes: &[u8]) -> u32 {
     let words = bytes.as_chunks().0.iter().map(|word| u32::from(u16::from_ne_bytes(*word)));
     fold(words.sum()).into()
-}
-
-/// How many inside hosts so many flows have.
-#[must_use]
-pub const fn hosts(flows: u32) -> u32 {
-    flows.div_ceil(PORTS_PER_HOST)
 }

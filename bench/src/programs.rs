@@ -61,14 +61,6 @@ impl Programs {
         Ok(())
     }
 
-    /// Takes a program off all interfaces.
-    ///
-    /// # Errors
-    /// If there is no such program, or the kernel refuses.
-    pub fn unload(&mut self, name: &str) -> Result<()> {
-        Ok(self.program(name)?.unload()?)
-    }
-
     /// Writes an entry of an array.
     ///
     /// # Errors

@@ -228,14 +228,14 @@ impl Site<'_> {
         let (range1, range2) = (range(one.pool), range(two.pool));
         self.router.nft(&format!(
             "table ip balance {{\n\
-               chain mark {{\n\
+               chain pick {{\n\
                  type filter hook prerouting priority mangle;\n\
                  iif {lan} ct mark != 0 meta mark set ct mark accept\n\
                  iif {lan} ct mark set jhash ip saddr . ip daddr . th sport . th dport mod 2 offset 1 meta mark set ct mark\n\
                  iif {wan1} ct state new ct mark set 1\n\
                  iif {wan2} ct state new ct mark set 2\n\
                }}\n\
-               chain translate {{\n\
+               chain rewrite {{\n\
                  type nat hook postrouting priority srcnat;\n\
                  oif {wan1} snat to {range1}\n\
                  oif {wan2} snat to {range2}\n\

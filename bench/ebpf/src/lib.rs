@@ -129,8 +129,8 @@ pub struct Port {
     pub first_address: u32,
     /// The first port of each inside host.
     pub first_port: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// Its interface.
+    pub ifindex: u32,
 }
 
 /// What a port of the far side has received, on one core.
