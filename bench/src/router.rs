@@ -83,6 +83,12 @@ impl Contender {
         !matches!(self, Self::XdpDrop | Self::BlindRedirect)
     }
 
+    /// Whether it attaches XDP programs to the router's interfaces.
+    #[must_use]
+    pub const fn has_xdp(self) -> bool {
+        matches!(self, Self::MhXdp | Self::XdpDrop | Self::BlindRedirect)
+    }
+
     /// Puts it in the router's place.
     ///
     /// # Errors

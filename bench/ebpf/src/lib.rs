@@ -60,6 +60,8 @@ pub mod program {
     pub const FAR: [&str; super::PORTS] = ["far_lan", "far_wan1", "far_wan2"];
     /// In the router's place: drops.
     pub const DROP: &str = "router_drop";
+    /// On the router's interfaces: passes everything, so that the kernel polls them as it does real interfaces.
+    pub const PASS: &str = "router_pass";
     /// In the router's place, by port: redirects without a look.
     pub const BLIND: [&str; super::PORTS] = ["blind_lan", "blind_wan1", "blind_wan2"];
 }

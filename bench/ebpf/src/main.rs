@@ -257,6 +257,11 @@ pub fn router_drop(_: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
 
+#[xdp]
+pub fn router_pass(_: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
 #[inline(always)]
 fn blind(at: u32) -> u32 {
     match ROUTES.get(at) {

@@ -41,6 +41,7 @@ pub struct Bed {
     pub expected: Expected,
     /// The contender.
     pub running: Running,
+    _polled: Option<crate::programs::Programs>,
     router: Host,
     // Last: its directory goes after all that writes into it.
     lab: Lab,
@@ -58,11 +59,18 @@ impl Bed {
         wire(&router, &far)?;
         let far = Far::new(&far, flows)?;
         let inside = inside()?;
+        let polled = if std::env::var_os("X").is_some() {
+        let mut polled = crate::programs::Programs::load(0)?;
+        if !contender.has_xdp() { for interface in INTERFACES {
+            router.features(interface, &["gro", "off"])?;
+            polled.attach(mh_bench_ebpf::program::PASS, &router, interface)?;
+        } }
+        Some(polled) } else {None};
         let running = contender.start(&site(&lab, &router, inside, flows)?)?;
         let pools = [pool(NETWORKS[0])?, pool(NETWORKS[1])?];
         let sources = if contender.translates() { pools } else { [inside; 2] };
         let expected = Expected { sources, routed: contender.routes() };
-        Ok(Self { far, expected, running, router, lab })
+        Ok(Self { far, expected, running, _polled: polled, router, lab })
     }
 
     /// Puts another contender in the router's place; flows of the far side stay.
