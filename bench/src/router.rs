@@ -190,15 +190,19 @@ impl Site<'_> {
         Ok(What::Route)
     }
 
-    /// A table for each uplink, chosen by mark 1 or 2; what goes inside is the main table's.
+    /// A table for each uplink, chosen by mark 1 or 2; each has the way inside as well, so that a reply needs no rule of its own.
     fn mark_routes(&self) -> Result<()> {
-        let mut lines = vec![format!("rule add priority 1000 to {} lookup main", self.inside)];
+        let inside = self.router.run(&["ip", "route", "show", "exact", &self.inside.to_string()])?;
+        let inside = inside.lines().next().with_context(|| format!("no route to {}", self.inside))?;
+        let mut lines = vec![format!("route replace default via {}", self.uplinks[0].gateway)];
         for (mark, Uplink { gateway, interface, .. }) in (1..).zip(&self.uplinks) {
             lines.push(format!("rule add priority {} fwmark {mark} lookup {}", 1000 + mark, 100 + mark));
+            lines.push(format!("route replace {} table {}", inside.replace(" linkdown", ""), 100 + mark));
             lines.push(format!("route replace default via {gateway} dev {interface} table {}", 100 + mark));
         }
-        lines.push(format!("route replace default via {}", self.uplinks[0].gateway));
-        self.router.ip(&lines)
+        self.router.ip(&lines)?;
+        // An interface's hardware sums up what it receives; here the kernel would have to, for each packet.
+        self.router.sysctl("netfilter/nf_conntrack_checksum", "0")
     }
 
     fn iptables(&self) -> Result<What> {
@@ -236,10 +240,11 @@ impl Site<'_> {
             "table ip balance {{\n\
                chain pick {{\n\
                  type filter hook prerouting priority mangle;\n\
-                 iif {lan} ct mark != 0 meta mark set ct mark accept\n\
+                 meta mark set ct mark\n\
+                 meta mark != 0 accept\n\
                  iif {lan} ct mark set jhash ip saddr . ip daddr . th sport . th dport mod 2 offset 1 meta mark set ct mark\n\
-                 iif {wan1} ct state new ct mark set 1\n\
-                 iif {wan2} ct state new ct mark set 2\n\
+                 iif {wan1} ct mark set 1 meta mark set 1\n\
+                 iif {wan2} ct mark set 2 meta mark set 2\n\
                }}\n\
                chain rewrite {{\n\
                  type nat hook postrouting priority srcnat;\n\
@@ -322,7 +327,7 @@ impl Running {
                 router.run_with_input(&["iptables-restore"], "*mangle\nCOMMIT\n*nat\nCOMMIT\n")?;
                 router.nft("flush ruleset")?;
                 router.run(&["conntrack", "-F"])?;
-                router.ip(&["rule del priority 1000", "rule del priority 1001", "rule del priority 1002"])?;
+                router.ip(&["rule del priority 1001", "rule del priority 1002"])?;
                 router.ip(&["route flush table 101", "route flush table 102"])?;
             }
         }

@@ -7,12 +7,14 @@
 //!                                        pools: 198.51.100.128/25, 203.0.113.128/25
 //! ```
 //!
-//! Neighbours are permanent, since nobody answers ARP. The router's interfaces have NAPI by GRO for contenders without an XDP program.
+//! Neighbours are permanent, since nobody answers ARP. Contenders without XDP programs of their own get one that passes everything, so that
+//! the kernel polls the router's interfaces (NAPI) as it does real ones. It makes them faster than GRO would, which sums up each packet.
 
 use std::net::Ipv4Addr;
 
 use anyhow::Result;
 use ipnet::Ipv4Net;
+use mh_bench_ebpf::program;
 use mh_tests::{
     lab::{Host, Lab, require_tools},
     packet::Mac,
@@ -20,6 +22,7 @@ use mh_tests::{
 
 use crate::{
     far::{Expected, FAR_INTERFACES, FAR_MACS, FIRST_HOST, Far, ROUTER_MACS},
+    programs::Programs,
     router::{Contender, Running, Site, Uplink},
 };
 
@@ -41,7 +44,8 @@ pub struct Bed {
     pub expected: Expected,
     /// The contender.
     pub running: Running,
-    _polled: Option<crate::programs::Programs>,
+    /// What makes the kernel poll the router's interfaces.
+    _polled: Option<Programs>,
     router: Host,
     // Last: its directory goes after all that writes into it.
     lab: Lab,
@@ -53,19 +57,13 @@ impl Bed {
     /// # Errors
     /// Without root or tools, or if the kernel refuses a part.
     pub fn new(contender: Contender, flows: u32) -> Result<Self> {
-        require_tools(&["ip", "ethtool"])?;
+        require_tools(&["ip"])?;
         let lab = Lab::new()?;
         let (router, far) = (lab.host("router")?, lab.host("far")?);
         wire(&router, &far)?;
         let far = Far::new(&far, flows)?;
         let inside = inside()?;
-        let polled = if std::env::var_os("X").is_some() {
-        let mut polled = crate::programs::Programs::load(0)?;
-        if !contender.has_xdp() { for interface in INTERFACES {
-            router.features(interface, &["gro", "off"])?;
-            polled.attach(mh_bench_ebpf::program::PASS, &router, interface)?;
-        } }
-        Some(polled) } else {None};
+        let polled = if contender.has_xdp() { None } else { Some(polled(&router)?) };
         let running = contender.start(&site(&lab, &router, inside, flows)?)?;
         let pools = [pool(NETWORKS[0])?, pool(NETWORKS[1])?];
         let sources = if contender.translates() { pools } else { [inside; 2] };
@@ -109,6 +107,13 @@ fn site<'a>(lab: &'a Lab, router: &'a Host, inside: Ipv4Net, flows: u32) -> Resu
     Ok(Site { lab, router, lan: INTERFACES[0], inside, uplinks, flows })
 }
 
+/// Attaches to the router's interfaces what passes everything.
+fn polled(router: &Host) -> Result<Programs> {
+    let mut programs = Programs::load(0)?;
+    INTERFACES.into_iter().try_for_each(|interface| programs.attach(program::PASS, router, interface))?;
+    Ok(programs)
+}
+
 /// Links, addresses, neighbours and the route to the inside.
 fn wire(router: &Host, far: &Host) -> Result<()> {
     let text = |mac: Mac| mac.map(|byte| format!("{byte:02x}")).join(":");
@@ -132,7 +137,6 @@ fn wire(router: &Host, far: &Host) -> Result<()> {
             format!("address add {a}.{b}.{c}.{own_host}/24 dev {own}"),
             format!("neighbour replace {a}.{b}.{c}.{next_hop} lladdr {} dev {own} nud permanent", text(far_mac)),
         ])?;
-        router.features(own, &["gro", "on"])?;
     }
     router.ip(&[format!("route add {} via {INSIDE_ROUTER}", inside()?)])?;
     INTERFACES.into_iter().try_for_each(|interface| router.wait_for_link(interface))
