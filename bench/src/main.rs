@@ -4,10 +4,13 @@
 //! Throughput: see [`throughput`]. The cost of a packet: measures both programs by `BPF_PROG_TEST_RUN` on the rig of `mh_tests::rig`, interleaved and repeated, and prints medians. The figures are of
 //! the programs alone, without driver, socket buffer or redirect. The machine's noise is in them: compare within one run.
 
+mod bed;
 mod failover;
 mod far;
 mod forward;
+mod growth;
 mod machine;
+mod new_flows;
 mod policy;
 mod programs;
 mod report;
@@ -48,6 +51,10 @@ enum Task {
     Failover(failover::Arguments),
     /// Measures packets per second through mh and through what people use instead, by number of flows.
     Forward(forward::Arguments),
+    /// Measures how fast flows begin, and what becomes of those that exist when there is no room for more.
+    NewFlows(new_flows::Arguments),
+    /// Measures how packets and new flows per second change with the number of flows.
+    Growth(growth::Arguments),
     /// Measures what rules cost that do not match, and sets.
     Policy(policy::Arguments),
 }
@@ -67,6 +74,16 @@ fn main() -> Result<()> {
         Some(Task::Forward(arguments)) => {
             machine::end_on_signals()?;
             forward::measure(arguments)?.iter().for_each(report::Table::print);
+            return Ok(());
+        }
+        Some(Task::NewFlows(arguments)) => {
+            machine::end_on_signals()?;
+            new_flows::measure(arguments)?.iter().for_each(report::Table::print);
+            return Ok(());
+        }
+        Some(Task::Growth(arguments)) => {
+            machine::end_on_signals()?;
+            growth::measure(arguments)?.iter().for_each(report::Table::print);
             return Ok(());
         }
         Some(Task::Policy(arguments)) => return policy::measure(arguments),

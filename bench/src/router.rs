@@ -145,16 +145,15 @@ pub struct Site<'a> {
 }
 
 impl Site<'_> {
-    /// mh's config. Tables fit the flows, as the peers' do: room for half as many again.
+    /// mh's config. Tables fit the flows, as the peers' do: see [`capacity`].
     #[must_use]
     pub fn config(&self, mode: Mode) -> String {
-        let flows = self.flows.max(LEAST_FLOWS);
-        let entries = flows.saturating_mul(3).min(MOST_ENTRIES);
+        let bindings = capacity(self.flows);
         let mut config = format!(
-            "lan = [\"{}\"]\n\n[datapath]\nmode = \"{}\"\nconntrack_entries = {entries}\nbindings = {}\n",
+            "lan = [\"{}\"]\n\n[datapath]\nmode = \"{}\"\nconntrack_entries = {}\nbindings = {bindings}\n",
             self.lan,
             mode.name(),
-            entries / 2,
+            bindings * 2,
         );
         for (number, Uplink { interface, gateway, pool, .. }) in (1..).zip(&self.uplinks) {
             // Writing into a String can't fail.
@@ -265,15 +264,25 @@ fn range(pool: Ipv4Net) -> String {
     }
 }
 
-/// Makes room for so many of the kernel's connections until the guards are gone.
+/// How many flows there is room for where so many are wanted: in mh's tables, and among the kernel's connections.
+#[must_use]
+pub const fn capacity(flows: u32) -> u32 {
+    let flows = if flows < LEAST_FLOWS { LEAST_FLOWS } else { flows };
+    let entries = flows.saturating_mul(3);
+    (if entries < MOST_ENTRIES { entries } else { MOST_ENTRIES }) / 2
+}
+
+/// Makes room for so many of the kernel's connections as [`capacity`] says, no fewer and no more, until the guards are gone.
 ///
 /// # Errors
 /// If the kernel refuses: both are the machine's and can't be set from a container.
 pub fn room_for_connections(flows: u32) -> Result<Vec<Setting>> {
-    let flows = u64::from(flows);
+    let room = capacity(flows);
     let mut settings = Vec::new();
-    settings.extend(Setting::at_least(CONNTRACK_BUCKETS, flows).context("size of the kernel's connection table")?);
-    settings.extend(Setting::at_least(CONNTRACK_MAX, flows * 2).context("bound of the kernel's connections")?);
+    let buckets = Setting::at_least(CONNTRACK_BUCKETS, room.into());
+    settings.extend(buckets.context("size of the kernel's connection table")?);
+    let bound = Setting::set(CONNTRACK_MAX, &room.to_string());
+    settings.push(bound.context("bound of the kernel's connections")?);
     Ok(settings)
 }
 

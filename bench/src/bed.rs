@@ -10,7 +10,7 @@
 //! Neighbours are permanent, since nobody answers ARP. Contenders without XDP programs of their own get one that passes everything, so that
 //! the kernel polls the router's interfaces (NAPI) as it does real ones. It makes them faster than GRO would, which sums up each packet.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::Result;
 use ipnet::Ipv4Net;
@@ -21,7 +21,7 @@ use mh_tests::{
 };
 
 use crate::{
-    far::{Expected, FAR_INTERFACES, FAR_MACS, FIRST_HOST, Far, ROUTER_MACS},
+    far::{Expected, FAR_INTERFACES, FAR_MACS, FIRST_HOST, Far, Load, ROUTER_MACS, Rate},
     programs::Programs,
     router::{Contender, Running, Site, Uplink},
 };
@@ -38,6 +38,7 @@ const INTERFACES: [&str; 3] = ["lan0", "wan1", "wan2"];
 /// A router with a contender at work, and its far side.
 #[derive(Debug)]
 pub struct Bed {
+    contender: Contender,
     /// The far side.
     pub far: Far,
     /// What it is to see.
@@ -57,28 +58,56 @@ impl Bed {
     /// # Errors
     /// Without root or tools, or if the kernel refuses a part.
     pub fn new(contender: Contender, flows: u32) -> Result<Self> {
+        Self::with_room(contender, flows, flows)
+    }
+
+    /// The same with a far side that knows more flows than the tables fit.
+    ///
+    /// # Errors
+    /// As [`Bed::new`].
+    pub fn with_room(contender: Contender, flows: u32, known: u32) -> Result<Self> {
         require_tools(&["ip"])?;
         let lab = Lab::new()?;
         let (router, far) = (lab.host("router")?, lab.host("far")?);
         wire(&router, &far)?;
-        let far = Far::new(&far, flows)?;
+        let far = Far::new(&far, known)?;
         let inside = inside()?;
         let polled = if contender.has_xdp() { None } else { Some(polled(&router)?) };
         let running = contender.start(&site(&lab, &router, inside, flows)?)?;
         let pools = [pool(NETWORKS[0])?, pool(NETWORKS[1])?];
         let sources = if contender.translates() { pools } else { [inside; 2] };
         let expected = Expected { sources, routed: contender.routes() };
-        Ok(Self { far, expected, running, _polled: polled, router, lab })
+        Ok(Self { contender, far, expected, running, _polled: polled, router, lab })
     }
 
-    /// Puts another contender in the router's place; flows of the far side stay.
+    /// The same with flows established, `flows` of the `capacity`.
     ///
     /// # Errors
-    /// If one of them refuses.
-    pub fn replace(mut self, contender: Contender, flows: u32) -> Result<Self> {
-        self.running.stop()?;
-        self.running = contender.start(&site(&self.lab, &self.router, inside()?, flows)?)?;
-        Ok(self)
+    /// As [`Bed::new`], or if flows are not answered.
+    pub fn with_flows(contender: Contender, flows: u32, capacity: u32) -> Result<Self> {
+        // What drops everything can't establish flows: a blind redirect does it first.
+        let first = if contender == Contender::XdpDrop { Contender::BlindRedirect } else { contender };
+        let mut bed = Self::new(first, capacity)?;
+        bed.far.establish(flows, &bed.expected)?;
+        if first != contender {
+            bed.running.stop()?;
+            bed.running = contender.start(&site(&bed.lab, &bed.router, inside()?, capacity)?)?;
+        }
+        bed.contender = contender;
+        Ok(bed)
+    }
+
+    /// How many frames a second get through; for [`Contender::XdpDrop`]: are dropped.
+    ///
+    /// # Errors
+    /// If none is, or what gets through is not as expected.
+    pub fn rate(&mut self, load: Load, window: Duration) -> Result<Rate> {
+        let Self { contender, far, expected, running, .. } = self;
+        if *contender == Contender::XdpDrop {
+            far.rate_of_drops(load, expected, window, || running.dropped())
+        } else {
+            far.rate(load, expected, window)
+        }
     }
 
     /// Takes all away. Connections that are left to a namespace's end would be cleared away while the next is measured.

@@ -9,18 +9,16 @@
 //!
 //! Failure behaviour: a contender that translates or routes wrongly, or lets not all flows through, ends the measurement.
 
-mod bed;
-
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
 use crate::{
-    far::{Direction, FrameLen, Rate},
+    bed::Bed,
+    far::{Direction, FrameLen, Load, Rate},
     report::{Row, Table},
     router::{Contender, room_for_connections},
 };
-use bed::Bed;
 
 /// Who is measured, in the order of the report.
 const CONTENDERS: [Contender; 8] = [
@@ -53,9 +51,25 @@ pub struct Arguments {
     #[arg(long, value_delimiter = ',', default_values_t = [1, 1 << 10, 1 << 16, 1 << 20])]
     flows: Vec<u32>,
 
+    #[command(flatten)]
+    chosen: Chosen,
+}
+
+/// Which contenders are measured.
+#[derive(clap::Args, Debug)]
+pub struct Chosen {
     /// Contenders whose name contains one of these; left out: all.
     #[arg(long, value_delimiter = ',')]
     only: Vec<String>,
+}
+
+impl Chosen {
+    /// Those of a list that were chosen.
+    #[must_use]
+    pub fn of(&self, contenders: &[Contender]) -> Vec<Contender> {
+        let is_chosen = |name: &str| self.only.is_empty() || self.only.iter().any(|part| name.contains(part.as_str()));
+        contenders.iter().copied().filter(|contender| is_chosen(contender.name())).collect()
+    }
 }
 
 /// What is measured of one contender at one number of flows.
@@ -71,20 +85,14 @@ const CASES: [(Direction, FrameLen); 4] = [
 /// # Errors
 /// If a laboratory can't be built, or a contender does not do its work.
 pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
-    let chosen: Vec<Contender> = CONTENDERS
-        .into_iter()
-        .filter(|contender| {
-            arguments.only.is_empty() || arguments.only.iter().any(|part| contender.name().contains(part))
-        })
-        .collect();
+    let chosen = arguments.chosen.of(&CONTENDERS);
     let rounds = if arguments.quick { 1 } else { arguments.rounds };
     let _room = room_for_connections(arguments.flows.iter().copied().max().unwrap_or(1))?;
     let columns = arguments.flows.iter().flat_map(|flows| {
         CASES.map(|(direction, FrameLen(len))| format!("{len} B, {}, {}", flow_count(*flows), direction.name()))
     });
     let columns: Vec<String> = columns.collect();
-    let empty = |contender: &Contender| Row { name: contender.name().into(), samples: vec![Vec::new(); columns.len()] };
-    let mut rows: Vec<Row> = chosen.iter().map(empty).collect();
+    let mut rows: Vec<Row> = chosen.iter().map(|contender| empty_row(*contender, columns.len())).collect();
     for _ in 0..rounds {
         for (at, flows) in arguments.flows.iter().enumerate() {
             for (contender, row) in chosen.iter().zip(&mut rows) {
@@ -96,7 +104,7 @@ pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
             }
         }
     }
-    Ok(vec![Table {
+    let forward = Table {
         name: "forward",
         title: "packets forwarded, one core".into(),
         unit: "Mpps",
@@ -104,7 +112,58 @@ pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
         columns,
         rows,
         baseline: 0,
-    }])
+    };
+    let above = |limit, name, title| cost_above(&forward, &chosen, limit, name, title);
+    let costs = [
+        above(Contender::XdpDrop, "forward-cost", "a router's own cost: time per packet above XDP drop"),
+        above(Contender::BlindRedirect, "forward-work", "what is done with a packet: time above a blind redirect"),
+    ];
+    Ok([Some(forward)].into_iter().chain(costs).flatten().collect())
+}
+
+/// A contender's row without samples.
+#[must_use]
+pub fn empty_row(contender: Contender, columns: usize) -> Row {
+    Row { name: contender.name().into(), samples: vec![Vec::new(); columns] }
+}
+
+/// Time per packet of all contenders above that of `limit`, sample by sample; none if that was not measured.
+fn cost_above(
+    rates: &Table,
+    contenders: &[Contender],
+    limit: Contender,
+    name: &'static str,
+    title: &str,
+) -> Option<Table> {
+    let at = contenders.iter().position(|contender| *contender == limit)?;
+    let of_limit = &rates.rows.get(at)?.samples;
+    // A limit of the limit is below zero.
+    let limits = |contender: &Contender| *contender == limit || *contender == Contender::XdpDrop;
+    let rows = contenders.iter().zip(&rates.rows).filter(|(contender, _)| !limits(contender));
+    let rows: Vec<Row> = rows
+        .map(|(_, row)| {
+            let above = |(own, limit): (&Vec<f64>, &Vec<f64>)| {
+                own.iter().zip(limit).map(|(own, limit)| nanoseconds(*own) - nanoseconds(*limit)).collect()
+            };
+            Row { name: row.name.clone(), samples: row.samples.iter().zip(of_limit).map(above).collect() }
+        })
+        .collect();
+    let columns = rates.columns.clone();
+    (!rows.is_empty()).then(|| Table {
+        name,
+        title: title.into(),
+        unit: "ns",
+        more_is_better: false,
+        columns,
+        rows,
+        baseline: 0,
+    })
+}
+
+/// Time per packet at so many millions a second.
+#[must_use]
+pub fn nanoseconds(mpps: f64) -> f64 {
+    1e3 / mpps
 }
 
 /// The rates of one contender at one number of flows.
@@ -112,22 +171,11 @@ pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
 /// # Errors
 /// If it does not do its work.
 pub fn rates(contender: Contender, flows: u32, cases: &[(Direction, FrameLen)], window: Duration) -> Result<Vec<Rate>> {
-    // What drops everything can't establish flows: a blind redirect does it first.
-    let drops = contender == Contender::XdpDrop;
-    let mut bed = Bed::new(if drops { Contender::BlindRedirect } else { contender }, flows)?;
-    bed.far.establish(flows, &bed.expected)?;
-    if drops {
-        bed = bed.replace(contender, flows)?;
-    }
-    let mut rates = Vec::new();
-    for (direction, frame) in cases {
-        let Bed { far, expected, running, .. } = &mut bed;
-        rates.push(if drops {
-            far.rate_of_drops(*direction, *frame, flows, expected, window, || running.dropped())?
-        } else {
-            far.rate(*direction, *frame, flows, expected, window)?
-        });
-    }
+    let mut bed = Bed::with_flows(contender, flows, flows)?;
+    let rates = cases
+        .iter()
+        .map(|(direction, frame)| bed.rate(Load { direction: *direction, frame: *frame, first: 0, flows }, window));
+    let rates = rates.collect::<Result<_>>()?;
     bed.stop()?;
     Ok(rates)
 }
