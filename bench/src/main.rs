@@ -17,19 +17,22 @@ mod program;
 mod report;
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand, builder::PossibleValuesParser};
 
 use crate::{
     effort::Flags,
     parts::{PARTS, Part},
-    report::{facts::Facts, json::Stored, terminal},
+    report::{facts::Facts, json::Stored, picture, terminal},
 };
 
+/// The directory of results.
+const RESULTS: &str = "bench/results";
 /// Where what is no full run goes, below the directory of results.
 const PARTIAL: &str = "partial";
 
@@ -50,7 +53,7 @@ struct Arguments {
     flags: Flags,
 
     /// The directory of results. What --quick or --only measured goes into its directory `partial`.
-    #[arg(long, value_name = "DIR", default_value = "bench/results")]
+    #[arg(long, value_name = "DIR", default_value = RESULTS)]
     results: PathBuf,
 
     /// Keeps nothing; compares with the results that were kept, and fails if one got worse by more than the spread.
@@ -64,6 +67,12 @@ enum Task {
     Failover(failover::Arguments),
     /// Measures what rules cost that do not match, and sets.
     Policy(policy::Arguments),
+    /// Draws the pictures anew, from the results that were kept.
+    Redraw {
+        /// The directory of results.
+        #[arg(long, value_name = "DIR", default_value = RESULTS)]
+        results: PathBuf,
+    },
 }
 
 /// The parts, one a line.
@@ -77,6 +86,7 @@ fn main() -> ExitCode {
     let done = match &arguments.task {
         Some(Task::Failover(arguments)) => failover::measure(arguments),
         Some(Task::Policy(arguments)) => policy::measure(arguments),
+        Some(Task::Redraw { results }) => redraw(results),
         None => measure(&arguments),
     };
     match done {
@@ -113,6 +123,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
                 worse += report::compare::print(Stored::read(&arguments.results, table.name)?.as_ref(), table);
             } else {
                 Stored::new(table, facts.clone()).write(directory)?;
+                picture::write(table, &facts, directory)?;
             }
         }
         tables.extend(measured);
@@ -126,6 +137,25 @@ fn measure(arguments: &Arguments) -> Result<()> {
     }
     if worse > 0 {
         bail!("worse than before: {worse} figures");
+    }
+    Ok(())
+}
+
+/// Draws all tables of a directory anew. Other files are left alone.
+fn redraw(directory: &Path) -> Result<()> {
+    let entries = fs::read_dir(directory).with_context(|| format!("can't read {}", directory.display()))?;
+    let mut names: Vec<String> = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "svg") {
+            names.extend(path.file_stem().and_then(|stem| stem.to_str()).map(str::to_owned));
+        }
+    }
+    names.sort_unstable();
+    for name in names {
+        let Some(stored) = Stored::read(directory, &name)? else { continue };
+        picture::write(&stored.table(), &stored.run, directory)?;
+        println!("{name}.svg");
     }
     Ok(())
 }

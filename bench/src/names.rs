@@ -39,9 +39,9 @@ pub mod contender {
     /// The kernel over two next hops, without translation.
     pub const ECMP: &str = "kernel ECMP, no NAT";
     /// The classic set-up: CONNMARK, statistic nth, SNAT, ip rules.
-    pub const IPTABLES: &str = "iptables, NAT";
+    pub const IPTABLES: &str = "iptables: CONNMARK, statistic, SNAT";
     /// The same with nft: jhash, ct mark, snat, ip rules.
-    pub const NFT: &str = "nft, NAT";
+    pub const NFT: &str = "nft: jhash, ct mark, snat";
 }
 
 /// What a contender is, which is how it is drawn.

@@ -5,7 +5,7 @@ use std::{fs, io::ErrorKind, path::Path};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Spread, Table, facts::Facts};
+use super::{Row, Spread, Table, facts::Facts};
 
 /// A table as it is kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -87,6 +87,39 @@ impl Stored {
         }
     }
 
+    /// The table again: rows and columns in the order in which they are kept.
+    #[must_use]
+    pub fn table(&self) -> Table {
+        let mut columns: Vec<String> = Vec::new();
+        let mut names: Vec<&String> = Vec::new();
+        for Figure { column, row, .. } in &self.figures {
+            if !columns.contains(column) {
+                columns.push(column.clone());
+            }
+            if !names.contains(&row) {
+                names.push(row);
+            }
+        }
+        let samples = |row: &str, column: &str| {
+            let figure = self.figures.iter().find(|figure| figure.row == row && figure.column == column);
+            figure.map(|figure| figure.samples.clone()).unwrap_or_default()
+        };
+        let rows = names.iter().map(|name| Row {
+            name: (*name).clone(),
+            samples: columns.iter().map(|column| samples(name, column)).collect(),
+        });
+        Table {
+            // A few short texts, once per run of the program: parts name their tables by constants.
+            name: self.name.clone().leak(),
+            title: self.title.clone(),
+            unit: self.unit.clone().leak(),
+            more_is_better: self.more_is_better,
+            rows: rows.collect(),
+            baseline: names.iter().position(|name| **name == self.baseline).unwrap_or_default(),
+            columns,
+        }
+    }
+
     /// As text.
     fn text(&self) -> Result<String> {
         let lines = |items: Vec<String>| format!("[\n    {}\n  ]", items.join(",\n    "));
@@ -164,6 +197,12 @@ mod tests {
         assert_eq!(Stored::read(directory.path(), "forward").unwrap(), None);
         fs::write(directory.path().join("forward.json"), "{}").unwrap();
         assert!(Stored::read(directory.path(), "forward").unwrap_err().to_string().contains("forward.json"));
+    }
+
+    #[test]
+    fn a_table_is_had_again() {
+        let stored = Stored::new(&table(), facts());
+        assert_eq!(Stored::new(&stored.table(), facts()), stored);
     }
 
     #[test]

@@ -4,12 +4,13 @@
 //! reported of a contender is the median of its samples, and its ratio to the baseline's: the median of the ratios of all rounds, with
 //! the least and the greatest, since the machine's speed changes between rounds more than within one.
 //!
-//! A table goes to the terminal ([`terminal`]) and to a file ([`json`]), with the facts of the run ([`facts`]); a later run is compared with it
+//! A table goes to the terminal ([`terminal`]) and to files ([`json`], [`picture`]), with the facts of the run ([`facts`]); a later run is compared with it
 //! ([`compare`]).
 
 pub mod compare;
 pub mod facts;
 pub mod json;
+pub mod picture;
 pub mod terminal;
 
 use crate::names;
