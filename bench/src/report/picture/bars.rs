@@ -69,7 +69,7 @@ fn texts(table: &Table, row: usize, column: usize) -> (String, String) {
 
 fn figure_width(table: &Table, row: usize, column: usize) -> f64 {
     let (figure, ratio) = texts(table, row, column);
-    6.0 + width(&figure, Style::Plain) + 6.0 + width(&ratio, Style::Muted)
+    6.0 + width(&figure, Style::Plain) + 7.0 + width(&ratio, Style::Muted)
 }
 
 fn bar(svg: &mut Svg, table: &Table, (row, column): (usize, usize), y: f64, axis: &Linear) {
@@ -87,8 +87,7 @@ fn bar(svg: &mut Svg, table: &Table, (row, column): (usize, usize), y: f64, axis
         }
     }
     let x = greatest.max(axis.at(figure.median)) + 6.0;
-    svg.text(x, y + BASE, Style::Plain, &text);
-    svg.text(x + width(&text, Style::Plain) + 6.0, y + BASE, Style::Muted, &ratio);
+    svg.figure(x, y + BASE, &text, &ratio);
 }
 
 #[cfg(test)]

@@ -59,8 +59,10 @@ pub fn draw(table: &Table, facts: &Facts) -> String {
     }
     let better = if table.more_is_better { "more is better" } else { "less is better" };
     let mut about = format!("{}, {better}", table.unit);
-    if let (Some(base), None) = (table.rows.get(table.baseline).filter(|_| table.rows.len() > 1), table.curve()) {
-        about += &format!("; × is the ratio to {}", base.name);
+    match table.rows.get(table.baseline) {
+        _ if table.curve().is_some() => about += "; in brackets: the change from so many flows to twice as many",
+        Some(base) if table.rows.len() > 1 => about += &format!("; × is the ratio to {}", base.name),
+        _ => {}
     }
     y += LINE;
     svg.text(MARGIN, y, Style::Muted, &about);

@@ -23,13 +23,13 @@ impl Linear {
     }
 }
 
-/// Round figures from zero to at least `most`, in steps of 1, 2 or 5 times a power of ten: three to seven of them.
+/// Round figures from zero to at least `most`, in steps of 1, 2 or 5 times a power of ten: four to nine of them.
 #[must_use]
 pub fn ticks(most: f64) -> Vec<f64> {
     if !most.is_finite() || most <= 0.0 {
         return vec![0.0, 1.0];
     }
-    let rough = most / 5.0;
+    let rough = most / 7.0;
     let power = 10_f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|step| step * power).find(|step| rough <= *step * 1.0001);
     let step = step.unwrap_or(10.0 * power);
@@ -87,13 +87,13 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_reach_the_end() {
-        assert_eq!(ticks(10.7), [0.0, 5.0, 10.0, 15.0]);
+        assert_eq!(ticks(10.7), [0.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0]);
         assert_eq!(ticks(8.0), [0.0, 2.0, 4.0, 6.0, 8.0]);
         assert_eq!(ticks(0.0), [0.0, 1.0]);
         assert_eq!(ticks(f64::NAN), [0.0, 1.0]);
         for most in [0.003, 0.7, 1.0, 3.0, 41.0, 99.0, 12_345.0, 5e6] {
             let ticks = ticks(most);
-            assert!((3..=7).contains(&ticks.len()), "{most}: {ticks:?}");
+            assert!((4..=9).contains(&ticks.len()), "{most}: {ticks:?}");
             assert!(ticks.last().is_some_and(|last| *last >= most * 0.9999), "{most}: {ticks:?}");
         }
     }

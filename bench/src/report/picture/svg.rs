@@ -47,10 +47,10 @@ impl Style {
     /// A character's width, in pixels: the mean of wide fonts.
     const fn advance(self) -> f64 {
         match self {
-            Self::Title => 9.0,
-            Self::Head => 7.6,
-            Self::Plain => 7.2,
-            Self::Muted => 6.6,
+            Self::Title => 10.0,
+            Self::Head => 8.6,
+            Self::Plain => 7.9,
+            Self::Muted => 7.3,
         }
     }
 }
@@ -114,6 +114,15 @@ impl Svg {
     pub fn text(&mut self, x: f64, y: f64, style: Style, text: &str) {
         let _ =
             writeln!(self.body, "<text x=\"{x:.1}\" y=\"{y:.1}\" class=\"{}\">{}</text>", style.class(), escape(text));
+    }
+
+    /// A figure that begins at `x`, and more about it behind.
+    pub fn figure(&mut self, x: f64, y: f64, figure: &str, more: &str) {
+        let (figure, more) = (escape(figure), escape(more));
+        let _ = writeln!(
+            self.body,
+            "<text x=\"{x:.1}\" y=\"{y:.1}\" class=\"plain\">{figure}<tspan dx=\"7\" class=\"muted\">{more}</tspan></text>"
+        );
     }
 
     /// Text that ends at `x`.
