@@ -12,7 +12,7 @@ pub const STYLE: &str = "\
   .peer-a{fill:#e69f00;stroke:#e69f00}.peer-b{fill:#cc79a7;stroke:#cc79a7}
   .peer-c{fill:#d55e00;stroke:#d55e00}.peer-d{fill:#009e73;stroke:#009e73}
   .limit{fill:url(#hatch);stroke:#8c959f}.hatch{stroke:#8c959f}line.limit,path.limit{stroke:#8c959f}
-  .band{stroke:none;opacity:.13}.band.limit{fill:#8c959f}.line{fill:none;stroke-width:2}.spread{stroke:#1f2328;stroke-width:1.2}
+  path.band{stroke:none;opacity:.13}path.band.limit{fill:#8c959f}path.line{fill:none;stroke-width:2}.spread{stroke:#1f2328;stroke-width:1.2}
   @media (prefers-color-scheme:dark){
     .ground{fill:#0d1117;stroke:#30363d}.grid{stroke:#262c36}.axis{stroke:#8b949e}
     text{fill:#e6edf3}.muted{fill:#9198a1}.spread{stroke:#e6edf3}
