@@ -28,6 +28,7 @@ use clap::{Parser, Subcommand, builder::PossibleValuesParser};
 use crate::{
     effort::Flags,
     parts::{PARTS, Part},
+    program::instructions,
     report::{facts::Facts, json::Stored, picture, terminal},
 };
 
@@ -118,6 +119,11 @@ fn measure(arguments: &Arguments) -> Result<()> {
             }
         };
         for table in &measured {
+            if table.name == names::table::INSTRUCTIONS {
+                let kept_in = (!arguments.check).then_some(directory);
+                instructions::report(table, &facts, &arguments.results, kept_in)?;
+                continue;
+            }
             print!("{}", terminal::text(table));
             if arguments.check {
                 worse += report::compare::print(Stored::read(&arguments.results, table.name)?.as_ref(), table);

@@ -10,6 +10,8 @@ pub mod table {
     pub const NEW_FLOWS: &str = "new-flows";
     /// The cost of a program's run.
     pub const PROGRAM: &str = "program";
+    /// The sizes of the programs.
+    pub const INSTRUCTIONS: &str = "instructions";
     /// TCP throughput.
     pub const TCP: &str = "tcp";
     /// Short HTTP connections: requests per second.
@@ -42,6 +44,24 @@ pub mod contender {
     pub const IPTABLES: &str = "iptables: CONNMARK, statistic, SNAT";
     /// The same with nft: jhash, ct mark, snat, ip rules.
     pub const NFT: &str = "nft: jhash, ct mark, snat";
+}
+
+/// Columns of [`table::PROGRAM`]: kinds of packets.
+pub mod column {
+    /// From inside, of an established flow.
+    pub const HIT_OUT: &str = "hit, out";
+    /// From an uplink, of an established flow.
+    pub const HIT_BACK: &str = "hit, back";
+    /// An error from an uplink, about a packet of an established flow.
+    pub const ICMP_ERROR: &str = "ICMP error";
+    /// To the router itself.
+    pub const NOT_OURS: &str = "not ours";
+
+    /// From inside, of a flow that begins, with so many rules that it does not agree with.
+    #[must_use]
+    pub fn new_flow(rules: usize) -> String {
+        format!("new flow, {rules} rules")
+    }
 }
 
 /// What a contender is, which is how it is drawn.

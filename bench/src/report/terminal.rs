@@ -28,8 +28,12 @@ pub fn text(table: &Table) -> String {
 
 /// One part for each column.
 fn groups(text: &mut String, table: &Table, width: usize) {
+    // Columns' names stand two places further left than rows', above a gap of two.
+    let longest = table.columns.iter().map(|column| column.chars().count().saturating_sub(2)).max().unwrap_or(0);
+    let width = width.max(longest);
     for (at, column) in table.columns.iter().enumerate() {
-        let _ = writeln!(text, "\n  {column:<width$}  {:>9}  {:>6}  {:>16}", "median", "ratio", "least to most");
+        let (begin, head) = (width + 2, format!("{:>7}  {:>6}  {:>16}", "median", "ratio", "least to most"));
+        let _ = writeln!(text, "\n  {column:<begin$}  {head}");
         for (number, row) in table.rows.iter().enumerate() {
             let Some(figure) = table.figure(number, at) else {
                 let _ = writeln!(text, "    {:<width$}  {:>7}", row.name, "-");
@@ -81,13 +85,13 @@ mod tests {
 packets
 Mpps, more is better; ratio to: limit
 
-  64 B, 1 Ki flows     median   ratio     least to most
-    limit       8.00
-    mh, XDP     5.00    0.75      0.50 to 0.75
-    lazy        1.00    0.12      0.10 to 0.25
+  64 B, 1 Ki flows    median   ratio     least to most
+    limit               8.00
+    mh, XDP             5.00    0.75      0.50 to 0.75
+    lazy                1.00    0.12      0.10 to 0.25
 ";
         assert!(text.starts_with(expected), "{text}");
-        assert!(text.lines().any(|line| line.trim_end() == "    lazy           -"), "{text}");
+        assert!(text.lines().any(|line| line.trim_end() == "    lazy                   -"), "{text}");
     }
 
     #[test]
