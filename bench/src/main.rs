@@ -5,8 +5,13 @@
 //! the programs alone, without driver, socket buffer or redirect. The machine's noise is in them: compare within one run.
 
 mod failover;
+mod far;
+mod forward;
+mod machine;
 mod policy;
+mod programs;
 mod report;
+mod router;
 mod throughput;
 
 use anyhow::Result;
@@ -41,6 +46,8 @@ struct Arguments {
 enum Task {
     /// Measures how long the failure of an uplink is felt, with mh and with the classic set-up of iptables and a ping script.
     Failover(failover::Arguments),
+    /// Measures packets per second through mh and through what people use instead, by number of flows.
+    Forward(forward::Arguments),
     /// Measures what rules cost that do not match, and sets.
     Policy(policy::Arguments),
 }
@@ -57,6 +64,11 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match &arguments.task {
         Some(Task::Failover(arguments)) => return failover::measure(arguments),
+        Some(Task::Forward(arguments)) => {
+            machine::end_on_signals()?;
+            forward::measure(arguments)?.iter().for_each(report::Table::print);
+            return Ok(());
+        }
         Some(Task::Policy(arguments)) => return policy::measure(arguments),
         None => {}
     }
