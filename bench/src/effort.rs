@@ -10,16 +10,16 @@ use clap::Args;
 /// A part's share of a quick run of all seven, set-up included.
 pub const QUICK_SHARE: Duration = Duration::from_secs(17);
 
-/// Rounds of a full and of a quick run, if nothing else is asked for: odd, so that a median is a sample.
+/// Rounds of a full and of a quick run, if nothing else is asked for.
 const ROUNDS: usize = 9;
-const QUICK_ROUNDS: usize = 3;
+const QUICK_ROUNDS: usize = 1;
 /// So many rounds keep even the longest part within a working day.
 const MAX_ROUNDS: u64 = 1000;
 
 /// The options.
 #[derive(Args, Clone, Debug)]
 pub struct Flags {
-    /// How often every contender is measured; the median counts [default: 9, with --quick 3]
+    /// How often every contender is measured; the median counts [default: 9, with --quick 1]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MAX_ROUNDS), value_name = "N")]
     rounds: Option<u64>,
 

@@ -77,8 +77,13 @@ impl Goal {
 
     /// What is to be, in words.
     fn text(&self) -> String {
-        let begin =
-            format!("{}: {}{}{}", self.table, self.row, if self.column.is_empty() { "" } else { ", " }, self.column);
+        let begin = format!(
+            "{}: {}{}{}",
+            self.table,
+            self.row,
+            if self.column.is_empty() { "" } else { ", " },
+            self.column.trim_end_matches(',')
+        );
         match self.bound {
             Bound::Times(factor, other) => format!("{begin}: at least {factor} times {other}"),
             Bound::AtMost(most) => format!("{begin}: at most {most}"),

@@ -8,13 +8,18 @@
 #[allow(dead_code, reason = "not every part uses all of it")]
 mod effort;
 mod failover;
+mod far;
+mod forward;
 mod goals;
+mod machine;
 #[allow(dead_code, reason = "not every name has its goal or picture")]
 mod names;
 mod parts;
 mod policy;
 mod program;
+mod programs;
 mod report;
+mod router;
 
 use std::{
     fs,
@@ -101,6 +106,7 @@ fn main() -> ExitCode {
 
 /// Measures all parts that were asked for.
 fn measure(arguments: &Arguments) -> Result<()> {
+    machine::end_on_signals()?;
     let effort = arguments.flags.effort();
     let facts = Facts::gather(&effort);
     let named = |part: &&Part| arguments.parts.iter().any(|name| name == part.name);

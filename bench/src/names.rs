@@ -33,15 +33,15 @@ pub mod contender {
     /// mh on TC.
     pub const MH_TC: &str = "mh, TC";
     /// Everything is dropped at the router: the generator's limit.
-    pub const XDP_DROP: &str = "XDP drop (limit of generator)";
+    pub const XDP_DROP: &str = "XDP drop";
     /// Everything is redirected without a look: the datapath's limit.
-    pub const BLIND_REDIRECT: &str = "blind XDP redirect (limit)";
+    pub const BLIND_REDIRECT: &str = "blind XDP redirect";
     /// The kernel, without translation.
     pub const KERNEL: &str = "kernel forwarding, no NAT";
     /// The kernel over two next hops, without translation.
-    pub const ECMP: &str = "kernel ECMP, no NAT";
+    pub const ECMP: &str = "kernel ECMP by ports, no NAT";
     /// The classic set-up: CONNMARK, statistic nth, SNAT, ip rules.
-    pub const IPTABLES: &str = "iptables: CONNMARK, statistic, SNAT";
+    pub const IPTABLES: &str = "iptables: CONNMARK, nth, SNAT";
     /// The same with nft: jhash, ct mark, snat, ip rules.
     pub const NFT: &str = "nft: jhash, ct mark, snat";
 }
@@ -116,12 +116,6 @@ pub fn flows_in(column: &str) -> Option<u64> {
     })
 }
 
-/// A column of [`table::FORWARD`]: frame size, flows and direction.
-#[must_use]
-pub fn frames(bytes: usize, count: u64, out: bool) -> String {
-    format!("{bytes} B, {}, {}", flows(count), if out { "out" } else { "back" })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -137,7 +131,7 @@ mod tests {
         ] {
             assert_eq!(flows(count), text);
             assert_eq!(flows_in(text), Some(count));
-            assert_eq!(flows_in(&frames(64, count, true)), Some(count));
+            assert_eq!(flows_in(&format!("64 B, {text}, forward")), Some(count));
         }
         for other in ["one flow", "64 B", "flows", "1 Ki Ki flows", "1 x flows", ""] {
             assert_eq!(flows_in(other), None, "{other}");

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{effort::Effort, program, report::Table};
+use crate::{effort::Effort, forward, names::table, program, report::Table};
 
 /// A part: a command of its own, and one of all that run without one.
 pub struct Part {
@@ -15,11 +15,18 @@ pub struct Part {
 }
 
 /// All of them.
-pub const PARTS: &[Part] = &[Part {
-    name: "program",
-    about: "what a run of the programs costs, by kind of packet, and how large they are",
-    measure: program::measure,
-}];
+pub const PARTS: &[Part] = &[
+    Part {
+        name: table::FORWARD,
+        about: "packets per second of established flows, one core",
+        measure: |effort| forward::measure(&forward::Arguments::of(effort)),
+    },
+    Part {
+        name: table::PROGRAM,
+        about: "what a run of the programs costs, by kind of packet, and how large they are",
+        measure: program::measure,
+    },
+];
 
 #[cfg(test)]
 mod tests {

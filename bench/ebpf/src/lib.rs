@@ -24,6 +24,8 @@ pub const WAN1: u32 = 1;
 pub const WAN2: u32 = 2;
 /// How many ports the far side has, and the router.
 pub const PORTS: usize = 3;
+/// Where [`program::DROP`] counts: behind the far side's ports.
+pub const DROPPED: u32 = 3;
 
 /// Flows of one inside host: its source ports.
 pub const PORTS_PER_HOST: u32 = 63;
@@ -42,7 +44,7 @@ pub mod map {
     pub const TRAFFIC: &str = "bench_traffic";
     /// Array, port of the far side to [`super::Port`].
     pub const PORTS: &str = "bench_ports";
-    /// Per-CPU array, port of the far side to [`super::Seen`].
+    /// Per-CPU array, port of the far side or [`super::DROPPED`] to [`super::Seen`].
     pub const SEEN: &str = "bench_seen";
     /// Array, flow number to [`super::Learned`].
     pub const LEARNED: &str = "bench_learned";
@@ -87,6 +89,8 @@ pub struct Traffic {
     pub template: [u64; HEAD_LEN / 8],
     /// The first eight bytes by the port that it is sent into: the router's Ethernet address there, and the beginning of the sender's.
     pub lead: [u64; PORTS],
+    /// How many frames were sent.
+    pub sent: u64,
     /// The interfaces of the far side's ports.
     pub ifindex: [u32; PORTS],
     /// The sum of the IP header's words as in memory, without the address that changes.
@@ -127,8 +131,8 @@ pub struct Port {
     pub first_address: u32,
     /// The first port of each inside host.
     pub first_port: u32,
-    /// Always zero.
-    pub reserved: u32,
+    /// Its interface.
+    pub ifindex: u32,
 }
 
 /// What a port of the far side has received, on one core.
@@ -145,6 +149,32 @@ pub struct Seen {
     pub flows: u64,
     /// Whatever else came in.
     pub others: u64,
+}
+
+impl Seen {
+    /// Both together.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self {
+            packets: self.packets + other.packets,
+            expected: self.expected + other.expected,
+            wrong: self.wrong + other.wrong,
+            flows: self.flows + other.flows,
+            others: self.others + other.others,
+        }
+    }
+
+    /// What came since an earlier look.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Self {
+        Self {
+            packets: self.packets - earlier.packets,
+            expected: self.expected - earlier.expected,
+            wrong: self.wrong - earlier.wrong,
+            flows: self.flows - earlier.flows,
+            others: self.others - earlier.others,
+        }
+    }
 }
 
 /// Where a flow came from as the far side saw it.

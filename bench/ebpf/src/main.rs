@@ -28,8 +28,8 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use mh_bench_ebpf::{
-    FLOW_OFFSET, FORWARD, HEAD_LEN, LAN, Learned, MAGIC, MAGIC_OFFSET, PORTS, PORTS_PER_HOST, Port, REVERSE, Seen,
-    Traffic, WAN1, WAN2, mode,
+    DROPPED, FLOW_OFFSET, FORWARD, HEAD_LEN, LAN, Learned, MAGIC, MAGIC_OFFSET, PORTS, PORTS_PER_HOST, Port, REVERSE,
+    Seen, Traffic, WAN1, WAN2, mode,
 };
 use mh_common::checksum::fold;
 
@@ -38,7 +38,7 @@ static TRAFFIC: Array<Traffic> = Array::with_max_entries(2, 0);
 #[map(name = "bench_ports")]
 static PORT: Array<Port> = Array::with_max_entries(PORTS as u32, 0);
 #[map(name = "bench_seen")]
-static SEEN: PerCpuArray<Seen> = PerCpuArray::with_max_entries(PORTS as u32, 0);
+static SEEN: PerCpuArray<Seen> = PerCpuArray::with_max_entries(DROPPED + 1, 0);
 /// The loader sets its size. Memory of its own pages, as for one that is mapped: it is large.
 #[map(name = "bench_learned")]
 static LEARNED: Array<Learned> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -165,6 +165,7 @@ fn generate(ctx: &XdpContext, index: u32) -> Option<u32> {
     let changed = address_sum + u32::from(l4_port) + halves(flow);
     head.set(UDP_SUM, udp_checksum(traffic.udp_sum + changed));
     head.set(FLOW_OFFSET, flow);
+    traffic.sent += 1;
     // SAFETY: a helper without pointers.
     Some(unsafe { bpf_redirect(ifindex, 0) } as u32)
 }
@@ -230,7 +231,9 @@ fn receive(ctx: &XdpContext, at: u32) -> Option<u32> {
     head.set(SOURCE, destination);
     head.set(DESTINATION, source);
     head.set(SOURCE_PORT, l4_ports.rotate_left(16));
-    Some(xdp_action::XDP_TX)
+    // Not XDP_TX: a veth end without an XDP program is not woken up by that.
+    // SAFETY: a helper without pointers.
+    Some(unsafe { bpf_redirect(port.ifindex, 0) } as u32)
 }
 
 #[xdp]
@@ -250,6 +253,10 @@ pub fn far_wan2(ctx: XdpContext) -> u32 {
 
 #[xdp]
 pub fn router_drop(_: XdpContext) -> u32 {
+    if let Some(seen) = SEEN.get_ptr_mut(DROPPED) {
+        // SAFETY: the entry is this core's, and XDP programs don't interrupt each other.
+        unsafe { (*seen).packets += 1 };
+    }
     xdp_action::XDP_DROP
 }
 

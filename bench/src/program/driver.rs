@@ -11,10 +11,7 @@ use mh_common::abi;
 use mh_tests::rig::Rig;
 use mh_userspace::datapath::load::program_of;
 
-use crate::report::as_f64;
-
-/// The object as the build script left it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench.o"));
+use crate::{programs::OBJECT, report::as_f64};
 
 /// Size of the kernel's `struct xdp_md`, and where in it the packet's end and the interface are.
 const XDP_MD: (usize, usize, usize) = (24, 4, 12);

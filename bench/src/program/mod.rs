@@ -180,6 +180,7 @@ fn clear(rig: &mut Rig) -> Result<()> {
         keys.iter().try_for_each(|key| table.forget(key))?;
         Ok(())
     }
+    rig.end_copies()?;
     let tables = &mut rig.tables;
     empty(&mut tables.flows4)?;
     empty(&mut tables.new_flows4)?;
