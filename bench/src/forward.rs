@@ -15,7 +15,9 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     bed::Bed,
+    effort::Effort,
     far::{Direction, FrameLen, Load, Rate},
+    names::{self, table},
     report::{Row, Table},
     router::{Contender, room_for_connections},
 };
@@ -32,44 +34,18 @@ const CONTENDERS: [Contender; 8] = [
     Contender::XdpDrop,
 ];
 
-/// What `cargo xtask bench forward` takes.
-#[derive(clap::Args, Debug)]
-pub struct Arguments {
-    /// How often each figure is measured.
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
+/// Numbers of flows.
+const FLOWS: [u32; 4] = [1, 1 << 10, 1 << 16, 1 << 20];
+const QUICK_FLOWS: [u32; 2] = [1 << 10, 1 << 16];
+/// How long a sample is.
+const WINDOW: Duration = Duration::from_millis(500);
+const QUICK_WINDOW: Duration = Duration::from_millis(100);
 
-    /// Fewer flows, one round, short samples.
-    #[arg(long)]
-    quick: bool,
-
-    /// Milliseconds of each sample.
-    #[arg(long, default_value_t = 700)]
-    window_ms: u64,
-
-    /// Numbers of flows.
-    #[arg(long, value_delimiter = ',', default_values_t = [1, 1 << 10, 1 << 16, 1 << 20])]
-    flows: Vec<u32>,
-
-    #[command(flatten)]
-    chosen: Chosen,
-}
-
-/// Which contenders are measured.
-#[derive(clap::Args, Debug)]
-pub struct Chosen {
-    /// Contenders whose name contains one of these; left out: all.
-    #[arg(long, value_delimiter = ',')]
-    only: Vec<String>,
-}
-
-impl Chosen {
-    /// Those of a list that were chosen.
-    #[must_use]
-    pub fn of(&self, contenders: &[Contender]) -> Vec<Contender> {
-        let is_chosen = |name: &str| self.only.is_empty() || self.only.iter().any(|part| name.contains(part.as_str()));
-        contenders.iter().copied().filter(|contender| is_chosen(contender.name())).collect()
-    }
+/// Those of a list that are to be measured; always the first, which others are compared with.
+#[must_use]
+pub fn chosen(contenders: &[Contender], effort: &Effort) -> Vec<Contender> {
+    let chosen = contenders.iter().enumerate().filter(|(at, contender)| *at == 0 || effort.wants(contender.name()));
+    chosen.map(|(_, contender)| *contender).collect()
 }
 
 /// What is measured of one contender at one number of flows.
@@ -84,19 +60,22 @@ const CASES: [(Direction, FrameLen); 4] = [
 ///
 /// # Errors
 /// If a laboratory can't be built, or a contender does not do its work.
-pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
-    let chosen = arguments.chosen.of(&CONTENDERS);
-    let rounds = if arguments.quick { 1 } else { arguments.rounds };
-    let _room = room_for_connections(arguments.flows.iter().copied().max().unwrap_or(1))?;
-    let columns = arguments.flows.iter().flat_map(|flows| {
-        CASES.map(|(direction, FrameLen(len))| format!("{len} B, {}, {}", flow_count(*flows), direction.name()))
+pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
+    let chosen = chosen(&CONTENDERS, effort);
+    let counts = effort.pick(&FLOWS[..], &QUICK_FLOWS[..]);
+    let window = effort.pick(WINDOW, QUICK_WINDOW);
+    let columns = counts.iter().flat_map(|count| {
+        CASES.map(|(direction, FrameLen(len))| {
+            format!("{len} B, {}, {}", names::flows(u64::from(*count)), direction.name())
+        })
     });
     let columns: Vec<String> = columns.collect();
     let mut rows: Vec<Row> = chosen.iter().map(|contender| empty_row(*contender, columns.len())).collect();
-    for _ in 0..rounds {
-        for (at, flows) in arguments.flows.iter().enumerate() {
+    for _ in 0..effort.rounds {
+        for (at, flows) in counts.iter().enumerate() {
+            let _room = room_for_connections(*flows)?;
             for (contender, row) in chosen.iter().zip(&mut rows) {
-                let rates = rates(*contender, *flows, &CASES, Duration::from_millis(arguments.window_ms))
+                let rates = rates(*contender, *flows, window)
                     .with_context(|| format!("{} with {flows} flows", contender.name()))?;
                 for (case, rate) in rates.iter().enumerate() {
                     row.samples[at * CASES.len() + case].push(rate.received / 1e6);
@@ -105,7 +84,7 @@ pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
         }
     }
     let forward = Table {
-        name: "forward",
+        name: table::FORWARD,
         title: "packets forwarded, one core".into(),
         unit: "Mpps",
         more_is_better: true,
@@ -115,8 +94,8 @@ pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
     };
     let above = |limit, name, title| cost_above(&forward, &chosen, limit, name, title);
     let costs = [
-        above(Contender::XdpDrop, "forward-cost", "a router's own cost: time per packet above XDP drop"),
-        above(Contender::BlindRedirect, "forward-work", "what is done with a packet: time above a blind redirect"),
+        above(Contender::XdpDrop, table::ROUTER_COST, "a router's own cost: time per packet above XDP drop"),
+        above(Contender::BlindRedirect, table::ROUTER_WORK, "work on a packet: time above a blind redirect"),
     ];
     Ok([Some(forward)].into_iter().chain(costs).flatten().collect())
 }
@@ -166,27 +145,13 @@ pub fn nanoseconds(mpps: f64) -> f64 {
     1e3 / mpps
 }
 
-/// The rates of one contender at one number of flows.
-///
-/// # Errors
-/// If it does not do its work.
-pub fn rates(contender: Contender, flows: u32, cases: &[(Direction, FrameLen)], window: Duration) -> Result<Vec<Rate>> {
+/// The rates of one contender at one number of flows, by [`CASES`].
+fn rates(contender: Contender, flows: u32, window: Duration) -> Result<Vec<Rate>> {
     let mut bed = Bed::with_flows(contender, flows, flows)?;
-    let rates = cases
+    let rates = CASES
         .iter()
         .map(|(direction, frame)| bed.rate(Load { direction: *direction, frame: *frame, first: 0, flows }, window));
     let rates = rates.collect::<Result<_>>()?;
     bed.stop()?;
     Ok(rates)
-}
-
-/// A number of flows for people: `64 Ki flows`.
-#[must_use]
-pub fn flow_count(flows: u32) -> String {
-    match flows {
-        1 => "1 flow".into(),
-        few if few % (1 << 10) != 0 => format!("{few} flows"),
-        many if many % (1 << 20) != 0 => format!("{} Ki flows", many >> 10),
-        many => format!("{} Mi flows", many >> 20),
-    }
 }

@@ -12,8 +12,10 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     bed::Bed,
+    effort::Effort,
     far::{Direction, FrameLen, Load},
-    forward::{Chosen, empty_row, flow_count, nanoseconds},
+    forward::{chosen, empty_row, nanoseconds},
+    names::{self, table},
     report::{Row, Table},
     router::{Contender, room_for_connections},
 };
@@ -31,42 +33,29 @@ const CONTENDERS: [Contender; 7] = [
 /// New flows of a sample.
 const NEW: u32 = 1 << 17;
 
-/// What `cargo xtask bench growth` takes.
-#[derive(clap::Args, Debug)]
-pub struct Arguments {
-    /// How often each figure is measured.
-    #[arg(long, default_value_t = 1)]
-    rounds: usize,
-
-    /// Up to 1 Mi flows in steps of 32, one round.
-    #[arg(long)]
-    quick: bool,
-
-    /// Milliseconds of each sample of packets.
-    #[arg(long, default_value_t = 500)]
-    window_ms: u64,
-
-    /// The greatest number of flows; all powers of 4 up to it are measured.
-    #[arg(long, default_value_t = 1 << 22)]
-    most: u32,
-
-    #[command(flatten)]
-    chosen: Chosen,
-}
+/// The greatest number of flows, as a power of two, and the step from one to the next.
+const MOST_BITS: u32 = 22;
+const STEP_BITS: usize = 2;
+const QUICK_MOST_BITS: u32 = 16;
+const QUICK_STEP_BITS: usize = 8;
+/// How long a sample of packets is.
+const WINDOW: Duration = Duration::from_millis(300);
+const QUICK_WINDOW: Duration = Duration::from_millis(100);
+/// A curve has many points, and each is a laboratory: one round for so many of the other parts.
+const ROUNDS_DIVISOR: usize = 3;
 
 /// Measures.
 ///
 /// # Errors
 /// If a laboratory can't be built, or a contender does not do its work.
-pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
-    let chosen = arguments.chosen.of(&CONTENDERS);
-    let (rounds, most, step) =
-        if arguments.quick { (1, arguments.most.min(1 << 20), 5) } else { (arguments.rounds, arguments.most, 2) };
-    let counts: Vec<u32> = (0..u32::BITS).step_by(step).map(|bits| 1 << bits).filter(|count| *count <= most).collect();
+pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
+    let chosen = chosen(&CONTENDERS, effort);
+    let (most, step, window) =
+        effort.pick((MOST_BITS, STEP_BITS, WINDOW), (QUICK_MOST_BITS, QUICK_STEP_BITS, QUICK_WINDOW));
+    let counts: Vec<u32> = (0..=most).step_by(step).map(|bits| 1 << bits).collect();
     let rows = |columns: usize| -> Vec<Row> { chosen.iter().map(|contender| empty_row(*contender, columns)).collect() };
     let (mut packets, mut new_flows) = (rows(counts.len()), rows(counts.len()));
-    let window = Duration::from_millis(arguments.window_ms);
-    for _ in 0..rounds {
+    for _ in 0..effort.rounds.div_ceil(ROUNDS_DIVISOR) {
         for (at, flows) in counts.iter().enumerate() {
             let _room = room_for_connections(flows + NEW)?;
             for (number, contender) in chosen.iter().enumerate() {
@@ -87,12 +76,12 @@ pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
         samples: vec![packets, new_flows],
     });
     let slopes = slopes.collect();
-    let columns: Vec<String> = counts.iter().map(|count| flow_count(*count)).collect();
+    let columns: Vec<String> = counts.iter().map(|count| names::flows(u64::from(*count))).collect();
     let translating = |row: &Row| row.samples.iter().any(|samples| !samples.is_empty());
     let new_flows: Vec<Row> = new_flows.into_iter().filter(translating).collect();
     Ok(vec![
         Table {
-            name: "growth-packets",
+            name: table::GROWTH_FORWARD,
             title: "packets forwarded by number of flows, 64 B, one core".into(),
             unit: "Mpps",
             more_is_better: true,
@@ -101,16 +90,16 @@ pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
             baseline: 0,
         },
         Table {
-            name: "growth-new-flows",
+            name: table::GROWTH_NEW_FLOWS,
             title: "new flows beside so many others, one core".into(),
-            unit: "thousands a second",
+            unit: "thousands per second",
             more_is_better: true,
             columns,
             baseline: new_flows.len().saturating_sub(1),
             rows: new_flows,
         },
         Table {
-            name: "growth-slopes",
+            name: table::GROWTH_SLOPES,
             title: "what each doubling of flows adds to the time per packet".into(),
             unit: "ns",
             more_is_better: false,

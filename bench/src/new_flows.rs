@@ -15,43 +15,28 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::{
     bed::Bed,
-    forward::{Chosen, empty_row},
+    effort::Effort,
+    forward::{chosen, empty_row},
+    names::{self, table},
     report::{Row, Table},
     router::{Contender, capacity, room_for_connections},
 };
 
 /// Who is measured, the baseline first.
 const CONTENDERS: [Contender; 4] = [Contender::Iptables, Contender::Nft, Contender::MhXdp, Contender::MhTc];
+/// New flows of a sample where there is room for all.
+const FLOWS: u32 = 1 << 19;
+const QUICK_FLOWS: u32 = 1 << 16;
 /// Room for flows when it is to be too little, before [`capacity`] adds some.
 const TIGHT: u32 = 1 << 16;
-/// Of these, established ones.
-const ESTABLISHED: u32 = 1 << 15;
+const QUICK_TIGHT: u32 = 1 << 14;
 /// Longer than the two seconds in which the kernel takes a UDP flow for one that may be over.
 const ASSURED: Duration = Duration::from_millis(2200);
-
-/// What `cargo xtask bench new-flows` takes.
-#[derive(clap::Args, Debug)]
-pub struct Arguments {
-    /// How often each figure is measured.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-
-    /// Fewer flows, one round.
-    #[arg(long)]
-    quick: bool,
-
-    /// How many flows begin in each sample.
-    #[arg(long, default_value_t = 1 << 19)]
-    flows: u32,
-
-    #[command(flatten)]
-    chosen: Chosen,
-}
 
 /// What was seen of one contender.
 struct Sample {
     within: f64,
-    handled: f64,
+    tried: f64,
     begun: f64,
     alive: f64,
 }
@@ -60,44 +45,40 @@ struct Sample {
 ///
 /// # Errors
 /// If a laboratory can't be built, or a contender does not do its work.
-pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
-    let chosen = arguments.chosen.of(&CONTENDERS);
-    let (rounds, flows) = if arguments.quick { (1, 1 << 17) } else { (arguments.rounds, arguments.flows) };
-    let mut rates: Vec<Row> = chosen.iter().map(|contender| empty_row(*contender, 3)).collect();
-    let mut alive: Vec<Row> = chosen.iter().map(|contender| empty_row(*contender, 1)).collect();
-    for _ in 0..rounds {
-        for ((contender, rates), alive) in chosen.iter().zip(&mut rates).zip(&mut alive) {
-            let sample = sample(*contender, flows).with_context(|| contender.name())?;
-            for (samples, figure) in rates.samples.iter_mut().zip([sample.within, sample.handled, sample.begun]) {
-                samples.push(figure / 1e3);
+pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
+    let chosen = chosen(&CONTENDERS, effort);
+    let (flows, tight) = effort.pick((FLOWS, TIGHT), (QUICK_FLOWS, QUICK_TIGHT));
+    let rows = |columns: usize| -> Vec<Row> { chosen.iter().map(|contender| empty_row(*contender, columns)).collect() };
+    let (mut within, mut beyond, mut survivors) = (rows(1), rows(2), rows(1));
+    for _ in 0..effort.rounds {
+        for (at, contender) in chosen.iter().enumerate() {
+            let sample = sample(*contender, flows, tight).with_context(|| contender.name())?;
+            within[at].samples[0].push(sample.within / 1e3);
+            for (samples, rate) in beyond[at].samples.iter_mut().zip([sample.tried, sample.begun]) {
+                samples.push(rate / 1e3);
             }
-            alive.samples[0].push(sample.alive * 100.0);
+            survivors[at].samples[0].push(sample.alive * 100.0);
         }
     }
-    let columns = ["within capacity", "beyond capacity: tried", "beyond capacity: begun"];
+    let made = |name, title: &str, unit, columns: &[&str], rows| Table {
+        name,
+        title: title.into(),
+        unit,
+        more_is_better: true,
+        columns: columns.iter().copied().map(str::to_owned).collect(),
+        rows,
+        baseline: 0,
+    };
+    let room = format!("{} within capacity", names::flows(flows.into()));
+    let thousands = "thousands per second";
     Ok(vec![
-        Table {
-            name: "new-flows",
-            title: "new flows, one core".into(),
-            unit: "thousands a second",
-            more_is_better: true,
-            columns: columns.map(str::to_owned).to_vec(),
-            rows: rates,
-            baseline: 0,
-        },
-        Table {
-            name: "new-flows-survivors",
-            title: "established flows that still get through".into(),
-            unit: "%",
-            more_is_better: true,
-            columns: vec!["beyond capacity".into()],
-            rows: alive,
-            baseline: 0,
-        },
+        made(table::NEW_FLOWS, "new flows, one core", thousands, &[&room], within),
+        made(table::NEW_FLOWS_BEYOND, "new flows beyond capacity, one core", thousands, &["tried", "begun"], beyond),
+        made(table::SURVIVORS, "established flows that outlive too many new ones", "%", &["alive"], survivors),
     ])
 }
 
-fn sample(contender: Contender, flows: u32) -> Result<Sample> {
+fn sample(contender: Contender, flows: u32, tight: u32) -> Result<Sample> {
     let room = room_for_connections(flows)?;
     let mut bed = Bed::new(contender, flows)?;
     let within = bed.far.begin(0, flows, &bed.expected)?;
@@ -105,17 +86,17 @@ fn sample(contender: Contender, flows: u32) -> Result<Sample> {
     drop(room);
     ensure!(within.accepted == u64::from(flows), "of {flows} flows, {} came out", within.accepted);
 
-    let _room = room_for_connections(TIGHT)?;
-    let too_many = capacity(TIGHT) * 4;
+    let _room = room_for_connections(tight)?;
+    let (established, too_many) = (tight / 2, capacity(tight) * 4);
     // The far side knows all of them.
-    let mut bed = Bed::with_room(contender, TIGHT, ESTABLISHED + too_many)?;
+    let mut bed = Bed::with_room(contender, tight, established + too_many)?;
     let Bed { far, expected, .. } = &mut bed;
-    far.establish(ESTABLISHED, expected)?;
-    far.keep(ESTABLISHED, expected, ASSURED)?;
-    let beyond = far.begin(ESTABLISHED, too_many, expected)?;
-    let alive = far.alive(ESTABLISHED, expected)?;
+    far.establish(established, expected)?;
+    far.keep(established, expected, ASSURED)?;
+    let beyond = far.begin(established, too_many, expected)?;
+    let alive = far.alive(established, expected)?;
     bed.stop()?;
     #[allow(clippy::cast_precision_loss, reason = "counts of flows are far below 2^52")]
-    let alive = alive as f64 / f64::from(ESTABLISHED);
-    Ok(Sample { within: within.rate.received, handled: beyond.rate.sent, begun: beyond.rate.received, alive })
+    let alive = alive as f64 / f64::from(established);
+    Ok(Sample { within: within.rate.received, tried: beyond.rate.sent, begun: beyond.rate.received, alive })
 }

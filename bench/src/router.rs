@@ -24,7 +24,7 @@ use mh_bench_ebpf::{DROPPED, map, program};
 use mh_tests::lab::{Host, Lab, Mhd, Mode, require_tools};
 use nix::net::if_::if_nametoindex;
 
-use crate::{machine::Setting, programs::Programs};
+use crate::{machine::Setting, names::contender, programs::Programs};
 
 /// The kernel's bound for its connections, and the size of the hash table of them; the same for all namespaces.
 const CONNTRACK_MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
@@ -60,14 +60,14 @@ impl Contender {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::MhXdp => "mh, XDP",
-            Self::MhTc => "mh, TC",
-            Self::XdpDrop => "XDP drop",
-            Self::BlindRedirect => "blind XDP redirect",
-            Self::Kernel => "kernel forwarding, no NAT",
-            Self::Ecmp => "kernel ECMP by ports, no NAT",
-            Self::Iptables => "iptables: CONNMARK, nth, SNAT",
-            Self::Nft => "nft: jhash, ct mark, snat",
+            Self::MhXdp => contender::MH_XDP,
+            Self::MhTc => contender::MH_TC,
+            Self::XdpDrop => contender::XDP_DROP,
+            Self::BlindRedirect => contender::BLIND_REDIRECT,
+            Self::Kernel => contender::KERNEL,
+            Self::Ecmp => contender::ECMP,
+            Self::Iptables => contender::IPTABLES,
+            Self::Nft => contender::NFT,
         }
     }
 

@@ -12,6 +12,8 @@
 
 #![no_std]
 
+pub mod case;
+
 use bytemuck::{Pod, Zeroable};
 
 /// The inside of the router.

@@ -64,6 +64,10 @@ pub fn sweep(tables: &mut Tables, timeouts: &Timeouts, now: Tick) -> Result<Swep
         true
     })?;
     expired.iter().try_for_each(|flow| tables.remove_flow(flow))?;
+    // Flows that were not idle may have copies that are still good.
+    if expired.iter().any(|flow| !is_expired(flow, timeouts, now)) {
+        tables.void_copies()?;
+    }
     let mut lone = Vec::new();
     tables.each_lone_reply(now, |protocol| State::Established.timeout(protocol, timeouts), |key| lone.push(key))?;
     for key in &lone {

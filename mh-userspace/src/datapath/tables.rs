@@ -20,7 +20,7 @@ use mh_common::{
     time::Tick,
 };
 
-use super::{DatapathError, batch};
+use super::{DatapathError, batch, cache::Copies};
 
 /// A hash map of the datapath.
 pub struct Hash<K, V> {
@@ -126,6 +126,8 @@ pub struct Tables {
     pub rule_hits: PerCpuArray<MapData, u64>,
     /// Sources that keep their uplink.
     pub sticky4: Hash<StickyKey<Ipv4>, Sticky>,
+    /// Copies of flows' halves.
+    pub copies: Copies,
 }
 
 impl Tables {
@@ -169,6 +171,7 @@ impl Tables {
             rule_interfaces: pinned(dir, map::RULE_INTERFACES, Hash::open)?,
             rule_hits: typed(dir, map::RULE_HITS)?,
             sticky4: pinned(dir, map::STICKY4, Hash::open)?,
+            copies: Copies::open(dir)?,
         })
     }
 
