@@ -422,6 +422,7 @@ impl Far {
         let Load { direction, frame, .. } = load;
         let endless = repeat == u32::MAX;
         let generator = self.programs.loaded(direction.generator())?;
+        let _turn = machine::Turn::wait()?;
         let bytes = frame_of(direction, frame);
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -465,10 +466,11 @@ impl Moment {
     fn rate_since(&self, from: &Self) -> Result<Rate> {
         let seconds = (self.at - from.at).as_secs_f64();
         let received = self.seen.packets - from.seen.packets;
-        ensure!(received > 0, "nothing gets through any more");
+        let sent = self.sent - from.sent;
+        ensure!(received > 0, "of {sent} frames in {seconds} s, none got through");
         #[allow(clippy::cast_precision_loss, reason = "counts of frames are far below 2^52")]
         let per_second = |count: u64| count as f64 / seconds;
-        Ok(Rate { received: per_second(received), sent: per_second(self.sent - from.sent) })
+        Ok(Rate { received: per_second(received), sent: per_second(sent) })
     }
 }
 
