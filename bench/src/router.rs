@@ -83,6 +83,12 @@ impl Contender {
         !matches!(self, Self::XdpDrop | Self::BlindRedirect)
     }
 
+    /// Whether flows are spread over both uplinks, half and half.
+    #[must_use]
+    pub const fn balances(self) -> bool {
+        self.translates() || matches!(self, Self::Ecmp)
+    }
+
     /// Whether it attaches XDP programs to the router's interfaces.
     #[must_use]
     pub const fn has_xdp(self) -> bool {
