@@ -179,7 +179,7 @@ fn wire(router: &Host, far: &Host) -> Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+mod laboratory {
     #![allow(clippy::unwrap_used, reason = "tests may")]
 
     use mh_tests::lab::skipped;

@@ -308,15 +308,6 @@ pub struct Running {
 }
 
 impl Running {
-    /// The controller, if it is mh.
-    #[must_use]
-    pub fn mhd(&self) -> Option<&Mhd> {
-        match &self.what {
-            What::Mh(mhd) => Some(mhd),
-            _ => None,
-        }
-    }
-
     /// How many packets [`Contender::XdpDrop`] has dropped.
     ///
     /// # Errors
