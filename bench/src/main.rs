@@ -16,6 +16,7 @@ mod machine;
 mod names;
 mod parts;
 mod policy;
+mod profile;
 mod program;
 mod programs;
 mod report;
@@ -73,6 +74,8 @@ enum Task {
     Failover(failover::Arguments),
     /// Measures what rules cost that do not match, and sets.
     Policy(policy::Arguments),
+    /// Draws where the time of a packet goes, as a flame graph.
+    Profile(profile::Arguments),
     /// Draws the pictures anew, from the results that were kept.
     Redraw {
         /// The directory of results.
@@ -92,6 +95,7 @@ fn main() -> ExitCode {
     let done = match &arguments.task {
         Some(Task::Failover(arguments)) => failover::measure(arguments),
         Some(Task::Policy(arguments)) => policy::measure(arguments),
+        Some(Task::Profile(arguments)) => machine::end_on_signals().and_then(|()| profile::profile(arguments)),
         Some(Task::Redraw { results }) => redraw(results),
         None => measure(&arguments),
     };
