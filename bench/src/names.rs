@@ -4,10 +4,16 @@
 pub mod table {
     /// Packets per second of established flows.
     pub const FORWARD: &str = "forward";
-    /// What the router itself spends on a packet.
+    /// What the router itself spends on a packet, all in all.
     pub const ROUTER_COST: &str = "router-cost";
-    /// New flows per second.
+    /// What the router itself spends on a packet besides moving it.
+    pub const ROUTER_WORK: &str = "router-work";
+    /// New flows per second, with room for all.
     pub const NEW_FLOWS: &str = "new-flows";
+    /// New flows per second, with room for some.
+    pub const NEW_FLOWS_BEYOND: &str = "new-flows-beyond";
+    /// Established flows that live on when there is no room for new ones.
+    pub const SURVIVORS: &str = "new-flows-survivors";
     /// The cost of a program's run.
     pub const PROGRAM: &str = "program";
     /// The sizes of the programs.
@@ -24,6 +30,8 @@ pub mod table {
     pub const GROWTH_FORWARD: &str = "growth-forward";
     /// New flows per second by the number of flows.
     pub const GROWTH_NEW_FLOWS: &str = "growth-new-flows";
+    /// What each doubling of flows costs.
+    pub const GROWTH_SLOPES: &str = "growth-slopes";
 }
 
 /// Rows: who is in the router's place.

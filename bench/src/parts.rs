@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{effort::Effort, forward, names::table, program, report::Table};
+use crate::{effort::Effort, forward, growth, names::table, new_flows, program, report::Table};
 
 /// A part: a command of its own, and one of all that run without one.
 pub struct Part {
@@ -19,13 +19,19 @@ pub const PARTS: &[Part] = &[
     Part {
         name: table::FORWARD,
         about: "packets per second of established flows, one core",
-        measure: |effort| forward::measure(&forward::Arguments::of(effort)),
+        measure: forward::measure,
+    },
+    Part {
+        name: table::NEW_FLOWS,
+        about: "new flows per second, one core, and what becomes of others when there are too many",
+        measure: new_flows::measure,
     },
     Part {
         name: table::PROGRAM,
         about: "what a run of the programs costs, by kind of packet, and how large they are",
         measure: program::measure,
     },
+    Part { name: "growth", about: "packets and new flows per second by the number of flows", measure: growth::measure },
 ];
 
 #[cfg(test)]

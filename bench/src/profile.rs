@@ -1,6 +1,6 @@
 //! `cargo xtask bench profile`: where the time of a packet goes, as a flame graph.
 //!
-//! `perf` samples all of the machine while frames of established flows go through a contender, as in [`crate::forward`]. Only stacks of the
+//! `perf` samples all of the machine while frames of established flows go through a contender, as in [`crate::forward`], or of new ones. Only stacks of the
 //! generator's test run, and of the kernel's threads that receive for it, are drawn: what else the machine does, and setting up, is left
 //! out. The whole chain is in the picture: generator, router, sink.
 //!
@@ -8,7 +8,7 @@
 
 use std::{
     fs,
-    io::{BufReader, BufWriter},
+    io::{BufRead as _, BufReader, BufWriter},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
     time::Duration,
@@ -22,8 +22,9 @@ use inferno::{
 use mh_tests::lab::require_tools;
 
 use crate::{
+    bed::Bed,
     effort::Flags,
-    far::{Direction, FrameLen},
+    far::{Direction, FrameLen, Load},
     forward, names,
     report::facts::Facts,
     router::{Contender, room_for_connections},
@@ -36,6 +37,17 @@ const ROOT: &str = "bpf_test_run_xdp_live";
 /// Threads of the kernel that receive packets.
 const RECEIVERS: [&str; 2] = ["ksoftirqd", "napi"];
 
+/// Which packets are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Packets {
+    /// From inside, of established flows.
+    Out,
+    /// From outside, of established flows.
+    Back,
+    /// Each the first of its flow.
+    New,
+}
+
 /// What to profile.
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
@@ -47,11 +59,11 @@ pub struct Arguments {
     #[arg(long, default_value_t = 1 << 16, value_parser = clap::value_parser!(u32).range(1..=1 << 22))]
     flows: u32,
 
-    /// Profiles packets from outside.
-    #[arg(long)]
-    reverse: bool,
+    /// Which packets are sent.
+    #[arg(long, value_enum, default_value_t = Packets::Out)]
+    packets: Packets,
 
-    /// For how long.
+    /// For how long; new flows, as long as it takes to begin them.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=600))]
     seconds: u64,
 
@@ -78,7 +90,12 @@ pub fn profile(arguments: &Arguments) -> Result<()> {
     let stacks = stacks(&samples)?;
     ensure!(!stacks.is_empty(), "perf has no sample of the generator: is the event cpu-clock there?");
     let flows = names::flows(arguments.flows.into());
-    let title = format!("Where the time goes: {}, {flows}, 64 B, {rate:.2} Mpps", contender.name());
+    let what = match arguments.packets {
+        Packets::Out => "out",
+        Packets::Back => "back",
+        Packets::New => "all new",
+    };
+    let title = format!("Where the time goes: {}, {flows}, {what}, 64 B, {rate:.2} Mpps", contender.name());
     let about = format!("{}, Linux {}, {}", facts.cpu, facts.kernel, facts.date);
     draw(&stacks, title, about, &arguments.svg)?;
     println!("{}", arguments.svg.display());
@@ -87,13 +104,27 @@ pub fn profile(arguments: &Arguments) -> Result<()> {
 
 /// Has frames go through while `perf` looks; returns the rate in millions per second.
 fn sample(arguments: &Arguments, contender: Contender, samples: &Path) -> Result<f64> {
-    let _room = room_for_connections(arguments.flows)?;
+    let (flows, frame) = (arguments.flows, FrameLen::SMALL);
+    let _room = room_for_connections(flows)?;
+    let direction = match arguments.packets {
+        Packets::New => {
+            ensure!(contender.translates(), "{} knows no flows that could be new", contender.name());
+            let mut bed = Bed::new(contender, flows)?;
+            let mut perf = Perf::start(samples)?;
+            let begun = bed.far.begin(0, flows, &bed.expected)?;
+            perf.finish()?;
+            bed.stop()?;
+            return Ok(begun.rate.received / 1e6);
+        }
+        Packets::Out => Direction::Forward,
+        Packets::Back => Direction::Reverse,
+    };
+    let mut bed = Bed::with_flows(contender, flows, flows)?;
     let mut perf = Perf::start(samples)?;
-    let direction = if arguments.reverse { Direction::Reverse } else { Direction::Forward };
-    let cases = [(direction, FrameLen::SMALL)];
-    let rates = forward::rates(contender, arguments.flows, &cases, Duration::from_secs(arguments.seconds))?;
+    let rate = bed.rate(Load { direction, frame, first: 0, flows }, Duration::from_secs(arguments.seconds))?;
     perf.finish()?;
-    Ok(rates.first().context("nothing was measured")?.received / 1e6)
+    bed.stop()?;
+    Ok(rate.received / 1e6)
 }
 
 /// `perf record`, which ends with this value: it runs as long as a program that reads to the end of what this one writes.
@@ -107,10 +138,14 @@ impl Perf {
     fn start(samples: &Path) -> Result<Self> {
         let mut command = Command::new("perf");
         command.args(["record", "--quiet", "-e", "cpu-clock", "-F", FREQUENCY, "-a", "-g", "-o"]).arg(samples);
-        command.args(["--", "cat"]).stdin(Stdio::piped()).stdout(Stdio::null());
-        let mut perf = command.spawn().context("start perf")?;
-        let hold = perf.stdin.take();
-        Ok(Self { perf, hold })
+        // What it runs speaks first when perf samples already.
+        command.args(["--", "sh", "-c", "echo; exec cat"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().context("start perf")?;
+        let (hold, begun) = (child.stdin.take(), child.stdout.take());
+        let perf = Self { perf: child, hold };
+        let mut begun = BufReader::new(begun.context("perf has no output")?);
+        ensure!(begun.read_line(&mut String::new())? > 0, "perf could not begin; what it said is above");
+        Ok(perf)
     }
 
     /// Ends it, and waits until all samples are written.

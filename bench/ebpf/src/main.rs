@@ -135,7 +135,7 @@ fn generate(ctx: &XdpContext, index: u32) -> Option<u32> {
     // SAFETY: only one generator runs at a time, and the benchmark writes only between runs.
     let traffic = unsafe { &mut *TRAFFIC.get_ptr_mut(index)? };
     let flow = traffic.next;
-    traffic.next = if flow + 1 < traffic.flows { flow + 1 } else { 0 };
+    traffic.next = if flow + 1 < traffic.end { flow + 1 } else { traffic.first };
     let (port, address, l4_port, address_at, port_at) = if index == FORWARD {
         let (address, port) = inside(traffic.first_address, traffic.first_port, flow);
         (LAN, address.to_be(), port.to_be(), SOURCE, SOURCE_PORT)
@@ -258,6 +258,11 @@ pub fn router_drop(_: XdpContext) -> u32 {
         unsafe { (*seen).packets += 1 };
     }
     xdp_action::XDP_DROP
+}
+
+#[xdp]
+pub fn router_pass(_: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
 }
 
 #[inline(always)]
