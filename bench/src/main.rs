@@ -1,20 +1,21 @@
-//! `cargo xtask bench`: what a packet costs, and how fast TCP gets through; `cargo xtask bench failover`: how long a failure is felt, see
+//! `cargo xtask bench`: what a packet costs; `cargo xtask bench tcp`: how fast TCP gets through, see [`tcp`]; `cargo xtask bench failover`: how long a failure is felt, see
 //! [`failover`]; `cargo xtask bench policy`: what rules cost, see [`policy`].
 //!
-//! Throughput: see [`throughput`]. The cost of a packet: measures both programs by `BPF_PROG_TEST_RUN` on the rig of `mh_tests::rig`, interleaved and repeated, and prints medians. The figures are of
+//! The cost of a packet: measures both programs by `BPF_PROG_TEST_RUN` on the rig of `mh_tests::rig`, interleaved and repeated, and prints medians. The figures are of
 //! the programs alone, without driver, socket buffer or redirect. The machine's noise is in them: compare within one run.
 
 mod failover;
 mod policy;
 mod report;
-mod throughput;
+mod site;
+mod tcp;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use mh_tests::packet::{Packet, Transport};
 use mh_tests::rig::{GATEWAY1, HOST, LAN, Rig, WAN1};
 
-/// Measures throughput beside the kernel's, and what a packet costs in each program.
+/// Measures what a packet costs in each program.
 #[derive(Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -27,14 +28,6 @@ struct Arguments {
     /// Packets per measurement.
     #[arg(long, default_value_t = 200_000)]
     packets: u32,
-
-    /// Rounds of the throughput measurement; 0 leaves it out.
-    #[arg(long, default_value_t = 3)]
-    throughput_rounds: usize,
-
-    /// Seconds per measurement of throughput.
-    #[arg(long, default_value_t = 3)]
-    seconds: u32,
 }
 
 #[derive(Subcommand)]
@@ -43,6 +36,8 @@ enum Task {
     Failover(failover::Arguments),
     /// Measures what rules cost that do not match, and sets.
     Policy(policy::Arguments),
+    /// Measures TCP throughput beside that of the kernel.
+    Tcp(tcp::Arguments),
 }
 
 /// A kind of packet to measure.
@@ -58,10 +53,11 @@ fn main() -> Result<()> {
     match &arguments.task {
         Some(Task::Failover(arguments)) => return failover::measure(arguments),
         Some(Task::Policy(arguments)) => return policy::measure(arguments),
+        Some(Task::Tcp(arguments)) => {
+            tcp::measure(arguments)?.iter().for_each(report::Table::print);
+            return Ok(());
+        }
         None => {}
-    }
-    if arguments.throughput_rounds > 0 {
-        throughput::measure(arguments.throughput_rounds, arguments.seconds)?;
     }
     Rig::run([1, 0], |rig| {
         let (inside, outside, remote) = ("192.168.1.10:40001", "198.51.100.2:40001", "192.0.2.10:443");
