@@ -5,6 +5,7 @@
 //! the programs alone, without driver, socket buffer or redirect. The machine's noise is in them: compare within one run.
 
 mod failover;
+mod http;
 mod policy;
 mod report;
 mod site;
@@ -38,6 +39,8 @@ enum Task {
     Policy(policy::Arguments),
     /// Measures TCP throughput beside that of the kernel.
     Tcp(tcp::Arguments),
+    /// Measures short HTTP connections: how many, and how long they take.
+    Http(http::Arguments),
 }
 
 /// A kind of packet to measure.
@@ -55,6 +58,10 @@ fn main() -> Result<()> {
         Some(Task::Policy(arguments)) => return policy::measure(arguments),
         Some(Task::Tcp(arguments)) => {
             tcp::measure(arguments)?.iter().for_each(report::Table::print);
+            return Ok(());
+        }
+        Some(Task::Http(arguments)) => {
+            http::measure(arguments)?.iter().for_each(report::Table::print);
             return Ok(());
         }
         None => {}
