@@ -5,9 +5,14 @@
 //! the programs alone, without driver, socket buffer or redirect. The machine's noise is in them: compare within one run.
 
 mod failover;
+mod far;
+mod forward;
 mod http;
+mod machine;
 mod policy;
+mod programs;
 mod report;
+mod router;
 mod site;
 mod tcp;
 
@@ -35,6 +40,8 @@ struct Arguments {
 enum Task {
     /// Measures how long the failure of an uplink is felt, with mh and with the classic set-up of iptables and a ping script.
     Failover(failover::Arguments),
+    /// Measures packets per second through mh and through what people use instead, by number of flows.
+    Forward(forward::Arguments),
     /// Measures what rules cost that do not match, and sets.
     Policy(policy::Arguments),
     /// Measures TCP throughput beside that of the kernel.
@@ -55,6 +62,11 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     match &arguments.task {
         Some(Task::Failover(arguments)) => return failover::measure(arguments),
+        Some(Task::Forward(arguments)) => {
+            machine::end_on_signals()?;
+            forward::measure(arguments)?.iter().for_each(report::Table::print);
+            return Ok(());
+        }
         Some(Task::Policy(arguments)) => return policy::measure(arguments),
         Some(Task::Tcp(arguments)) => {
             tcp::measure(arguments)?.iter().for_each(report::Table::print);

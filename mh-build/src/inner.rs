@@ -1,4 +1,4 @@
-//! The inner cargo: the commands that compile and lint `mh-ebpf` for the BPF target.
+//! The inner cargo: the commands that compile and lint a crate of BPF programs (see [`Package`]) for the BPF target.
 //!
 //! Invariants: what the outer cargo exports for its own compiler never reaches the inner one (it would pick the wrong
 //! compiler, flags or libraries, or wait for a lock that the outer one holds); both work in `target/ebpf`, so that
@@ -11,11 +11,7 @@ use std::{
     process::Command,
 };
 
-use crate::{EBPF_DIRECTORY, Linker, Toolchain};
-
-/// The package that holds the programs, and its binary.
-const PACKAGE: &str = "mh-ebpf";
-const BINARY: &str = "mh";
+use crate::{EBPF_DIRECTORY, Linker, Package, Toolchain};
 
 /// Separates flags in `CARGO_ENCODED_RUSTFLAGS`.
 const FLAG_SEPARATOR: &str = "\x1f";
@@ -23,6 +19,8 @@ const FLAG_SEPARATOR: &str = "\x1f";
 /// What the inner cargo needs to know.
 #[derive(Clone, Debug)]
 pub struct InnerCargo<'a> {
+    /// What is compiled.
+    pub package: Package,
     /// The toolchain that compiles.
     pub toolchain: &'a Toolchain,
     /// The linker; none for commands that don't link.
@@ -61,7 +59,7 @@ impl InnerCargo<'_> {
     /// Path of the object that [`InnerCargo::build`] leaves.
     #[must_use]
     pub fn object(&self) -> PathBuf {
-        self.target_dir.join(EBPF_DIRECTORY).join(self.target()).join("release").join(BINARY)
+        self.target_dir.join(EBPF_DIRECTORY).join(self.target()).join("release").join(self.package.binary)
     }
 
     fn target(&self) -> &'static str {
@@ -73,7 +71,7 @@ impl InnerCargo<'_> {
             command.env_remove(name);
         }
         command
-            .args(["--locked", "--release", "--package", PACKAGE, "--bin", BINARY])
+            .args(["--locked", "--release", "--package", self.package.name, "--bin", self.package.binary])
             .args(["-Z", "build-std=core", "--target", self.target(), "--color", "never"])
             .arg("--target-dir")
             .arg(self.target_dir.join(EBPF_DIRECTORY))
@@ -184,6 +182,7 @@ mod tests {
         };
         let linker = Linker { path: "/opt/a b/bpf-linker".into(), release: Release(0, 13, 0), llvm_major: None };
         let inner = InnerCargo {
+            package: Package::DATAPATH,
             toolchain: &toolchain,
             linker: Some(&linker),
             workspace: Path::new("/w"),

@@ -1,9 +1,9 @@
 //! Finds the Rust toolchain and the linker that the BPF object is built with, and puts the inner cargo's command together.
 //!
-//! Two callers must come to the same choice: the build script of `mh-userspace`, which builds the object, and `xtask`,
-//! which installs what the choice lacks and lints for the BPF target. So the choice is made here and nowhere else.
+//! Several callers must come to the same choice: the build scripts of the crates that include an object (see [`script`]), and
+//! `xtask`, which installs what the choice lacks and lints for the BPF target. So the choice is made here and nowhere else.
 //!
-//! Invariants: nothing here installs, downloads or writes; choosing is a pure function of what was found
+//! Invariants: nothing here installs or downloads, and only [`script`] writes; choosing is a pure function of what was found
 //! ([`toolchain::choose`], [`linker::choose`]), looking is kept apart from it.
 //!
 //! Failure behaviour: every error is one sentence that says what was looked at, why it did not do, and what helps.
@@ -15,11 +15,14 @@
 
 pub mod inner;
 pub mod linker;
+pub mod package;
+pub mod script;
 pub mod toolchain;
 pub mod version;
 
 pub use inner::InnerCargo;
 pub use linker::Linker;
+pub use package::Package;
 pub use toolchain::Toolchain;
 
 use std::{

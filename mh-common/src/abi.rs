@@ -10,7 +10,7 @@ pub use crate::mark;
 
 use crate::{
     address::{Address, Family, Ipv4, Ipv6, V4, V6},
-    binding, flow, fragment,
+    binding, cache, flow, fragment,
     policy::{Policy, Sticky, StickyKey},
     rules,
     slots::SlotTable,
@@ -18,8 +18,8 @@ use crate::{
 };
 
 /// The version of everything in this module. 3: two more stages; [`flow::ASKED`] in every flow that the remote end began. 4: rules, and
-/// policies with names, tiers and sources that stick.
-pub const VERSION: u32 = 4;
+/// policies with names, tiers and sources that stick. 5: the flow cache and its epoch.
+pub const VERSION: u32 = 5;
 
 /// The most uplinks; one health bit each.
 pub const MAX_UPLINKS: usize = 32;
@@ -105,6 +105,11 @@ pub mod map {
     /// LRU hash, [`crate::policy::StickyKey`] to [`crate::policy::Sticky`]: sources that keep their uplink.
     pub const STICKY4: &str = "mh_sticky4";
 
+    /// Array of [`crate::cache::Set`], which can be mapped into memory: the flow cache of IPv4.
+    pub const CACHE4: &str = "mh_cache4";
+    /// Per-CPU array of one [`crate::cache::Part`].
+    pub const CACHE_PARTS: &str = "mh_cache_parts";
+
     /// All of them.
     pub const ALL: &[&str] = &[
         FLOWS4,
@@ -138,6 +143,8 @@ pub mod map {
         RULE_INTERFACES,
         RULE_HITS,
         STICKY4,
+        CACHE4,
+        CACHE_PARTS,
     ];
 }
 
@@ -192,6 +199,8 @@ pub const LAYOUTS: &[Layout] = &[
     layout::<rules::InterfaceKey, rules::RuleSet>(map::RULE_INTERFACES, 4),
     layout::<u32, u64>(map::RULE_HITS, 4),
     layout::<StickyKey<Ipv4>, Sticky>(map::STICKY4, 4),
+    layout::<u32, cache::Set>(map::CACHE4, 5),
+    layout::<u32, cache::Part>(map::CACHE_PARTS, 5),
 ];
 
 /// Names of the programs.
@@ -318,7 +327,10 @@ pub struct Live {
     /// One bit per uplink: it may take new flows. One write moves every new flow away from an uplink.
     pub healthy: u64,
     /// Raised whenever a neighbour's Ethernet address changes or a neighbour is lost: cached ones are then resolved anew.
-    pub neighbour_epoch: u32,
+    pub neighbour_epoch: u16,
+    /// Raised whenever something changes that packets of flows that exist depend on: copies in the flow cache that were made before are
+    /// not used any more. Programs raise it too, where a copy of another CPU would do harm.
+    pub cache_epoch: u16,
     /// Zero, for want of which programs would not pass the verifier.
     pub zero: u32,
 }
@@ -525,6 +537,8 @@ const _: () = {
     assert!(size_of::<binding::Inside<Ipv6>>() == 24);
     assert!(size_of::<Settings>() == 64);
     assert!(size_of::<Live>() == 16);
+    assert!(size_of::<cache::Set>() == 128);
+    assert!(size_of::<cache::Part>() == 48);
     assert!(size_of::<Uplink>() == 92);
     assert!(size_of::<Interface>() == 16);
     assert!(size_of::<Pool>() == 136);
@@ -557,6 +571,8 @@ mod user {
     pod!(
         Settings,
         Live,
+        cache::Set,
+        cache::Part,
         Uplink,
         Interface,
         Pool,

@@ -38,6 +38,18 @@ impl Delta {
         Self(fold(!fold(old.sum()) as u32 + fold(new.sum()) as u32))
     }
 
+    /// As a number, for [`Delta::from_bits`].
+    #[inline(always)]
+    pub const fn to_bits(self) -> u16 {
+        self.0
+    }
+
+    /// From [`Delta::to_bits`].
+    #[inline(always)]
+    pub const fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
     /// Both changes.
     #[inline(always)]
     pub const fn and(self, other: Self) -> Self {

@@ -28,6 +28,7 @@
 pub mod abi;
 pub mod address;
 pub mod binding;
+pub mod cache;
 pub mod checksum;
 pub mod flow;
 pub mod fragment;

@@ -18,7 +18,7 @@ use mh_common::{
 };
 
 use crate::{
-    maps::Tables,
+    maps::{self, Tables},
     parse::{Packet, Transport},
     track::Scene,
 };
@@ -53,6 +53,8 @@ pub const fn swapped<A: Address>(key: &Key<A>) -> Key<A> {
 #[inline(always)]
 pub fn forget<Fam: Tables>(key: &Key<Fam::Address>, entry: &Entry<Fam::Address>) {
     let other = entry.other_key(key.protocol);
+    Fam::settle(key, None);
+    Fam::settle(&other, None);
     // A half is in one table or the other; removing what is not there does nothing.
     let _ = Fam::flows().remove(&other);
     let _ = Fam::new_flows().remove(&other);
@@ -86,7 +88,9 @@ pub fn insert<Fam: Tables>(
         }
         _ => {
             // What a former flow left, of which the other half was evicted, would take the answers to its inside host.
-            let _ = Fam::flows().remove(&reply_key);
+            if Fam::flows().remove(&reply_key).is_ok() {
+                maps::void_copies();
+            }
             let answer = swapped(key);
             let reply = Entry::translating(&reply_key, &answer, uplink, flags | flow::REPLY, now);
             table.insert(&reply_key, &reply, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)?;

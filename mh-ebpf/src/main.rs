@@ -28,6 +28,7 @@
 #![allow(missing_docs, reason = "the entry points' macros make functions that can't be documented")]
 
 mod access;
+mod cache;
 mod clamp;
 mod conntrack;
 mod count;

@@ -3,6 +3,7 @@
 //! Sizes here are the defaults; the loader sets those of the configuration. All are pinned under their names.
 
 use aya_ebpf::{
+    helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns},
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
 };
@@ -13,16 +14,23 @@ use mh_common::{
     },
     address::{Ipv4, V4},
     binding::{End, Inside, Outside, Peer, PortRequest},
+    cache::{Part, Set},
     flow::{Entry, Key},
     fragment::{self, Held, HeldKey, Waiting},
     policy::{MAX_STICKY, POLICIES as MAX_POLICIES, Policy, SLOT_TABLES, Sticky, StickyKey},
     rules::{self, Classifier, Head, InterfaceKey, PrefixKey, Rule, RuleList, RuleSet},
     slots::SlotTable,
-    time::Tick,
+    time::{self, Tick},
     verdict::{COUNTERS, Verdict},
 };
 
-use crate::{access::TcFrame, parse::Packet, policy, port, track::Note};
+use crate::{
+    access::TcFrame,
+    cache::{self, Arrival},
+    parse::Packet,
+    policy, port,
+    track::Note,
+};
 
 const FLOWS: u32 = 1 << 20;
 const BINDINGS: u32 = 1 << 18;
@@ -96,6 +104,15 @@ static RULE_HITS: PerCpuArray<u64> = PerCpuArray::pinned(rules::HIT_COUNTERS, 0)
 #[map(name = "mh_sticky4")]
 static STICKY4: LruHashMap<StickyKey<Ipv4>, Sticky> = LruHashMap::pinned(MAX_STICKY, 0);
 
+/// Sets of the flow cache.
+const CACHE_SETS: u32 = FLOWS / 2;
+
+// Mapped memory begins on a page, so a copy is one cache line.
+#[map(name = "mh_cache4")]
+static CACHE4: Array<Set> = Array::pinned(CACHE_SETS, aya_ebpf::bindings::BPF_F_MMAPABLE);
+#[map(name = "mh_cache_parts")]
+static CACHE_PARTS: PerCpuArray<Part> = PerCpuArray::pinned(1, 0);
+
 /// The tables of one address family.
 pub trait Tables: UplinkRoute {
     /// Flows that have seen a reply.
@@ -128,6 +145,10 @@ pub trait Tables: UplinkRoute {
     fn rules_of(key: PrefixKey<Self::Address>) -> Option<&'static RuleSet>;
     /// The first rule that matches a packet that came in by the interface: see [`mod@policy`].
     fn rule(packet: &Packet<Self::Address>, ifindex: u32) -> Rule;
+    /// Copies a half into the flow cache: see [`cache::keep`].
+    fn copy(key: &Key<Self::Address>, entry: &mut Entry<Self::Address>, arrival: &Arrival<'_>, live: &Live, now: Tick);
+    /// Ends the copy of a half: see [`cache::settle`].
+    fn settle(key: &Key<Self::Address>, entry: Option<&mut Entry<Self::Address>>);
     /// The outside address number `n` of an uplink.
     fn pool(uplink: u8, n: u32) -> Option<Self::Address>;
 
@@ -187,6 +208,16 @@ impl Tables for V4 {
     #[inline(always)]
     fn rule(packet: &Packet<Ipv4>, ifindex: u32) -> Rule {
         policy::rule4(packet, ifindex)
+    }
+
+    #[inline(always)]
+    fn copy(key: &Key<Ipv4>, entry: &mut Entry<Ipv4>, arrival: &Arrival<'_>, live: &Live, now: Tick) {
+        cache::keep(key, entry, arrival, live, now);
+    }
+
+    #[inline(always)]
+    fn settle(key: &Key<Ipv4>, entry: Option<&mut Entry<Ipv4>>) {
+        cache::settle(key, entry);
     }
 
     #[inline(always)]
@@ -303,4 +334,45 @@ pub fn verdict_counter(index: u32) -> Option<*mut u64> {
 #[inline(always)]
 pub fn uplink_counters(index: u8) -> Option<*mut UplinkCounters> {
     UPLINK_COUNTERS.get_ptr_mut(index as u32)
+}
+
+/// A set of the flow cache.
+#[inline(always)]
+pub fn copies(set: u32) -> Option<*mut Set> {
+    CACHE4.get_ptr_mut(set)
+}
+
+/// This CPU's part of the flow cache, if it has one.
+#[inline(always)]
+pub fn part() -> Option<&'static mut Part> {
+    // SAFETY: a per-CPU value, and programs on one CPU don't interrupt each other here (softirq).
+    CACHE_PARTS.get_ptr_mut(0).map(|part| unsafe { &mut *part }).filter(|part| part.mask != 0)
+}
+
+/// A half that has seen a reply.
+#[inline(always)]
+pub fn flow4(key: &Key<Ipv4>) -> Option<*mut Entry<Ipv4>> {
+    FLOWS4.get_ptr_mut(key)
+}
+
+/// The time, in ticks. The clock is read at most once per jiffy and CPU: it costs more than all the rest of a packet's bookkeeping.
+#[inline(always)]
+pub fn now(part: &mut Part) -> Tick {
+    // SAFETY: a helper call without arguments, which the kernel makes one load (5.6).
+    let jiffies = unsafe { bpf_jiffies64() };
+    if part.jiffies != jiffies {
+        part.jiffies = jiffies;
+        // SAFETY: a helper call without arguments.
+        part.now = time::tick(unsafe { bpf_ktime_get_ns() });
+    }
+    part.now
+}
+
+/// Voids all copies in the flow cache, those of other CPUs too.
+#[inline(always)]
+pub fn void_copies() {
+    if let Some(live) = LIVE.get_ptr_mut(0) {
+        // SAFETY: a live map value of which one word is written. Whoever writes it at the same time raises it from the same value.
+        unsafe { (*live).cache_epoch = (*live).cache_epoch.wrapping_add(1) };
+    }
 }

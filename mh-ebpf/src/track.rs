@@ -16,6 +16,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use mh_common::{
     abi::{self, Interface, Live, Settings, Stage, mark},
     address::{Address, Family, V4},
+    cache,
     flow::{self, Entry, Key, Seen},
     time::{self, Tick},
     verdict::Verdict,
@@ -24,6 +25,7 @@ use mh_common::{
 
 use crate::{
     access::{Frame, TcFrame},
+    cache::Arrival,
     conntrack,
     count::{self, Sent},
     forward, fragment,
@@ -97,6 +99,9 @@ pub fn is_due<A>(entry: &Entry<A>, live: &Live, now: Tick) -> bool {
 /// The fast path, for XDP.
 #[inline(always)]
 pub fn established<F: Frame>(frame: &mut F) -> Result<Sent, Verdict> {
+    if let Some(done) = crate::cache::hit(frame) {
+        return done;
+    }
     let interface = maps::interface(frame.ifindex()).ok_or(Verdict::Unmanaged)?;
     match parse::ethertype(frame, &interface)? {
         V4::ETHERTYPE => established_of::<V4, F>(frame, &interface),
@@ -107,9 +112,12 @@ pub fn established<F: Frame>(frame: &mut F) -> Result<Sent, Verdict> {
 /// The same at TC ingress; what it can't finish goes on in [`attend`].
 #[inline(always)]
 pub fn quick(frame: &mut TcFrame<false>) -> Result<Sent, Verdict> {
+    frame.pull(wire::MAX_HEADERS_LEN);
+    if let Some(done) = crate::cache::hit(frame) {
+        return done;
+    }
     let interface = maps::interface(frame.ifindex()).ok_or(Verdict::Unmanaged)?;
     frame.set_device(&interface);
-    frame.pull(wire::MAX_HEADERS_LEN);
     let outcome = match parse::network_protocol(frame, &interface)? {
         V4::ETHERTYPE => established_of::<V4, _>(frame, &interface),
         other => Err(parse::not_translated(other)),
@@ -150,16 +158,18 @@ fn established_of<Fam: Tables + Header, F: Frame>(frame: &mut F, interface: &Int
     {
         return Err(Verdict::ToTc);
     }
-    let size = packet.size_on_wire(frame);
+    let mut mtu = settings.lan_mtu;
     if entry.leads_outside() {
-        let uplink = maps::uplink(entry.uplink).ok_or(Verdict::ToTc)?;
-        if !live.is_healthy(entry.uplink) || size > uplink.mtu {
+        if !live.is_healthy(entry.uplink) {
             return Err(Verdict::ToTc);
         }
-    } else if size > settings.lan_mtu {
+        mtu = maps::uplink(entry.uplink).ok_or(Verdict::ToTc)?.mtu;
+    }
+    if packet.size_on_wire(frame) > mtu {
         return Err(Verdict::ToTc);
     }
     touch(entry, &packet, frame, now);
+    Fam::copy(&packet.key, entry, &Arrival { interface, ifindex: frame.ifindex(), mtu }, live, now);
     rewrite::translate::<Fam, F>(frame, &packet, entry, true).map_err(|()| Verdict::Rewrite)?;
     frame.set_mark(settings, mark::DONE);
     Ok(Sent { verdict: on_flow(entry), code: rewrite::redirect::<Fam, F>(frame, entry) })
@@ -207,7 +217,9 @@ pub fn attend<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -
         return Err(if lost { Verdict::ConntrackFull } else { maps::stage(frame, miss, Note::None) });
     };
     // SAFETY: as in `established_of`.
-    let entry = unsafe { &*hit.entry };
+    let entry = unsafe { &mut *hit.entry };
+    // What is attended to may change what its copy says.
+    Fam::settle(&packet.key, Some(entry));
     if note == Note::None as u32 {
         if !takes(entry, &scene.interface) {
             return Err(maps::stage(frame, miss, Note::None));
@@ -346,6 +358,8 @@ pub fn has_expired<Fam: Tables>(key: &Key<Fam::Address>, entry: &Entry<Fam::Addr
     let own = Seen::from(entry);
     let (forward, reply) = if entry.is_reply() { (other_seen, own) } else { (own, other_seen) };
     let timeout = flow::state(protocol, forward, reply).timeout(protocol, timeouts);
+    // What copies in the flow cache have seen is known so much later only.
+    let timeout = timeout + cache::window(timeouts);
     idle > timeout && other_idle > timeout
 }
 

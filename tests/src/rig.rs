@@ -19,12 +19,13 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, TestRunResult, Xdp};
 use mh_common::{
     abi::{self, map, program},
     address::Ipv4,
-    flow::Entry,
+    cache,
+    flow::{Entry, Key},
     fragment,
     policy::{Explanation, Sticky},
     time::Tick,
@@ -38,7 +39,8 @@ use mh_userspace::{
 };
 use nix::libc;
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, unshare};
+use nix::unistd::Pid;
 
 use crate::lab::{Host, Lab};
 use crate::packet::Mac;
@@ -107,6 +109,7 @@ pub struct Rig {
     counters: Counters,
     fragments: HashMap<MapData, fragment::Key<Ipv4>, Entry<Ipv4>>,
     waiting: HashMap<MapData, fragment::Key<Ipv4>, fragment::Waiting>,
+    cache: Array<MapData, cache::Set>,
 }
 
 const CONFIG: &str = r#"
@@ -171,6 +174,10 @@ impl Rig {
             let bpffs = lab.directory().join("bpffs");
             std::fs::create_dir_all(&bpffs)?;
             mount(Some("bpf"), &bpffs, Some("bpf"), MsFlags::empty(), None::<&str>)?;
+            // Copies in the flow cache are a CPU's own, as flows are one CPU's.
+            let mut here = CpuSet::new();
+            here.set(sched_getcpu()?)?;
+            sched_setaffinity(Pid::from_raw(0), &here)?;
             let overrides = Overrides { weights, ..Overrides::default() };
             let mut rig = Self::load(config, overrides, &wans, &bpffs.join("mh"))?;
             work(&mut rig)
@@ -214,7 +221,36 @@ impl Rig {
         let counters = Counters::open(&pins.join(map::VERDICTS))?;
         let fragments = Map::from_map_data(MapData::from_pin(pins.join(map::FRAGMENTS4))?)?.try_into()?;
         let waiting = Map::from_map_data(MapData::from_pin(pins.join(map::WAITING4))?)?.try_into()?;
-        Ok(Self { datapath, tables, desired, ifindex, counters, fragments, waiting })
+        let cache = Map::from_map_data(MapData::from_pin(pins.join(map::CACHE4))?)?.try_into()?;
+        Ok(Self { datapath, tables, desired, ifindex, counters, fragments, waiting, cache })
+    }
+
+    /// Ends all copies in the flow cache; what they have counted goes to their halves.
+    ///
+    /// # Errors
+    /// If a map can't be read or written.
+    pub fn end_copies(&mut self) -> Result<()> {
+        let mut halves = Vec::new();
+        self.tables.flows4.walk(|key, half| halves.push((key, half)))?;
+        for (key, mut half) in halves {
+            self.tables.copies.count(&key, &mut half);
+            self.tables.flows4.insert(key, half, 0)?;
+        }
+        for set in 0..self.cache.len() {
+            if self.cache.get(&set, 0)? != cache::Set::default() {
+                self.cache.set(set, cache::Set::default(), 0)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a half out of the conntrack, and its copies with it.
+    ///
+    /// # Errors
+    /// If a map can't be read or written.
+    pub fn evict(&mut self, key: &Key<Ipv4>) -> Result<()> {
+        self.end_copies()?;
+        Ok(self.tables.remove_half(key)?)
     }
 
     /// Sets the weights of isp1 and isp2.
@@ -244,6 +280,7 @@ impl Rig {
     /// # Errors
     /// If a map can't be read or written.
     pub fn age(&mut self, ticks: u32) -> Result<()> {
+        self.end_copies()?;
         let Tables { flows4, new_flows4, by_inside4, by_outside4, peers4, sources4, sticky4, .. } = &mut self.tables;
         let earlier = |time: Tick| time.wrapping_sub(ticks);
         let half = |entry: Entry<Ipv4>| Entry {

@@ -238,18 +238,18 @@ fn an_evicted_half_is_restored_with_its_port() {
         let (forward, reply) = (flow.key, flow.forward.other_key(flow.key.protocol));
 
         // The forward half, restored from the reply half.
-        rig.tables.remove_half(&forward)?;
+        rig.evict(&forward)?;
         let ack = out(Transport::Tcp(ACK)).build();
         assert_done(&rig.tc("lan0", &ack)?, TC_REDIRECT, &out_sent(Transport::Tcp(ACK)).build(), "restored");
         // It is where its other half is, among the flows that XDP sees.
         assert_done(&rig.xdp("lan0", &ack)?, XDP_REDIRECT, &out_sent(Transport::Tcp(ACK)).build(), "forward");
         // The reply half, restored from the forward half.
-        rig.tables.remove_half(&reply)?;
+        rig.evict(&reply)?;
         let answer = back(Transport::Tcp(ACK)).build();
         assert_done(&rig.tc("wan1", &answer)?, TC_REDIRECT, &back_sent(Transport::Tcp(ACK)).build(), "restored");
         // Both, restored from the binding, though new flows would go elsewhere.
-        rig.tables.remove_half(&forward)?;
-        rig.tables.remove_half(&reply)?;
+        rig.evict(&forward)?;
+        rig.evict(&reply)?;
         assert_done(&rig.tc("lan0", &ack)?, TC_REDIRECT, &out_sent(Transport::Tcp(ACK)).build(), "restored");
         Ok(())
     });

@@ -339,7 +339,7 @@ fn nothing_is_restored_with_an_address_that_is_gone() {
         rig.renumber(1, RENUMBERED, ISP2)?;
         let mut halves = Vec::new();
         rig.tables.flows4.walk(|key, _| halves.push(key))?;
-        halves.iter().try_for_each(|key| rig.tables.remove_half(key))?;
+        halves.iter().try_for_each(|key| rig.evict(key))?;
         let more = rig.tc("lan0", &out(Transport::Tcp(ACK)).build())?;
         assert_eq!((more.counted.clone(), source(&more)), (counted("new"), RENUMBERED));
         Ok(())

@@ -193,8 +193,7 @@ fn what_is_said_is_what_is_done() {
                         Some(flow) => (flow.key, ()),
                         None => continue,
                     };
-                    rig.tables.flows4.forget(&key)?;
-                    rig.tables.new_flows4.forget(&key)?;
+                    rig.evict(&key)?;
                 }
                 let packet = random_packet(&mut random);
                 let before = random.one_in(50).then(|| entries(rig)).transpose()?;
@@ -372,10 +371,10 @@ fn a_flow_goes_on_when_rules_change() {
             assert_eq!(rig.tc("lan0", &packet.build())?.counted, counted("new"));
             rig.set_rules(&Rig::rules_of("[[rule]]\nuse = \"reject\"\n")?)?;
             let forward = flows(rig)?.first().unwrap().key;
-            rig.tables.new_flows4.forget(&forward)?;
+            rig.evict(&forward)?;
             assert_eq!(rig.tc("lan0", &packet.build())?.counted, counted("restored"));
             let halves: Vec<_> = entries(rig)?.0.iter().map(|(key, _)| *key).collect();
-            halves.iter().try_for_each(|key| rig.tables.new_flows4.forget(key))?;
+            halves.iter().try_for_each(|key| rig.evict(key))?;
             assert_eq!(rig.tc("lan0", &packet.build())?.counted, counted("rule_reject"));
         }
         Ok(())

@@ -12,7 +12,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
-use mh_build::InnerCargo;
+use mh_build::{InnerCargo, Package};
 
 use crate::{
     project::Project,
@@ -60,8 +60,13 @@ pub fn lint(project: &Project) -> Result<()> {
 
 /// Lints the programs as the kernel's target sees them: code behind `target_arch = "bpf"` is not compiled for the host.
 fn check_bpf(project: &Project, survey: &Survey) -> Result<()> {
+    Package::ALL.into_iter().try_for_each(|package| check_package(project, survey, package))
+}
+
+fn check_package(project: &Project, survey: &Survey, package: Package) -> Result<()> {
     let (toolchain, linker) = survey.bpf()?;
     let inner = InnerCargo {
+        package,
         toolchain,
         // Named although clippy links nothing: with the same flags it finds the same dependencies built.
         linker: Some(linker),

@@ -118,7 +118,7 @@ impl Controller {
             events.warn(format!("what was saved for {name} is not used: there is no such uplink; it is kept"));
         }
         let ruling = Arc::new(Ruling::new(&config));
-        let core = Core::new(config, indices, saved.overrides(), live.neighbour_epoch);
+        let core = Core::new(config, indices, saved.overrides(), u32::from(live.neighbour_epoch));
         Ok(Self {
             ruling,
             policies: Arc::default(),
@@ -175,7 +175,7 @@ impl Controller {
         let desired = self.core.desired(self.now());
         // What is in force takes flows until it is replaced: none may go to an uplink that is down, or is no more.
         let healthy = before.healthy & desired.healthy;
-        let neighbour_epoch = self.datapath.live()?.neighbour_epoch;
+        let neighbour_epoch = u32::from(self.datapath.live()?.neighbour_epoch);
         self.datapath.apply(&Action::SetLive { healthy, neighbour_epoch })?;
         let (reused, gone): (Vec<u8>, Vec<u8>) =
             before.gone.into_iter().partition(|index| desired.uplinks.contains_key(index));

@@ -94,14 +94,29 @@ impl Datapath {
         self.attached.get(&ifindex).copied()
     }
 
-    /// Does one action.
+    /// Does one action. Copies in the flow cache that depend on what it changes are void afterwards.
     pub fn apply(&mut self, action: &Action) -> Result<(), DatapathError> {
+        let done = self.act(action);
+        // Also after a failure, which may have changed a part.
+        match action {
+            Action::SetSettings(_) => self.tables.divide_cache()?,
+            Action::SetLive { .. }
+            | Action::SetRouting(_)
+            | Action::KeepGateway(..)
+            | Action::LeaveGateway(..)
+            | Action::SetPolicy(..)
+            | Action::RemovePolicy(_)
+            | Action::SetRules { .. }
+            | Action::SetRuleInterface(..) => {}
+            _ => self.tables.void_copies()?,
+        }
+        done
+    }
+
+    fn act(&mut self, action: &Action) -> Result<(), DatapathError> {
         let tables = &mut self.tables;
         match action {
-            Action::SetLive { healthy, neighbour_epoch } => {
-                let live = Live { healthy: *healthy, neighbour_epoch: *neighbour_epoch, zero: 0 };
-                tables.live.set(0, live, 0).map_err(DatapathError::map("write the live state"))
-            }
+            Action::SetLive { healthy, neighbour_epoch } => tables.set_live(*healthy, *neighbour_epoch),
             Action::SetSettings(wanted) => {
                 let found = tables.settings.get(&0, 0).map_err(DatapathError::map("read the settings"))?;
                 let settings = abi::Settings { abi_version: found.abi_version, seed: found.seed, ..*wanted };

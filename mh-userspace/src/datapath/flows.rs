@@ -123,8 +123,9 @@ impl Tables {
     pub fn each_flow(&self, filter: &Filter, mut each: impl FnMut(Flow) -> bool) -> Result<(), DatapathError> {
         let mut go_on = true;
         for table in [&self.flows4, &self.new_flows4] {
-            table.walk(|key, forward| {
+            table.walk(|key, mut forward| {
                 if go_on && !forward.is_reply() && filter.matches(&key, &forward) {
+                    self.copies.count(&key, &mut forward);
                     let reply = self.reply(&forward.other_key(key.protocol));
                     go_on = each(Flow { key, forward, reply });
                 }
@@ -133,9 +134,11 @@ impl Tables {
         Ok(())
     }
 
-    /// A half of a flow, from either table.
+    /// A half of a flow, from either table, with what its copies have counted.
     pub fn half(&self, key: &Key<Ipv4>) -> Option<Entry<Ipv4>> {
-        self.flows4.get(key, 0).or_else(|_| self.new_flows4.get(key, 0)).ok()
+        let mut half = self.flows4.get(key, 0).or_else(|_| self.new_flows4.get(key, 0)).ok()?;
+        self.copies.count(key, &mut half);
+        Some(half)
     }
 
     /// What answers to a flow; another flow may have the key.
@@ -183,6 +186,7 @@ impl Tables {
             true
         })?;
         found.iter().try_for_each(|flow| self.remove_flow(flow))?;
+        self.void_copies()?;
         Ok(found.len() as u64)
     }
 

@@ -124,6 +124,7 @@ impl Tables {
             true
         })?;
         found.iter().try_for_each(|flow| self.remove_flow(flow))?;
+        self.void_copies()?;
         self.by_inside4.forget(inside)?;
         self.by_outside4.forget(outside)
     }

@@ -4,6 +4,7 @@
 //! - [`upgrade`]: pins of an older version.
 //! - [`attach`]: programs on interfaces, as pinned links (tcx, XDP) or clsact filters.
 //! - [`apply`]: the actions of [`crate::reconcile`].
+//! - [`cache`]: the flow cache: who has which part of it, and what it has counted.
 //! - `kernel`: what is read of the running kernel's own structures; `link`: links taken off at once; `forwards`: port forwards as bindings; `requests`, `qdisc`: netlink
 //!   requests, and the qdisc that they are for.
 //! - [`routing`]: the kernel's routing rules by which packets are fragmented and refused.
@@ -18,6 +19,7 @@
 pub mod apply;
 pub mod attach;
 pub mod batch;
+pub mod cache;
 pub mod explain;
 pub mod flows;
 mod forwards;

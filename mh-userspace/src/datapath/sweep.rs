@@ -45,8 +45,9 @@ pub struct Swept {
     pub rested: u64,
 }
 
-/// Entries that are dealt with between two pauses.
-const STEP: usize = 512;
+/// Entries that are dealt with between two pauses. Reading so many takes some microseconds, in which a kernel without preemption gives
+/// the processor to nobody else.
+const STEP: usize = 64;
 
 /// How often it is looked anew which addresses are lost: about twice a second.
 const LOOK_AGAIN_TICKS: u32 = 4;
@@ -100,6 +101,8 @@ struct Sweep<'a> {
     held: HashMap<Ipv4, u32>,
     /// Bindings that go unless a flow turns up that uses them.
     unused: HashMap<End<Ipv4>, Outside<Ipv4>>,
+    /// Flows were removed of which there may be good copies.
+    voids: bool,
     swept: Swept,
 }
 
@@ -118,7 +121,21 @@ impl<'a> Sweep<'a> {
         })?;
         let (held, unused, swept) = (HashMap::new(), HashMap::new(), Swept::default());
         let sources = Some(sources);
-        Ok(Self { tables, timeouts, step, began: now, now, lost, looked: now, sources, got, held, unused, swept })
+        Ok(Self {
+            tables,
+            timeouts,
+            step,
+            began: now,
+            now,
+            lost,
+            looked: now,
+            sources,
+            got,
+            held,
+            unused,
+            voids: false,
+            swept,
+        })
     }
 
     fn run(mut self) -> Result<Swept, Halt> {
@@ -139,10 +156,24 @@ impl<'a> Sweep<'a> {
     }
 
     fn pause(&mut self) -> Result<(), Halt> {
-        self.now = (self.step)().ok_or(Halt::Stopped)?;
+        let Some(now) = (self.step)() else {
+            self.void()?;
+            return Err(Halt::Stopped);
+        };
+        self.now = now;
         if time::since(self.now, self.looked) >= LOOK_AGAIN_TICKS {
             self.lost = Lost::look(self.tables)?;
             self.looked = self.now;
+            self.void()?;
+        }
+        Ok(())
+    }
+
+    /// Voids the copies of flows that were removed though they were not idle: they may still be good.
+    fn void(&mut self) -> Result<(), DatapathError> {
+        if self.voids {
+            self.voids = false;
+            self.tables.void_copies()?;
         }
         Ok(())
     }
@@ -191,6 +222,7 @@ impl<'a> Sweep<'a> {
                 self.pause()?;
             }
         }
+        self.void()?;
         Ok(())
     }
 
@@ -198,17 +230,22 @@ impl<'a> Sweep<'a> {
     fn look_at_flow(&mut self, key: &Key<Ipv4>, forward: &Entry<Ipv4>) -> Result<(), DatapathError> {
         let shortest = [State::New, State::Established].map(|state| state.timeout(key.protocol, self.timeouts));
         let recent = shortest.iter().all(|timeout| time::since(self.now, forward.last_seen) <= *timeout);
+        let mut forward = *forward;
+        if !recent || !Seen::from(&forward).any {
+            self.tables.copies.count(key, &mut forward);
+        }
         let wanted = self.sources.as_ref().is_some_and(|sources| sources.want(key.src, forward.uplink));
         let translated = forward.leads_outside() && forward.src != key.src;
         let stranded = translated && self.has_lost(forward.uplink, forward.src);
         if !recent || wanted || stranded {
             let reply = self.tables.reply(&forward.other_key(key.protocol));
-            let flow = Flow { key: *key, forward: *forward, reply };
+            let flow = Flow { key: *key, forward, reply };
             if is_expired(&flow, self.timeouts, self.now) || stranded && !self.lost.waits(&flow) {
                 // Its reply half may have come first.
                 if self.tables.half(key).is_some() {
                     self.tables.remove_flow(&flow)?;
                     self.swept.flows += 1;
+                    self.voids |= stranded;
                 }
                 return Ok(());
             }
@@ -216,14 +253,19 @@ impl<'a> Sweep<'a> {
                 sources.see(&flow);
             }
         }
-        if Seen::from(forward).any && !self.unused.is_empty() {
-            self.unused.remove(&inside_end(key, forward));
+        if Seen::from(&forward).any && !self.unused.is_empty() {
+            self.unused.remove(&inside_end(key, &forward));
         }
         Ok(())
     }
 
     /// Removes a reply half that has been idle for longer than any flow may be, and has lost its forward half, so that no flow shows it.
     fn look_at_reply(&mut self, key: &Key<Ipv4>, reply: &Entry<Ipv4>) -> Result<(), DatapathError> {
+        if time::since(self.now, reply.last_seen) <= State::Established.timeout(key.protocol, self.timeouts) {
+            return Ok(());
+        }
+        let mut reply = *reply;
+        self.tables.copies.count(key, &mut reply);
         if time::since(self.now, reply.last_seen) <= State::Established.timeout(key.protocol, self.timeouts) {
             return Ok(());
         }

@@ -23,6 +23,7 @@ use mh_common::{
 use super::{
     DatapathError,
     batch::{self, Batches},
+    cache::Copies,
 };
 
 /// A hash map of the datapath.
@@ -135,6 +136,8 @@ pub struct Tables {
     pub rule_hits: PerCpuArray<MapData, u64>,
     /// Sources that keep their uplink.
     pub sticky4: Hash<StickyKey<Ipv4>, Sticky>,
+    /// Copies of flows' halves.
+    pub copies: Copies,
 }
 
 impl Tables {
@@ -178,6 +181,7 @@ impl Tables {
             rule_interfaces: pinned(dir, map::RULE_INTERFACES, Hash::open)?,
             rule_hits: typed(dir, map::RULE_HITS)?,
             sticky4: pinned(dir, map::STICKY4, Hash::open)?,
+            copies: Copies::open(dir)?,
         })
     }
 

@@ -97,7 +97,7 @@ impl World<'_> {
             }
             Step::Evict(keys) => {
                 for key in keys {
-                    self.rig.tables.remove_half(&kernel_key(key))?;
+                    self.rig.evict(&kernel_key(key))?;
                     model.remove_half(key);
                 }
             }
@@ -237,7 +237,10 @@ impl World<'_> {
             let at = kernel_key(key);
             let found = match (tables.flows4.get(&at, 0), tables.new_flows4.get(&at, 0)) {
                 (Ok(_), Ok(_)) => bail!("{key:?} is in both tables"),
-                (Ok(entry), _) => Some(model_half(key, &entry, true)),
+                (Ok(mut entry), _) => {
+                    tables.copies.count(&at, &mut entry);
+                    Some(model_half(key, &entry, true))
+                }
                 (_, Ok(entry)) => Some(model_half(key, &entry, false)),
                 _ => None,
             };
@@ -267,7 +270,8 @@ impl World<'_> {
         let tables = &self.rig.tables;
         let mut halves = HashMap::new();
         for (table, answered) in [(&tables.flows4, true), (&tables.new_flows4, false)] {
-            table.walk(|key, entry| {
+            table.walk(|key, mut entry| {
+                tables.copies.count(&key, &mut entry);
                 let key = model_key(&key);
                 halves.insert(key, model_half(&key, &entry, answered));
             })?;

@@ -21,6 +21,8 @@ const ICMP_TIMEOUT: u32 = seconds(60);
 const REST: u32 = seconds(120);
 /// How stale the time of a flow's last packet may be.
 pub const SEEN_GRANULARITY: u32 = 8;
+/// How much later the datapath knows of packets that a copy in the flow cache has seen: a part of the shortest timeout.
+const COPY_TICKS: u32 = ICMP_TIMEOUT / 4;
 /// How often a flow is maintained.
 pub const MAINTENANCE: u32 = 128;
 /// How long a datagram's fragments belong together.
@@ -312,11 +314,12 @@ impl Model {
     /// Whether the flow has been idle for too long, in both directions.
     #[must_use]
     pub fn has_expired(&self, half: &Half, now: Tick) -> bool {
-        Self::has_expired_beside(half, self.other(half), now)
+        Self::has_expired_beside(half, self.other(half), now, COPY_TICKS)
     }
 
-    fn has_expired_beside(half: &Half, other: Option<&Half>, now: Tick) -> bool {
-        let timeout = Self::timeout_beside(half, other);
+    /// The same for whoever knows of packets so much later.
+    fn has_expired_beside(half: &Half, other: Option<&Half>, now: Tick, late: u32) -> bool {
+        let timeout = Self::timeout_beside(half, other) + late;
         let idle = |half: &Half| since(now, half.last_seen) > timeout;
         idle(half) && other.is_none_or(idle)
     }
@@ -394,7 +397,7 @@ impl Model {
             .halves
             .iter()
             .filter(|(key, half)| {
-                let expired = Self::has_expired_beside(half, self.answers(half), now);
+                let expired = Self::has_expired_beside(half, self.answers(half), now, 0);
                 !half.reply && (expired || self.is_stranded(key, half))
             })
             .flat_map(|(key, half)| [Some(*key), self.answers(half).map(|_| half.to.swapped())])

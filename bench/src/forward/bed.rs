@@ -1,0 +1,131 @@
+//! The router under measurement, with its far side: new for each measurement, so that nothing of one contender is left for the next.
+//!
+//! ```text
+//!  inside hosts 10.0.0.1 and on        ┌────────┐ wan1 198.51.100.2 ── 198.51.100.1 ┐
+//!  behind 192.168.0.2 ─── 192.168.0.1  │ router │                                   ├─ 192.0.2.10:4433
+//!                                lan0  └────────┘ wan2 203.0.113.2 ─── 203.0.113.1  ┘
+//!                                        pools: 198.51.100.128/25, 203.0.113.128/25
+//! ```
+//!
+//! Neighbours are permanent, since nobody answers ARP. The router's interfaces have NAPI by GRO for contenders without an XDP program.
+
+use std::net::Ipv4Addr;
+
+use anyhow::Result;
+use ipnet::Ipv4Net;
+use mh_tests::{
+    lab::{Host, Lab, require_tools},
+    packet::Mac,
+};
+
+use crate::{
+    far::{Expected, FAR_INTERFACES, FAR_MACS, FIRST_HOST, Far, ROUTER_MACS},
+    router::{Contender, Running, Site, Uplink},
+};
+
+/// Bits of the prefix that all inside hosts are in.
+const INSIDE_BITS: u8 = 8;
+/// The next hop to the inside hosts.
+const INSIDE_ROUTER: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);
+/// The uplinks' networks: the gateway is .1, the router .2, the pool the upper half.
+const NETWORKS: [[u8; 3]; 2] = [[198, 51, 100], [203, 0, 113]];
+/// The router's interfaces.
+const INTERFACES: [&str; 3] = ["lan0", "wan1", "wan2"];
+
+/// A router with a contender at work, and its far side.
+#[derive(Debug)]
+pub struct Bed {
+    /// The far side.
+    pub far: Far,
+    /// What it is to see.
+    pub expected: Expected,
+    /// The contender.
+    pub running: Running,
+    router: Host,
+    // Last: its directory goes after all that writes into it.
+    lab: Lab,
+}
+
+impl Bed {
+    /// Builds all and starts the contender, with tables for so many flows.
+    ///
+    /// # Errors
+    /// Without root or tools, or if the kernel refuses a part.
+    pub fn new(contender: Contender, flows: u32) -> Result<Self> {
+        require_tools(&["ip", "ethtool"])?;
+        let lab = Lab::new()?;
+        let (router, far) = (lab.host("router")?, lab.host("far")?);
+        wire(&router, &far)?;
+        let far = Far::new(&far, flows)?;
+        let inside = inside()?;
+        let running = contender.start(&site(&lab, &router, inside, flows)?)?;
+        let pools = [pool(NETWORKS[0])?, pool(NETWORKS[1])?];
+        let sources = if contender.translates() { pools } else { [inside; 2] };
+        let expected = Expected { sources, routed: contender.routes() };
+        Ok(Self { far, expected, running, router, lab })
+    }
+
+    /// Puts another contender in the router's place; flows of the far side stay.
+    ///
+    /// # Errors
+    /// If one of them refuses.
+    pub fn replace(mut self, contender: Contender, flows: u32) -> Result<Self> {
+        self.running.stop()?;
+        self.running = contender.start(&site(&self.lab, &self.router, inside()?, flows)?)?;
+        Ok(self)
+    }
+
+    /// Takes all away. Connections that are left to a namespace's end would be cleared away while the next is measured.
+    ///
+    /// # Errors
+    /// If the contender refuses to go.
+    pub fn stop(self) -> Result<()> {
+        self.running.stop()
+    }
+}
+
+fn inside() -> Result<Ipv4Net> {
+    Ok(Ipv4Net::new(FIRST_HOST, INSIDE_BITS)?.trunc())
+}
+
+fn pool([a, b, c]: [u8; 3]) -> Result<Ipv4Net> {
+    Ok(Ipv4Net::new(Ipv4Addr::new(a, b, c, 128), 25)?)
+}
+
+fn site<'a>(lab: &'a Lab, router: &'a Host, inside: Ipv4Net, flows: u32) -> Result<Site<'a>> {
+    let uplink = |interface: &str, network: [u8; 3]| {
+        let [a, b, c] = network;
+        anyhow::Ok(Uplink { interface: interface.into(), gateway: Ipv4Addr::new(a, b, c, 1), pool: pool(network)? })
+    };
+    let uplinks = [uplink(INTERFACES[1], NETWORKS[0])?, uplink(INTERFACES[2], NETWORKS[1])?];
+    Ok(Site { lab, router, lan: INTERFACES[0], inside, uplinks, flows })
+}
+
+/// Links, addresses, neighbours and the route to the inside.
+fn wire(router: &Host, far: &Host) -> Result<()> {
+    let text = |mac: Mac| mac.map(|byte| format!("{byte:02x}")).join(":");
+    router.sysctl("ipv4/ip_forward", "1")?;
+    for scope in ["all", "default"] {
+        router.sysctl(&format!("ipv4/conf/{scope}/rp_filter"), "0")?;
+        // Nobody is there to answer or to be told.
+        router.sysctl(&format!("ipv6/conf/{scope}/disable_ipv6"), "1")?;
+        far.sysctl(&format!("ipv6/conf/{scope}/disable_ipv6"), "1")?;
+    }
+    let networks = [[192, 168, 0], NETWORKS[0], NETWORKS[1]];
+    for (((((own, other), mac), far_mac), network), own_host) in
+        INTERFACES.into_iter().zip(FAR_INTERFACES).zip(ROUTER_MACS).zip(FAR_MACS).zip(networks).zip([1, 2, 2])
+    {
+        router.connect(own, far, other)?;
+        far.ip(&[format!("link set {other} address {}", text(far_mac))])?;
+        let [a, b, c] = network;
+        let next_hop = 3 - own_host;
+        router.ip(&[
+            format!("link set {own} address {}", text(mac)),
+            format!("address add {a}.{b}.{c}.{own_host}/24 dev {own}"),
+            format!("neighbour replace {a}.{b}.{c}.{next_hop} lladdr {} dev {own} nud permanent", text(far_mac)),
+        ])?;
+        router.features(own, &["gro", "on"])?;
+    }
+    router.ip(&[format!("route add {} via {INSIDE_ROUTER}", inside()?)])?;
+    INTERFACES.into_iter().try_for_each(|interface| router.wait_for_link(interface))
+}

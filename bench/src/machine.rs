@@ -1,0 +1,138 @@
+//! The machine under the laboratory: settings outside of it that a measurement needs, and cores.
+//!
+//! Invariants: a setting is put back when its guard is gone, also on a panic, and by [`restore_all`] when a signal ends the program.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    sync::Mutex,
+    thread,
+};
+
+use anyhow::{Context as _, Result};
+use mh_tests::lab;
+use nix::{
+    errno::Errno,
+    libc,
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    sys::signal::{SigSet, Signal},
+    unistd::Pid,
+};
+
+/// What settings were before, by file.
+static BEFORE: Mutex<BTreeMap<PathBuf, String>> = Mutex::new(BTreeMap::new());
+
+/// A setting of the machine that is put back at the end.
+#[derive(Debug)]
+pub struct Setting {
+    file: PathBuf,
+}
+
+impl Setting {
+    /// Raises a number in a file below /proc/sys or /sys to at least `least`. None if it is as high already.
+    ///
+    /// # Errors
+    /// If it can't be read, or the kernel refuses.
+    pub fn at_least(file: &str, least: u64) -> Result<Option<Self>> {
+        let old: u64 = read(file)?.parse().with_context(|| format!("{file} is no number"))?;
+        if old < least { Self::set(file, &least.to_string()).map(Some) } else { Ok(None) }
+    }
+
+    /// Sets it.
+    ///
+    /// # Errors
+    /// If it can't be read, or the kernel refuses.
+    pub fn set(file: &str, value: &str) -> Result<Self> {
+        let before = read(file)?;
+        let setting = Self { file: file.into() };
+        if let Ok(mut all) = BEFORE.lock() {
+            // The first guard of a file knows what it was.
+            all.entry(setting.file.clone()).or_insert(before);
+        }
+        fs::write(file, value).with_context(|| format!("write {value} to {file}"))?;
+        Ok(setting)
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        if let Ok(mut all) = BEFORE.lock()
+            && let Some(before) = all.remove(&self.file)
+        {
+            restore(&self.file, &before);
+        }
+    }
+}
+
+fn read(file: &str) -> Result<String> {
+    Ok(fs::read_to_string(file).with_context(|| format!("read {file}"))?.trim().to_owned())
+}
+
+fn restore(file: &Path, before: &str) {
+    if let Err(error) = fs::write(file, before) {
+        eprintln!("{} is not {before} again: {error}", file.display());
+    }
+}
+
+/// Puts every setting back.
+pub fn restore_all() {
+    if let Ok(mut all) = BEFORE.lock() {
+        while let Some((file, before)) = all.pop_first() {
+            restore(&file, &before);
+        }
+    }
+}
+
+/// From here on, a signal that would end this process leaves nothing behind. To be called before there are other threads.
+///
+/// # Errors
+/// If signals can't be blocked, or the thread that waits for them can't be made.
+pub fn end_on_signals() -> Result<()> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        signals.add(signal);
+    }
+    // All threads inherit it, so that the signals wait for the thread below.
+    signals.thread_block().context("block signals")?;
+    let wait = move || {
+        if let Ok(signal) = signals.wait() {
+            eprintln!("\nmh-bench: {signal}: cleaning up");
+            restore_all();
+            lab::clean_up();
+            std::process::exit(128 + signal as i32);
+        }
+    };
+    thread::Builder::new().name("signals".into()).spawn(wait).context("signal thread")?;
+    Ok(())
+}
+
+/// The core that is measured on: the last that this process may use, since interrupts and daemons prefer the first.
+///
+/// # Errors
+/// If the kernel doesn't tell.
+pub fn core() -> Result<usize> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).context("which cores may be used")?;
+    (0..CpuSet::count()).rev().find(|core| allowed.is_set(*core).unwrap_or(false)).context("no core may be used")
+}
+
+/// Keeps the calling thread on a core.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn pin(core: usize) -> nix::Result<()> {
+    let mut set = CpuSet::new();
+    set.set(core)?;
+    sched_setaffinity(Pid::from_raw(0), &set)
+}
+
+/// Gives the calling thread the core whenever it wants it, as far as that goes without starving the kernel's own threads.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn come_first() -> Result<()> {
+    const HIGHEST: i32 = -20;
+    // SAFETY: a system call without pointers; zero is the calling thread.
+    Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, HIGHEST) }).context("raise the priority")?;
+    Ok(())
+}

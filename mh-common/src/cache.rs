@@ -1,0 +1,276 @@
+//! The flow cache: copies of conntrack halves, each of one cache line, in front of the conntrack.
+//!
+//! A hash map costs three to four cache and TLB misses per packet once flows outgrow the caches; here a packet finds all it needs in one
+//! line, at a place that its addresses and ports tell.
+//!
+//! Shape: an array of [`Set`]s of [`WAYS`] [`Copied`] halves. Every CPU has a [`Part`] of it for itself, a power of two of sets. A half has
+//! two sets in which its copy may be (two choices, as in Azar et al., 1994), so that sets overflow late.
+//!
+//! Invariants:
+//! - A copy is used, written and replaced by its own CPU only, so there are neither locks nor torn reads. The controller reads.
+//! - A copy is good for [`window`] at most and within one cache epoch; whatever the controller changes that packets depend on raises the
+//!   epoch ([`crate::abi::Live::cache_epoch`]), after which nothing of before is found.
+//! - A copy that is in use is not replaced: more flows than there is room for cost those that came late, and don't drive out each other.
+//! - What a copy has counted is added to its half when the copy ends, or is made anew; who reads halves adds it, see [`Copied::counted`].
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{
+    abi::Timeouts,
+    address::Ipv4,
+    flow::{Entry, Key},
+    time::{self, Tick},
+    wire::Mac,
+};
+
+/// How many copies a set holds: two adjacent cache lines, which processors fetch together.
+pub const WAYS: usize = 2;
+
+/// The copy of a half of an IPv4 flow of TCP or UDP. 64 bytes. Addresses and ports are as in memory, that is big-endian.
+///
+/// Only one address and port changes: of a half that leads outside the source's, of one that leads inside the destination's.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Copied {
+    /// The packets that it is for; all zero: none.
+    pub tag: Tag,
+    /// The Ethernet addresses that the packet leaves with: destination and source.
+    pub ethernet: [u32; 3],
+    /// The address that changes.
+    pub address: u32,
+    /// The port that changes.
+    pub port: u16,
+    /// See [`Entry::address_delta`].
+    pub address_delta: u16,
+    /// See [`Entry::port_delta`].
+    pub port_delta: u16,
+    /// The egress interface.
+    pub ifindex: u16,
+    /// Good until then.
+    pub until: Tick,
+    /// The low bits of the tick in which the last packet came.
+    pub seen: u16,
+    /// The longest packet that may be sent, in bytes, without the Ethernet header.
+    pub mtu: u16,
+    /// What it has counted, its uplink and its flags: see [`Copied::packets`].
+    pub count: u64,
+}
+
+/// What tells whether a packet is for a copy. 24 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Tag {
+    /// Source and destination address.
+    pub addresses: u64,
+    /// From the lowest bits on: source port and destination port (together as they stand in the packet), the cache epoch,
+    /// the protocol.
+    pub ports: u64,
+    /// From the lowest bits on: the six bytes of the Ethernet destination as they stand in the frame, the interface by which it comes.
+    pub arrival: u64,
+}
+
+/// Copies at the same place.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Set {
+    /// The copies.
+    pub ways: [Copied; WAYS],
+}
+
+/// What one CPU has of the cache, and what it knows of the time. 48 bytes.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+pub struct Part {
+    /// Its first set.
+    pub first: u32,
+    /// How many sets it has, less one: they are a power of two. Zero: it has none.
+    pub mask: u32,
+    /// How long a copy is good, in ticks: see [`window`].
+    pub window: u32,
+    /// The tick in which `jiffies` lie; written by the CPU itself.
+    pub now: Tick,
+    /// The kernel's clock when `now` was read; likewise.
+    pub jiffies: u64,
+    /// The key of the hash.
+    pub seed: [u64; 2],
+    /// Counts halves for which there was no room; likewise.
+    pub full: u64,
+}
+
+/// How far the packets are shifted in [`Copied::count`]; below are the bytes.
+const PACKETS_SHIFT: u32 = 32;
+/// How far the uplink is shifted.
+const UPLINK_SHIFT: u32 = 48;
+/// Its packets leave by its uplink, which therefore has to be healthy; else they come from there.
+pub const OUTWARD: u64 = 1 << 56;
+/// XDP may send there.
+pub const XDP: u64 = 1 << 57;
+/// The most bytes and packets that are let to accumulate, with room for one more packet of any size.
+const MOST_BYTES: u32 = 1 << 31;
+const MOST_PACKETS: u16 = 1 << 15;
+
+impl Copied {
+    /// A copy that has counted nothing. `flags`: [`OUTWARD`], [`XDP`].
+    #[inline(always)]
+    pub const fn counting(uplink: u8, flags: u64) -> u64 {
+        (uplink as u64) << UPLINK_SHIFT | flags
+    }
+
+    /// What `packets` packets of `bytes` bytes together add to [`Copied::count`].
+    #[inline(always)]
+    pub const fn increment(packets: u64, bytes: u64) -> u64 {
+        packets << PACKETS_SHIFT | bytes
+    }
+
+    /// Packets counted.
+    #[inline(always)]
+    pub const fn packets(&self) -> u16 {
+        (self.count >> PACKETS_SHIFT) as u16
+    }
+
+    /// Bytes counted.
+    #[inline(always)]
+    pub const fn bytes(&self) -> u32 {
+        self.count as u32
+    }
+
+    /// The uplink.
+    #[inline(always)]
+    pub const fn uplink(&self) -> u8 {
+        (self.count >> UPLINK_SHIFT) as u8
+    }
+
+    /// Whether there is room to count another packet.
+    #[inline(always)]
+    pub const fn has_room(&self) -> bool {
+        self.packets() < MOST_PACKETS && self.bytes() < MOST_BYTES
+    }
+
+    /// When the last packet came. The window is shorter than the 16 bits of [`Copied::seen`].
+    #[inline(always)]
+    pub const fn last_seen(&self) -> Tick {
+        let ago = (self.until as u16).wrapping_sub(self.seen);
+        self.until.wrapping_sub(ago as u32)
+    }
+
+    /// Whether its time is not over.
+    #[inline(always)]
+    pub const fn is_good(&self, now: Tick) -> bool {
+        self.until.wrapping_sub(now) as i32 > 0
+    }
+
+    /// Adds what it has counted to the half that it is a copy of; if it is one of an earlier half under the same key, nothing.
+    #[inline(always)]
+    pub const fn counted(&self, entry: &mut Entry<Ipv4>) {
+        let (packets, bytes) = (self.packets() as u64, self.bytes() as u64);
+        if packets == 0 || time::since(entry.created, self.last_seen()) > 0 {
+            return;
+        }
+        entry.packets += packets;
+        entry.bytes += bytes;
+        if time::since(self.last_seen(), entry.last_seen) >= time::SEEN_GRANULARITY_TICKS {
+            entry.last_seen = self.last_seen();
+        }
+    }
+
+    /// The key of the half that it is a copy of.
+    #[inline(always)]
+    pub const fn key(&self) -> Key<Ipv4> {
+        let [sport, dport] = halves(self.tag.ports as u32);
+        let [src, dst] = words(self.tag.addresses);
+        Key::new(Ipv4::from_be(src), Ipv4::from_be(dst), sport, dport, (self.tag.ports >> 48) as u8)
+    }
+}
+
+impl Tag {
+    /// Of packets with these addresses and ports, by interface and Ethernet destination. The interface's index has to fit 16 bits.
+    #[inline(always)]
+    pub const fn new(key: &Key<Ipv4>, epoch: u16, ifindex: u32, mac: Mac) -> Self {
+        let [a, b, c, d, e, f] = mac;
+        Self {
+            addresses: addresses(key),
+            ports: Self::ports(ports(key), epoch, key.protocol),
+            arrival: Self::arrival(u32::from_ne_bytes([a, b, c, d]), u16::from_ne_bytes([e, f]), ifindex),
+        }
+    }
+
+    /// [`Tag::ports`], from both ports as they stand in the packet.
+    #[inline(always)]
+    pub const fn ports(ports: u32, epoch: u16, protocol: u8) -> u64 {
+        ports as u64 | (epoch as u64) << 32 | (protocol as u64) << 48
+    }
+
+    /// [`Tag::arrival`], from the first four and the last two bytes of the Ethernet destination.
+    #[inline(always)]
+    pub const fn arrival(mac_high: u32, mac_low: u16, ifindex: u32) -> u64 {
+        mac_high as u64 | (mac_low as u64) << 32 | (ifindex as u64) << 48
+    }
+
+    /// Whether it is of packets with this key, in whatever epoch.
+    #[inline(always)]
+    pub const fn is_of(&self, key: &Key<Ipv4>) -> bool {
+        const EPOCH: u64 = 0xffff << 32;
+        self.addresses == addresses(key) && self.ports & !EPOCH == Self::ports(ports(key), 0, key.protocol)
+    }
+}
+
+/// Both addresses as they stand in the packet.
+#[inline(always)]
+pub const fn addresses(key: &Key<Ipv4>) -> u64 {
+    let ([a, b, c, d], [e, f, g, h]) = (key.src.to_be().to_ne_bytes(), key.dst.to_be().to_ne_bytes());
+    u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+}
+
+/// Both ports as they stand in the packet.
+#[inline(always)]
+pub const fn ports(key: &Key<Ipv4>) -> u32 {
+    let ([a, b], [c, d]) = (key.sport.to_ne_bytes(), key.dport.to_ne_bytes());
+    u32::from_ne_bytes([a, b, c, d])
+}
+
+#[inline(always)]
+const fn halves(word: u32) -> [u16; 2] {
+    let [a, b, c, d] = word.to_ne_bytes();
+    [u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d])]
+}
+
+#[inline(always)]
+const fn words(word: u64) -> [u32; 2] {
+    let [a, b, c, d, e, f, g, h] = word.to_ne_bytes();
+    [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])]
+}
+
+impl Part {
+    /// Where packets with these addresses, ports and protocol have their place: see [`Part::sets`].
+    ///
+    /// Two multiplications: strong enough that nobody who doesn't know the seed finds flows that share a place, and cheap enough for every
+    /// packet. Whoever succeeds anyhow gains what they would have without a cache.
+    #[inline(always)]
+    pub const fn place(&self, addresses: u64, ports: u32, protocol: u8) -> u64 {
+        let [a, b] = self.seed;
+        let x = (addresses ^ a).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let x = x ^ (x >> 32) ^ (ports as u64 | (protocol as u64) << 32) ^ b;
+        let x = x.wrapping_mul(0xd6e8_feb8_6659_fd93);
+        x ^ (x >> 32)
+    }
+
+    /// The two sets of a place.
+    #[inline(always)]
+    pub const fn sets(&self, place: u64) -> [u32; 2] {
+        [self.first.wrapping_add(place as u32 & self.mask), self.first.wrapping_add((place >> 32) as u32 & self.mask)]
+    }
+}
+
+/// How long a copy may be good, in ticks: as long as a flow may go without maintenance, but, so that flows expire in time, no longer than
+/// a part of the shortest timeout.
+pub const fn window(timeouts: &Timeouts) -> u32 {
+    const PART: u32 = 4;
+    let window = timeouts.least() / PART;
+    if window == 0 {
+        1
+    } else if window > time::MAINTENANCE_TICKS {
+        time::MAINTENANCE_TICKS
+    } else {
+        window
+    }
+}
