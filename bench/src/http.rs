@@ -1,6 +1,6 @@
 //! `cargo xtask bench http`: short HTTP connections through each router, from a client behind it to nginx: how many, and how long each takes.
 //!
-//! Topology and routers: see [`site`](super::site). Each request has a connection of its own (`Connection: close`), so that each is a new
+//! Topology and routers: see [`site`](crate::site). Each request has a connection of its own (`Connection: close`), so that each is a new
 //! flow: a decision, a binding, a handshake, a few packets, an end. The client opens the next connection when one has ended, with one or
 //! with many at a time. A request takes from the call that connects to the end of the stream: the handshake is in it, and there is where a
 //! router's way of beginning a flow shows. (Generators such as wrk start the clock when the connection is there.)
@@ -15,6 +15,7 @@ use std::thread::available_parallelism;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use ipnet::Ipv4Net;
 use mh_tests::lab::{Process, require_tools, wait_until};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -24,8 +25,8 @@ use tokio::runtime;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::report::{Row, Table};
-use super::site::{READY, Router, SERVER, Site};
+use crate::report::{Row, Table};
+use crate::site::{CONTENDERS, Needs, READY, SERVER, Site};
 
 /// Measures requests per second and their latency.
 #[derive(Clone, Debug, clap::Args)]
@@ -55,9 +56,10 @@ const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: 192.0.2.10\r\nConnection: close
 const ANSWER: usize = 1024;
 /// The client's ports.
 const PORTS: &str = "10000 65535";
-/// mh's tables have room for all of the client's ports on both uplinks, and one client may use them.
-const SETTINGS: &str = "conntrack_entries = 524288\nbindings = 262144\n\
-    [limits]\nbindings_per_source = 0\nnew_flows_per_source = 0\n";
+/// All of the client's ports, on one uplink or the other.
+const FLOWS: u32 = 2 * 65_536;
+/// One client may use all of them.
+const SECTIONS: &str = "\n[limits]\nbindings_per_source = 0\nnew_flows_per_source = 0\n";
 /// The port of the web server.
 const PORT: u16 = 80;
 
@@ -72,7 +74,8 @@ struct Requests {
 pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
     let (rounds, seconds) = if arguments.quick { (1, 0.5) } else { (arguments.rounds, arguments.seconds) };
     require_tools(&["nginx", "taskset"])?;
-    let sites = Router::ALL.into_iter().map(|router| Site::build(router, SETTINGS)).collect::<Result<Vec<_>>>()?;
+    let needs = Needs { flows: FLOWS, pools: false, sections: SECTIONS };
+    let sites = CONTENDERS.into_iter().map(|contender| Site::build(contender, &needs)).collect::<Result<Vec<_>>>()?;
     let mut servers = Vec::new();
     for site in &sites {
         site.client.sysctl("ipv4/ip_local_port_range", PORTS)?;
@@ -88,10 +91,10 @@ pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
                 let row = (turn + round) % sites.len();
                 let site = &sites[row];
                 let requests = ask(site, at_a_time, Duration::from_secs_f64(seconds))
-                    .with_context(|| format!("{}, {at_a_time} at a time", site.router.name()))?;
+                    .with_context(|| format!("{}, {at_a_time} at a time", site.contender.name()))?;
                 rates[row][column].push(requests.per_second);
-                for (number, (_, quantile)) in QUANTILES.into_iter().enumerate() {
-                    let latency = at(&requests.latencies, quantile).context("no request was answered")?;
+                for (number, (_, share)) in QUANTILES.into_iter().enumerate() {
+                    let latency = quantile(&requests.latencies, share).context("no request was answered")?;
                     latencies[row][column * QUANTILES.len() + number].push(latency);
                 }
             }
@@ -99,7 +102,7 @@ pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
     }
     let named = |samples: Vec<Vec<Vec<f64>>>| -> Vec<Row> {
         let rows = sites.iter().zip(samples);
-        rows.map(|(site, samples)| Row { name: site.router.name().to_owned(), samples }).collect()
+        rows.map(|(site, samples)| Row { name: site.contender.name().to_owned(), samples }).collect()
     };
     let columns = AT_A_TIME.map(|at_a_time| format!("{at_a_time} at a time"));
     let quantiles =
@@ -127,9 +130,9 @@ pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
 }
 
 /// The value that a share of the sorted samples does not exceed.
-fn at(sorted: &[f64], quantile: f64) -> Option<f64> {
+pub fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "below the number of samples")]
-    let index = (sorted.len() as f64 * quantile) as usize;
+    let index = (sorted.len() as f64 * share) as usize;
     sorted.get(index.min(sorted.len().checked_sub(1)?)).copied()
 }
 
@@ -202,7 +205,7 @@ fn ask(site: &Site, at_a_time: usize, duration: Duration) -> Result<Requests> {
 }
 
 /// One request; its answer must be one of these addresses.
-async fn request(outside: &[Ipv4Addr]) -> Result<()> {
+async fn request(outside: &[Ipv4Net]) -> Result<()> {
     let mut stream = TcpStream::connect(SocketAddrV4::new(SERVER, PORT)).await.context("connect")?;
     stream.write_all(REQUEST).await.context("ask")?;
     let mut answer = [0; ANSWER];
@@ -216,21 +219,21 @@ async fn request(outside: &[Ipv4Addr]) -> Result<()> {
     let text = String::from_utf8_lossy(&answer[..length]);
     let source = text.lines().last().and_then(|line| line.parse().ok());
     let source: Ipv4Addr = source.with_context(|| format!("no address in the answer {text:?}"))?;
-    ensure!(outside.contains(&source), "the server saw {source}, which is none of {outside:?}");
+    ensure!(outside.iter().any(|net| net.contains(&source)), "the server saw {source}, which is none of {outside:?}");
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use super::at;
+    use super::quantile;
 
     #[test]
     fn quantiles() {
         let sorted: Vec<f64> = (1..=1000).map(f64::from).collect();
-        assert_eq!(at(&sorted, 0.5), Some(501.0));
-        assert_eq!(at(&sorted, 0.999), Some(1000.0));
-        assert_eq!(at(&sorted, 1.0), Some(1000.0));
-        assert_eq!(at(&[7.0], 0.99), Some(7.0));
-        assert_eq!(at(&[], 0.99), None);
+        assert_eq!(quantile(&sorted, 0.5), Some(501.0));
+        assert_eq!(quantile(&sorted, 0.999), Some(1000.0));
+        assert_eq!(quantile(&sorted, 1.0), Some(1000.0));
+        assert_eq!(quantile(&[7.0], 0.99), Some(7.0));
+        assert_eq!(quantile(&[], 0.99), None);
     }
 }

@@ -6,6 +6,7 @@
 
 mod failover;
 mod far;
+mod footprint;
 mod forward;
 mod http;
 mod machine;
@@ -48,6 +49,8 @@ enum Task {
     Tcp(tcp::Arguments),
     /// Measures short HTTP connections: how many, and how long they take.
     Http(http::Arguments),
+    /// Measures memory, starts, and the controller's work with many flows.
+    Footprint(footprint::Arguments),
 }
 
 /// A kind of packet to measure.
@@ -74,6 +77,11 @@ fn main() -> Result<()> {
         }
         Some(Task::Http(arguments)) => {
             http::measure(arguments)?.iter().for_each(report::Table::print);
+            return Ok(());
+        }
+        Some(Task::Footprint(arguments)) => {
+            machine::end_on_signals()?;
+            footprint::measure(arguments)?.iter().for_each(report::Table::print);
             return Ok(());
         }
         None => {}

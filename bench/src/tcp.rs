@@ -1,6 +1,6 @@
 //! `cargo xtask bench tcp`: how fast TCP gets through each router, by iperf3 over veth with segmentation offload.
 //!
-//! Topology and routers: see [`site`](super::site). Routers take turns within each setting of each round, in another order each round.
+//! Topology and routers: see [`site`](crate::site). Routers take turns within each setting of each round, in another order each round.
 //!
 //! What is measured is the machine as a whole: sender, router and receiver share its cores, and with segmentation offload the router
 //! handles one packet of up to 64 KiB where the wire would have 45. mh's XDP is measured for completeness and is not comparable: a veth
@@ -11,8 +11,9 @@ use std::thread::available_parallelism;
 
 use anyhow::{Context as _, Result};
 
-use super::report::{Row, Table};
-use super::site::{READY, Router, SERVER, Site};
+use crate::report::{Row, Table};
+use crate::router::Contender;
+use crate::site::{CONTENDERS, Needs, READY, SERVER, Site};
 
 /// Measures TCP throughput.
 #[derive(Clone, Debug, clap::Args)]
@@ -48,7 +49,8 @@ const SETTINGS: [Setting; 4] = [
 /// Measures.
 pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
     let (rounds, seconds) = if arguments.quick { (1, 1) } else { (arguments.rounds, arguments.seconds) };
-    let sites = Router::ALL.into_iter().map(|router| Site::build(router, "")).collect::<Result<Vec<_>>>()?;
+    let needs = Needs { flows: 0, pools: false, sections: "" };
+    let sites = CONTENDERS.into_iter().map(|contender| Site::build(contender, &needs)).collect::<Result<Vec<_>>>()?;
     let mut servers = Vec::new();
     for site in &sites {
         let server = ["iperf3", "-s", "-B", &SERVER.to_string(), "--forceflush"];
@@ -62,7 +64,7 @@ pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
             for turn in 0..sites.len() {
                 let row = (turn + round) % sites.len();
                 let site = &sites[row];
-                let gigabits = gigabits(site, setting, seconds).with_context(|| site.router.name())?;
+                let gigabits = gigabits(site, setting, seconds).with_context(|| site.contender.name())?;
                 samples[row][column].push(gigabits);
             }
         }
@@ -72,8 +74,8 @@ pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
         format!("{streams} {}, {direction}", if *streams == 1 { "stream" } else { "streams" })
     });
     let rows = sites.iter().zip(samples).map(|(site, samples)| {
-        let note = if site.router == Router::MhXdp { " (no segmentation offload)" } else { "" };
-        Row { name: format!("{}{note}", site.router.name()), samples }
+        let note = if site.contender == Contender::MhXdp { " (no segmentation offload)" } else { "" };
+        Row { name: format!("{}{note}", site.contender.name()), samples }
     });
     Ok(vec![Table {
         name: "tcp",
