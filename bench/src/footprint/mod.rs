@@ -44,6 +44,10 @@ pub struct Arguments {
     /// Measures once, with 65,536 flows.
     #[arg(long)]
     quick: bool,
+
+    /// Leaves out the kernel's own connection tracking.
+    #[arg(long)]
+    without_peers: bool,
 }
 
 /// Nothing limits the inside hosts, and no flow ends meanwhile.
@@ -77,6 +81,7 @@ struct Samples {
 
 /// What was measured of the kernel's own connection tracking.
 struct Tracked {
+    contender: Contender,
     fills: Vec<f64>,
     bytes: f64,
     with_table: f64,
@@ -90,9 +95,9 @@ pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
     let needs = Needs { flows, pools: true, sections: SECTIONS };
     let watch = if arguments.quick { QUICK_WATCH } else { WATCH };
     let samples = mh(&needs, rounds, watch).context("mh")?;
-    let [iptables, nft] = [Contender::Iptables, Contender::Nft]
-        .map(|contender| tracked(contender, &needs, rounds).context(contender.name()));
-    Ok(tables(flows, samples, iptables?, nft?))
+    let peers = if arguments.without_peers { [].as_slice() } else { &[Contender::Iptables, Contender::Nft] };
+    let peers = peers.iter().map(|contender| tracked(*contender, &needs, rounds).context(contender.name()));
+    Ok(tables(flows, samples, peers.collect::<Result<_>>()?))
 }
 
 fn mh(needs: &Needs<'_>, rounds: usize, watch: Duration) -> Result<Samples> {
@@ -143,7 +148,7 @@ fn pins(mhd: &Mhd) -> Result<PathBuf> {
 
 fn tracked(contender: Contender, needs: &Needs<'_>, rounds: usize) -> Result<Tracked> {
     let site = Site::build(contender, needs)?;
-    let mut tracked = Tracked { fills: Vec::new(), bytes: 0.0, with_table: 0.0 };
+    let mut tracked = Tracked { contender, fills: Vec::new(), bytes: 0.0, with_table: 0.0 };
     for round in 0..rounds {
         site.machine.run(&["conntrack", "-F"])?;
         let before = Slabs::look()?;
@@ -169,7 +174,7 @@ fn per_flow(maps: &[Taken]) -> Option<(f64, f64)> {
     Some((one, maps.iter().map(|taken| taken.bytes as f64).sum::<f64>() / fit as f64))
 }
 
-fn tables(flows: u32, samples: Samples, iptables: Tracked, nft: Tracked) -> Vec<Table> {
+fn tables(flows: u32, samples: Samples, peers: Vec<Tracked>) -> Vec<Table> {
     let with = format!("{flows} flows");
     let one = |value: f64| vec![vec![value]];
     let row = |name: &str, samples: Vec<Vec<f64>>| Row { name: name.to_owned(), samples };
@@ -180,6 +185,13 @@ fn tables(flows: u32, samples: Samples, iptables: Tracked, nft: Tracked) -> Vec<
     listed.sort_by_key(|taken| std::cmp::Reverse(taken.bytes));
     let mut maps = vec![row("all", one(total / MIB))];
     maps.extend(listed.iter().map(|taken| row(taken.name, one(taken.bytes as f64 / MIB))));
+    let (mut memory, mut fills) = (Vec::new(), Vec::new());
+    for Tracked { contender, fills: took, bytes, with_table } in peers {
+        memory.push(row(&format!("nf_conntrack, {}", contender.name()), vec![vec![bytes], vec![with_table]]));
+        fills.push(row(contender.name(), vec![took]));
+    }
+    memory.push(row("mh", vec![vec![for_one], vec![of_all]]));
+    fills.push(row(Contender::MhTc.name(), vec![samples.fills]));
     let [calm, swept] = samples.latencies.map(|quantiles| quantiles.to_vec());
     let table = |name, title: &str, unit, columns: Vec<String>, rows| Table {
         name,
@@ -196,11 +208,7 @@ fn tables(flows: u32, samples: Samples, iptables: Tracked, nft: Tracked) -> Vec<
             "Kernel memory per established flow with its NAT binding",
             "bytes",
             vec!["one flow".into(), "all tables, for each flow that fits".into()],
-            vec![
-                row("nf_conntrack, by iptables", vec![vec![iptables.bytes], vec![iptables.with_table]]),
-                row("nf_conntrack, by nft", vec![vec![nft.bytes], vec![nft.with_table]]),
-                row("mh", vec![vec![for_one], vec![of_all]]),
-            ],
+            memory,
         ),
         table(
             "footprint-maps",
@@ -225,11 +233,7 @@ fn tables(flows: u32, samples: Samples, iptables: Tracked, nft: Tracked) -> Vec<
             "Time to have all flows in the tables, by a packet each way through packet sockets",
             "s",
             vec![with.clone()],
-            vec![
-                row(Contender::Iptables.name(), vec![iptables.fills]),
-                row(Contender::Nft.name(), vec![nft.fills]),
-                row(Contender::MhTc.name(), vec![samples.fills]),
-            ],
+            fills,
         ),
         table(
             "footprint-controller",

@@ -20,6 +20,8 @@ use crate::site::{SERVER, Site};
 const PORT: u16 = 9;
 /// How often it is looked for a sweep.
 const LOOK: Duration = Duration::from_millis(10);
+/// How much longer than asked for it is waited for a sweep.
+const PATIENCE: Duration = Duration::from_secs(120);
 /// How long a request may take.
 const LONGEST: Duration = Duration::from_secs(2);
 /// The kernel's unit of processor time in `/proc/PID/stat`.
@@ -58,15 +60,16 @@ impl Watched {
     }
 }
 
-/// Watches mhd for so long, with requests going through the router.
+/// Watches mhd for so long, and until a sweep was seen from its beginning to its end, with requests going through the router.
 pub fn watch(site: &Site, pid: u32, duration: Duration) -> Result<Watched> {
     let end = Instant::now() + duration;
-    let done = AtomicBool::new(false);
+    let (done, complete) = (AtomicBool::new(false), AtomicBool::new(false));
     let before = cpu_seconds(pid)?;
     let begun = Instant::now();
     let (sweeps, requests) = thread::scope(|scope| {
-        let looking = scope.spawn(|| look(pid, &done));
-        let requests = ask(site, end);
+        let looking = scope.spawn(|| look(pid, &done, &complete));
+        let requests =
+            ask(site, || Instant::now() < end || !complete.load(Ordering::Relaxed) && Instant::now() < end + PATIENCE);
         done.store(true, Ordering::Relaxed);
         let sweeps = looking.join().map_err(|_| anyhow::anyhow!("who looks for sweeps panicked"));
         anyhow::Ok((sweeps??, requests?))
@@ -76,7 +79,7 @@ pub fn watch(site: &Site, pid: u32, duration: Duration) -> Result<Watched> {
 }
 
 /// Looks for sweeps until told otherwise; those that are cut off at either end are left out.
-fn look(pid: u32, done: &AtomicBool) -> Result<Vec<Seen>> {
+fn look(pid: u32, done: &AtomicBool, complete: &AtomicBool) -> Result<Vec<Seen>> {
     let mut threads: BTreeMap<String, Seen> = BTreeMap::new();
     let mut first: Option<Vec<String>> = None;
     let mut running = Vec::new();
@@ -98,7 +101,9 @@ fn look(pid: u32, done: &AtomicBool) -> Result<Vec<Seen>> {
             (seen.to, seen.cpu) = (now, cpu);
             running.push(thread);
         }
-        first.get_or_insert_with(|| running.clone());
+        let first = first.get_or_insert_with(|| running.clone());
+        let is_whole = |thread: &String| !running.contains(thread) && !first.contains(thread);
+        complete.store(threads.keys().any(is_whole), Ordering::Relaxed);
         // At this rate, and not as a way to wait for something.
         thread::sleep(LOOK);
     }
@@ -107,8 +112,8 @@ fn look(pid: u32, done: &AtomicBool) -> Result<Vec<Seen>> {
     Ok(threads.into_iter().filter(|(thread, _)| whole(thread)).map(|(_, seen)| seen).collect())
 }
 
-/// Sends a request whenever the one before was answered.
-fn ask(site: &Site, end: Instant) -> Result<Vec<(Instant, f64)>> {
+/// Sends a request whenever the one before was answered, for as long as told.
+fn ask(site: &Site, go_on: impl Fn() -> bool + Sync) -> Result<Vec<(Instant, f64)>> {
     let server = site.server.enter(|| UdpSocket::bind(SocketAddrV4::new(SERVER, PORT)))??;
     server.set_read_timeout(Some(LONGEST))?;
     let client = site.client.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))??;
@@ -133,7 +138,7 @@ fn ask(site: &Site, end: Instant) -> Result<Vec<(Instant, f64)>> {
             machine::pin(core)?;
             let mut requests = Vec::new();
             let mut buffer = [0; 64];
-            while Instant::now() < end {
+            while go_on() {
                 let sent = Instant::now();
                 client.send(&[0; 32]).context("ask")?;
                 let length = client.recv(&mut buffer).context("a request was not answered")?;

@@ -47,7 +47,7 @@ pub struct Swept {
 
 /// Entries that are dealt with between two pauses. Reading so many takes some microseconds, in which a kernel without preemption gives
 /// the processor to nobody else.
-const STEP: usize = 64;
+const STEP: usize = 32;
 
 /// How often it is looked anew which addresses are lost: about twice a second.
 const LOOK_AGAIN_TICKS: u32 = 4;
