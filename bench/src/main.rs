@@ -10,9 +10,11 @@ mod bed;
 mod effort;
 mod failover;
 mod far;
+mod footprint;
 mod forward;
 mod goals;
 mod growth;
+mod http;
 mod machine;
 #[allow(dead_code, reason = "not every name has its goal or picture")]
 mod names;
@@ -24,6 +26,8 @@ mod program;
 mod programs;
 mod report;
 mod router;
+mod site;
+mod tcp;
 
 use std::{
     fs,
