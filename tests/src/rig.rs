@@ -19,6 +19,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, TestRunResult, Xdp};
 use mh_common::{
@@ -275,6 +276,14 @@ impl Rig {
         Ok(self.datapath.apply(&Action::SetPolicy(view.index, policy))?)
     }
 
+    /// The maps once more, for who works on them beside the programs.
+    ///
+    /// # Errors
+    /// If a map can't be opened.
+    pub fn open_tables(&self) -> Result<Tables> {
+        Ok(Tables::open(self.datapath.dir())?)
+    }
+
     /// Makes everything in the tables older, as if so many ticks had passed.
     ///
     /// # Errors
@@ -526,6 +535,11 @@ impl Rig {
             Hook::Tc { .. } => program_of::<SchedClassifier>(ebpf, program::TC)?.test_run(options)?,
             Hook::Egress { .. } => program_of::<SchedClassifier>(ebpf, program::EGRESS)?.test_run(options)?,
         })
+    }
+
+    /// The programs and maps.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        self.datapath.ebpf()
     }
 
     /// An interface's index.
