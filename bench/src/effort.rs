@@ -17,7 +17,7 @@ const QUICK_ROUNDS: usize = 1;
 const MAX_ROUNDS: u64 = 1000;
 
 /// The options.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct Flags {
     /// How often every contender is measured; the median counts [default: 9, with --quick 1]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=MAX_ROUNDS), value_name = "N")]

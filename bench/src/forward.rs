@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Who is measured, in the order of the report.
-const CONTENDERS: [Contender; 8] = [
+pub const CONTENDERS: [Contender; 8] = [
     Contender::BlindRedirect,
     Contender::MhXdp,
     Contender::MhTc,

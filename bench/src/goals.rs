@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::{
-    names::{contender, table},
+    names::{contender, footprint, table},
     report::{Table, shown},
 };
 
@@ -11,11 +11,13 @@ use crate::{
 enum Bound {
     /// At least so many times another contender's.
     Times(f64, &'static str),
+    /// At most so many times another row's.
+    AtMostTimes(f64, &'static str),
     /// At most so much, in the table's unit.
     AtMost(f64),
 }
 
-/// A goal for one contender. It is to be met in every column whose name begins as said.
+/// A goal for one row, to be met in every column that [`Goal::is_about`].
 struct Goal {
     table: &'static str,
     row: &'static str,
@@ -42,7 +44,15 @@ const GOALS: &[Goal] = &[
     times(table::TCP, contender::MH_TC, "", 1.0, contender::KERNEL),
     times(table::NEW_FLOWS, contender::MH_XDP, "", 3.0, contender::IPTABLES),
     times(table::NEW_FLOWS, contender::MH_XDP, "", 3.0, contender::NFT),
-    at_most(table::PROGRAM, contender::MH_XDP, "hit,", 60.0),
+    at_most(table::PROGRAM, contender::MH_XDP, "hit", 60.0),
+    at_most(table::FOOTPRINT_MEMORY, footprint::MH, footprint::ONE_FLOW, 512.0),
+    at_most(table::FOOTPRINT_CONTROLLER, footprint::SWEEP, "", 20.0),
+    Goal {
+        table: table::FOOTPRINT_LATENCY,
+        row: footprint::SWEPT,
+        column: "p99",
+        bound: Bound::AtMostTimes(1.05, footprint::CALM),
+    },
 ];
 
 /// How a goal was met where it was met least.
@@ -58,12 +68,16 @@ impl Goal {
     fn evaluate(&self, tables: &[Table]) -> Option<Outcome> {
         let table = tables.iter().find(|table| table.name == self.table)?;
         let row = table.row(self.row)?;
-        let columns = table.columns.iter().enumerate().filter(|(_, column)| column.starts_with(self.column));
+        let columns = table.columns.iter().enumerate().filter(|(_, column)| self.is_about(column));
         let outcomes = columns.filter_map(|(at, column)| {
             let (figure, surplus) = match self.bound {
                 Bound::Times(factor, other) => {
                     let ratio = table.ratio_to(row, table.row(other)?, at)?.median;
                     (ratio, ratio - factor)
+                }
+                Bound::AtMostTimes(factor, other) => {
+                    let ratio = table.ratio_to(row, table.row(other)?, at)?.median;
+                    (ratio, factor - ratio)
                 }
                 Bound::AtMost(most) => {
                     let figure = table.figure(row, at)?.median;
@@ -75,17 +89,19 @@ impl Goal {
         outcomes.min_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, outcome)| outcome)
     }
 
+    /// Whether a column is one of the goal's: `64 B` is about `64 B, 1 Ki flows`, `p99` not about `p99.9`.
+    fn is_about(&self, column: &str) -> bool {
+        let rest = column.strip_prefix(self.column);
+        self.column.is_empty() || rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(", "))
+    }
+
     /// What is to be, in words.
     fn text(&self) -> String {
-        let begin = format!(
-            "{}: {}{}{}",
-            self.table,
-            self.row,
-            if self.column.is_empty() { "" } else { ", " },
-            self.column.trim_end_matches(',')
-        );
+        let begin =
+            format!("{}: {}{}{}", self.table, self.row, if self.column.is_empty() { "" } else { ", " }, self.column);
         match self.bound {
             Bound::Times(factor, other) => format!("{begin}: at least {factor} times {other}"),
+            Bound::AtMostTimes(factor, other) => format!("{begin}: at most {factor} times: {other}"),
             Bound::AtMost(most) => format!("{begin}: at most {most}"),
         }
     }
@@ -142,7 +158,7 @@ mod tests {
         let expected = |column: &str, figure, met| Some(Outcome { column: column.to_owned(), figure, met });
         assert_eq!(outcome(1.0, ""), expected("8 streams, up", 1.0, true));
         assert_eq!(outcome(1.5, ""), expected("8 streams, up", 1.0, false));
-        assert_eq!(outcome(1.5, "1 stream,"), expected("1 stream, up", 2.0, true));
+        assert_eq!(outcome(1.5, "1 stream"), expected("1 stream, up", 2.0, true));
         assert_eq!(outcome(1.5, "9 streams"), None);
         let most = |most| at_most(table::TCP, contender::MH_TC, "", most).evaluate(&tables());
         assert_eq!(most(50.0), expected("8 streams, up", 40.0, true));

@@ -10,19 +10,24 @@ mod bed;
 mod effort;
 mod failover;
 mod far;
+mod footprint;
 mod forward;
 mod goals;
 mod growth;
+mod http;
 mod machine;
 #[allow(dead_code, reason = "not every name has its goal or picture")]
 mod names;
 mod new_flows;
 mod parts;
 mod policy;
+mod profile;
 mod program;
 mod programs;
 mod report;
 mod router;
+mod site;
+mod tcp;
 
 use std::{
     fs,
@@ -76,6 +81,8 @@ enum Task {
     Failover(failover::Arguments),
     /// Measures what rules cost that do not match, and sets.
     Policy(policy::Arguments),
+    /// Draws where the time of a packet goes, as a flame graph.
+    Profile(profile::Arguments),
     /// Draws the pictures anew, from the results that were kept.
     Redraw {
         /// The directory of results.
@@ -95,6 +102,7 @@ fn main() -> ExitCode {
     let done = match &arguments.task {
         Some(Task::Failover(arguments)) => failover::measure(arguments),
         Some(Task::Policy(arguments)) => policy::measure(arguments),
+        Some(Task::Profile(arguments)) => machine::end_on_signals().and_then(|()| profile::profile(arguments)),
         Some(Task::Redraw { results }) => redraw(results),
         None => measure(&arguments),
     };

@@ -24,8 +24,12 @@ pub mod table {
     pub const HTTP: &str = "http";
     /// Short HTTP connections: latency.
     pub const HTTP_LATENCY: &str = "http-latency";
-    /// Memory, times and the controller's work.
-    pub const FOOTPRINT: &str = "footprint";
+    /// Kernel memory per flow.
+    pub const FOOTPRINT_MEMORY: &str = "footprint-memory";
+    /// The controller's processor time.
+    pub const FOOTPRINT_CONTROLLER: &str = "footprint-controller";
+    /// Latency with and without a sweep.
+    pub const FOOTPRINT_LATENCY: &str = "footprint-latency";
     /// Packets per second by the number of flows.
     pub const GROWTH_FORWARD: &str = "growth-forward";
     /// New flows per second by the number of flows.
@@ -70,6 +74,20 @@ pub mod column {
     pub fn new_flow(rules: usize) -> String {
         format!("new flow, {rules} rules")
     }
+}
+
+/// Rows and columns of the footprint's tables.
+pub mod footprint {
+    /// mh in the table of memory.
+    pub const MH: &str = "mh";
+    /// A column of the table of memory.
+    pub const ONE_FLOW: &str = "one flow";
+    /// A row of the table of the controller's time.
+    pub const SWEEP: &str = "the expiry sweep, while it runs";
+    /// A row of the table of latency.
+    pub const CALM: &str = "while no sweep runs";
+    /// A row of the table of latency.
+    pub const SWEPT: &str = "while a sweep runs";
 }
 
 /// What a contender is, which is how it is drawn.

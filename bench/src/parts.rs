@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{effort::Effort, forward, growth, names::table, new_flows, program, report::Table};
+use crate::{effort::Effort, footprint, forward, growth, http, names::table, new_flows, program, report::Table, tcp};
 
 /// A part: a command of its own, and one of all that run without one.
 pub struct Part {
@@ -30,6 +30,21 @@ pub const PARTS: &[Part] = &[
         name: table::PROGRAM,
         about: "what a run of the programs costs, by kind of packet, and how large they are",
         measure: program::measure,
+    },
+    Part {
+        name: table::TCP,
+        about: "TCP throughput with real sockets",
+        measure: |effort| tcp::measure(&tcp::Arguments::of(effort)),
+    },
+    Part {
+        name: table::HTTP,
+        about: "short HTTP connections: how many a second, and how long they take",
+        measure: |effort| http::measure(&http::Arguments::of(effort)),
+    },
+    Part {
+        name: "footprint",
+        about: "memory, starts, and the controller's work with many flows",
+        measure: |effort| footprint::measure(&footprint::Arguments::of(effort)),
     },
     Part { name: "growth", about: "packets and new flows per second by the number of flows", measure: growth::measure },
 ];

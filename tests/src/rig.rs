@@ -276,6 +276,14 @@ impl Rig {
         Ok(self.datapath.apply(&Action::SetPolicy(view.index, policy))?)
     }
 
+    /// The maps once more, for who works on them beside the programs.
+    ///
+    /// # Errors
+    /// If a map can't be opened.
+    pub fn open_tables(&self) -> Result<Tables> {
+        Ok(Tables::open(self.datapath.dir())?)
+    }
+
     /// Makes everything in the tables older, as if so many ticks had passed.
     ///
     /// # Errors

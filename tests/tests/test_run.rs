@@ -381,6 +381,53 @@ fn idle_flows_and_unused_bindings_expire() {
     });
 }
 
+/// Packets go on while a sweep takes its time: what they begin stays, and how many bindings a host has is right afterwards.
+#[test]
+fn flows_that_begin_during_a_sweep_are_not_touched() {
+    on_rig(|rig| {
+        let from =
+            |port: u16, transport| Packet::new(LAN, HOST, &format!("192.168.1.10:{port}"), REMOTE, transport).build();
+        rig.tc("lan0", &from(40_002, Transport::Udp))?;
+        rig.tc("lan0", &from(40_003, Transport::Tcp(SYN)))?;
+        // The handshake's time is over, the datagram's is not.
+        rig.age(time::ticks_for(250_000_000_000))?;
+        let timeouts = rig.tables.settings.get(&0, 0)?.timeouts;
+        let mut tables = rig.open_tables()?;
+        let mut steps = 0_u16;
+        let swept = sweep::sweep_by_steps(&mut tables, &timeouts, &mut || {
+            steps += 1;
+            if steps == 1 {
+                // The sweep began a while ago.
+                return Some(now() - 8);
+            }
+            rig.tc("lan0", &from(41_000 + steps, Transport::Udp)).unwrap();
+            Some(now())
+        })?;
+        assert!(steps > 4, "{steps} steps");
+        assert_eq!(swept, Some(sweep::Swept { flows: 1, bindings: 1, rested: 0 }));
+        let held = |rig: &Rig| -> anyhow::Result<u32> {
+            let host = mh_common::address::Ipv4::from(std::net::Ipv4Addr::new(192, 168, 1, 10));
+            let got = rig.tables.sources4.get(&host, 0)?.bindings;
+            Ok(got.wrapping_sub(rig.tables.ended4.get(&host, 0)?))
+        };
+        let begun = u32::from(steps) - 1;
+        assert_eq!((rig.tables.bindings()?.len(), held(rig)?), (usize::try_from(begun)? + 1, begun + 1));
+
+        // One that is stopped leaves all that it has not come to.
+        assert_eq!(sweep::sweep_by_steps(&mut tables, &timeouts, &mut || None)?, None);
+        rig.age(time::ticks_for(400_000_000_000))?;
+        steps = 0;
+        let stopped = sweep::sweep_by_steps(&mut tables, &timeouts, &mut || {
+            steps += 1;
+            (steps < 3).then(now)
+        })?;
+        assert_eq!((stopped, rig.tables.bindings()?.len()), (None, usize::try_from(begun)? + 1));
+        sweep::sweep(&mut tables, &timeouts, now())?;
+        assert_eq!((rig.tables.bindings()?.len(), held(rig)?), (0, 0));
+        Ok(())
+    });
+}
+
 /// The end of a connection frees its port after the transitory timeout, not after hours.
 #[test]
 fn a_closed_connection_gives_its_port_back() {

@@ -80,6 +80,7 @@ pub const TOOLS: &[Tool] = &[
     ),
     laboratory("ps", "shows processes", &["--version"], &["procps"], "procps-ng", "procps-ng"),
     laboratory("setpriv", "takes privileges away", &["--version"], &["util-linux"], "util-linux", "util-linux"),
+    laboratory("taskset", "keeps programs on a core", &["--version"], &["util-linux"], "util-linux", "util-linux"),
     laboratory("turnserver", "serves STUN", &["--version"], &["coturn"], "coturn", "coturn"),
     laboratory(
         "turnutils_natdiscovery",

@@ -540,13 +540,22 @@ impl Controller {
         self.in_force.as_ref().map(|d| d.settings.timeouts).unwrap_or_default()
     }
 
-    /// How long after a sweep the next one is due. A source that sticks to its uplink is kept there by its flows through sweeps alone, so that
-    /// there have to be several in the time that it sticks.
+    /// How long after a sweep's beginning the next one is due. A source that sticks to its uplink is kept there by its flows through sweeps
+    /// alone, so that there have to be several in the time that it sticks.
     pub fn sweep_interval(&self) -> Duration {
-        let stick = self.core.config().policies.iter().map(|policy| policy.sticky).filter(|time| !time.is_zero());
-        stick.min().map_or(LONGEST_SWEEP_INTERVAL, |shortest| {
+        self.shortest_stick().map_or(LONGEST_SWEEP_INTERVAL, |shortest| {
             (shortest / SWEEPS_PER_STICKY).clamp(SHORTEST_SWEEP_INTERVAL, LONGEST_SWEEP_INTERVAL)
         })
+    }
+
+    /// After how long a sweep has to hurry: half of the interval where sources stick; else it may take its time.
+    pub fn sweep_hurry(&self) -> Option<Duration> {
+        self.shortest_stick().map(|_| self.sweep_interval() / 2)
+    }
+
+    /// The shortest time that sources stick to their uplink, if they do.
+    fn shortest_stick(&self) -> Option<Duration> {
+        self.core.config().policies.iter().map(|policy| policy.sticky).filter(|time| !time.is_zero()).min()
     }
 
     /// The hooks in force.

@@ -19,6 +19,7 @@ mod reload;
 mod ruling;
 mod saved;
 mod supervisor;
+mod sweeper;
 
 use std::{
     net::Ipv4Addr,
@@ -44,11 +45,12 @@ use self::{
     probes::Probes,
     reload::Reload,
     supervisor::Supervisor,
+    sweeper::Sweeper,
 };
 use crate::{
     config,
     control::{api::EventKind, events::Happening, server},
-    datapath::{DatapathError, flows, load, routing, sweep, tables::Tables},
+    datapath::{DatapathError, load, routing},
     netlink,
 };
 
@@ -150,10 +152,9 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
         interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
         interval
     };
-    let mut swept = None;
     let mut gateways = every(GATEWAY_CHECK_INTERVAL);
     let mut measuring = every(MEASURE_INTERVAL);
-    let mut sweeping = None;
+    let mut sweeper = Sweeper::new(&options.bpffs);
     let mut checking = None;
     let mut reload = Reload::default();
     let mut detached = None;
@@ -195,11 +196,8 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
             () = supervisor.watchdog_due() => supervisor.alive(),
             _ = terminate.recv() => break Ok(()),
             _ = interrupt.recv() => break Ok(()),
-            () = until(Some(swept.map_or_else(Instant::now, |at| at + controller.sweep_interval()))) => {
-                swept = Some(Instant::now());
-                if sweeping.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
-                    sweeping = Some(spawn_sweep(options.bpffs.clone(), controller.timeouts()));
-                }
+            () = until(Some(sweeper.due(controller.sweep_interval()))) => {
+                sweeper.begin(controller.timeouts(), controller.sweep_hurry());
             }
             end = &mut served => break match end {
                 Ok(Err(error)) => Err(DaemonError::Io { what: "serve the control socket", source: error }),
@@ -215,6 +213,7 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
         });
     };
     supervisor.stopping();
+    drop(sweeper);
     drop(logger);
     // Who waits for an answer still is told that there is none.
     drop(inbox);
@@ -307,17 +306,6 @@ fn spawn_check(gateways: Vec<(u32, Ipv4Addr, bool)>) -> tokio::task::JoinHandle<
             if let Err(error) = ask(ifindex, gateway) {
                 tracing::warn!("{error}");
             }
-        }
-    })
-}
-
-fn spawn_sweep(dir: PathBuf, timeouts: mh_common::abi::Timeouts) -> tokio::task::JoinHandle<()> {
-    spawn_blocking(move || {
-        let swept = Tables::open(&dir).and_then(|mut tables| sweep::sweep(&mut tables, &timeouts, flows::now()));
-        match swept {
-            Ok(swept) if swept == sweep::Swept::default() => {}
-            Ok(swept) => tracing::debug!("expired {} flows and {} bindings", swept.flows, swept.bindings),
-            Err(error) => tracing::error!("cannot expire idle flows: {error}"),
         }
     })
 }

@@ -28,11 +28,9 @@ const COPIES_PER_ENTRY: u32 = 1;
 /// `MEMBARRIER_CMD_GLOBAL`: returns when every CPU has been through a point at which no program runs.
 const MEMBARRIER_GLOBAL: libc::c_int = 1;
 
-/// How many sets the cache has for a conntrack of so many entries: a power of two for each CPU.
-pub fn sets(entries: u32) -> Result<u32, DatapathError> {
-    let cpus = u32::try_from(cpus()?.len()).unwrap_or(u32::MAX).max(1);
-    let sets = entries.saturating_mul(COPIES_PER_ENTRY) / (u32::try_from(WAYS).unwrap_or(1) * cpus);
-    Ok(sets.checked_next_power_of_two().unwrap_or(1 << 31).max(2).saturating_mul(cpus))
+/// How many sets the cache has for a conntrack of so many entries.
+pub fn sets(entries: u32) -> u32 {
+    (entries.saturating_mul(COPIES_PER_ENTRY) / WAYS as u32).max(1)
 }
 
 fn cpus() -> Result<Vec<u32>, DatapathError> {
@@ -87,7 +85,7 @@ impl Copies {
     /// Takes note of how the cache is divided.
     fn look(&mut self) -> Result<(), DatapathError> {
         let parts = self.parts.get(&0, 0).map_err(DatapathError::map("read the parts of the flow cache"))?;
-        self.divided = parts.iter().copied().filter(|part| part.mask != 0).collect();
+        self.divided = parts.iter().copied().filter(|part| part.sets != 0).collect();
         Ok(())
     }
 
@@ -139,8 +137,7 @@ impl Tables {
         let failed = || DatapathError::map("divide the flow cache");
         let found = self.copies.parts.get(&0, 0).map_err(failed())?;
         let cpus = cpus()?;
-        let share = self.copies.sets / u32::try_from(cpus.len()).unwrap_or(u32::MAX).max(1);
-        let sets = if share.is_power_of_two() { share } else { share.next_power_of_two() / 2 };
+        let sets = self.copies.sets / u32::try_from(cpus.len()).unwrap_or(u32::MAX).max(1);
         let mut wanted =
             vec![
                 Part::default();
@@ -148,13 +145,13 @@ impl Tables {
             ];
         for (number, cpu) in (0..).zip(cpus) {
             if let Some(part) = wanted.get_mut(cpu as usize) {
-                *part = Part { first: number * sets, mask: sets.saturating_sub(1), ..Part::default() };
+                *part = Part { first: number * sets, sets, ..Part::default() };
             }
         }
         let moved = found
             .iter()
             .zip(&wanted)
-            .any(|(found, wanted)| found.mask != 0 && (found.first, found.mask) != (wanted.first, wanted.mask));
+            .any(|(found, wanted)| found.sets != 0 && (found.first, found.sets) != (wanted.first, wanted.sets));
         if moved {
             // Nobody may use what was another CPU's while that may still do so.
             self.write_parts(vec![Part::default(); wanted.len()])?;

@@ -72,12 +72,6 @@ impl Flow {
         self.reply.map_or(forward, |reply| forward.min(time::since(now, reply.last_seen)))
     }
 
-    /// The inside end of its binding.
-    pub const fn inside_end(&self) -> End<Ipv4> {
-        let address = if wire::has_ports(self.key.protocol) { self.key.src } else { self.key.dst };
-        End { address, port: self.key.sport, protocol: self.key.protocol, uplink: self.forward.uplink }
-    }
-
     /// The document that users get.
     pub fn document(&self, uplink: &str, now: Tick) -> api::Flow {
         let reply = self.reply.as_ref();
@@ -99,6 +93,12 @@ impl Flow {
             bytes_in: reply.map_or(0, |r| r.bytes),
         }
     }
+}
+
+/// The inside end of the binding that a flow uses, by its forward half.
+pub(super) const fn inside_end(key: &Key<Ipv4>, forward: &Entry<Ipv4>) -> End<Ipv4> {
+    let address = if wire::has_ports(key.protocol) { key.src } else { key.dst };
+    End { address, port: key.sport, protocol: key.protocol, uplink: forward.uplink }
 }
 
 /// Now, in the datapath's ticks.
@@ -134,26 +134,6 @@ impl Tables {
         Ok(())
     }
 
-    /// Calls `each` with the key of every reply half that has been idle for more ticks than `longest` says and has lost its forward
-    /// half, so that no flow shows it.
-    pub fn each_lone_reply(
-        &self,
-        now: Tick,
-        longest: impl Fn(u8) -> u32,
-        mut each: impl FnMut(Key<Ipv4>),
-    ) -> Result<(), DatapathError> {
-        for table in [&self.flows4, &self.new_flows4] {
-            table.walk(|key, mut reply| {
-                self.copies.count(&key, &mut reply);
-                let idle = reply.is_reply() && time::since(now, reply.last_seen) > longest(key.protocol);
-                if idle && self.half(&reply.other_key(key.protocol)).is_none() {
-                    each(key);
-                }
-            })?;
-        }
-        Ok(())
-    }
-
     /// A half of a flow, from either table, with what its copies have counted.
     pub fn half(&self, key: &Key<Ipv4>) -> Option<Entry<Ipv4>> {
         let mut half = self.flows4.get(key, 0).or_else(|_| self.new_flows4.get(key, 0)).ok()?;
@@ -162,7 +142,7 @@ impl Tables {
     }
 
     /// What answers to a flow; another flow may have the key.
-    fn reply(&self, key: &Key<Ipv4>) -> Option<Entry<Ipv4>> {
+    pub(super) fn reply(&self, key: &Key<Ipv4>) -> Option<Entry<Ipv4>> {
         // Of a flow from inside to inside, both halves may be forward ones: each side began it.
         let answers = |half: &Entry<Ipv4>| half.is_reply() || half.flags & flow::HAIRPIN != 0;
         self.half(key).filter(answers)

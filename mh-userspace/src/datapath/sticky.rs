@@ -37,6 +37,11 @@ impl Sources {
         Ok(Self { kept, seen, lasts, now })
     }
 
+    /// Whether it matters what the flows of this source by this uplink do.
+    pub fn want(&self, source: Ipv4, uplink: u8) -> bool {
+        self.seen.contains_key(&(source, uplink))
+    }
+
     /// Takes a flow in that lives.
     pub fn see(&mut self, flow: &Flow) {
         if let Some(seen) = self.seen.get_mut(&(flow.key.src, flow.forward.uplink)) {
@@ -47,9 +52,14 @@ impl Sources {
         }
     }
 
-    /// Notes what was seen, and forgets the sources whose time is over.
-    pub fn settle(self, tables: &mut Tables) -> Result<(), DatapathError> {
+    /// Notes what was seen, and forgets the sources whose time is over. `pause` is called for each.
+    pub fn settle<E: From<DatapathError>>(
+        self,
+        tables: &mut Tables,
+        mut pause: impl FnMut() -> Result<(), E>,
+    ) -> Result<(), E> {
         for (key, kept) in self.kept {
+            pause()?;
             let seen = self.seen.get(&(key.source, kept.uplink)).copied().flatten();
             let last = seen.map_or(kept.last, |seen| time::later(seen, kept.last));
             let lasts = self.lasts.get(&key.policy).copied().unwrap_or_default();

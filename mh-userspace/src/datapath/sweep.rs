@@ -2,20 +2,26 @@
 //!
 //! One lifetime for flows and bindings: a binding goes only when its own time is over and no flow is left that uses it; one that only
 //! the remote side sends to is not used. The outside end of a binding that goes stays for a while, so that its port rests
-//! (RFC 6888 REQ-8). The walk reads in batches and removes one by one; packets go on meanwhile, and a flow that a packet revives between
-//! the look and the removal loses its entry only, which the next packet restores from the binding.
+//! (RFC 6888 REQ-8). A flow that a packet revives between the look and the removal loses its entry only, which the next packet restores
+//! from the binding.
+//!
+//! A sweep goes by steps, each over a few hundred entries, and who runs it may pause between them for as long as it likes: see
+//! [`sweep_by_steps`]. It reads in batches, looks the reply half of a flow up only if the forward half does not tell enough, and holds
+//! nothing in memory but what is found over. Packets go on meanwhile.
 //!
 //! What is on an address that its uplink has lost (DHCP) is over sooner, unless `on_down` holds it.
 //!
-//! The sweep also settles the limits per inside host: how many of its bindings have ended is how many it got less those that are there.
+//! The sweep also settles the limits per inside host: how many of its bindings have ended is how many it had got when the sweep began less
+//! those of them that are there. Bindings that are made during the sweep are no part of that, however long it takes; those made in the
+//! tick in which it begins may be counted as not ended until the next one.
 
 use std::collections::HashMap;
 
 use mh_common::{
     abi::{self, Timeouts},
     address::Ipv4,
-    binding::{End, Inside, Outside, Peer, STATIC},
-    flow::{Seen, State},
+    binding::{End, Inside, Outside, STATIC},
+    flow::{Entry, Key, Seen, State},
     policy,
     time::{self, Tick},
     wire,
@@ -23,7 +29,7 @@ use mh_common::{
 
 use super::{
     DatapathError,
-    flows::{Filter, Flow},
+    flows::{Flow, inside_end},
     sticky::Sources,
     tables::Tables,
 };
@@ -39,52 +45,321 @@ pub struct Swept {
     pub rested: u64,
 }
 
-/// Removes what has expired as of `now`.
+/// Entries that are dealt with between two pauses. Reading so many takes some microseconds, in which a kernel without preemption gives
+/// the processor to nobody else.
+const STEP: usize = 32;
+
+/// How often it is looked anew which addresses are lost: about twice a second.
+const LOOK_AGAIN_TICKS: u32 = 4;
+
+/// Removes what has expired as of `now`, in one go.
 pub fn sweep(tables: &mut Tables, timeouts: &Timeouts, now: Tick) -> Result<Swept, DatapathError> {
-    let lost = Lost::look(tables)?;
-    let mut unused: HashMap<End<Ipv4>, Outside<Ipv4>> = tables
-        .bindings()?
-        .into_iter()
-        .filter(|(inside, outside)| {
-            let over = time::passed(now, outside.expires) || lost.is(inside.uplink, outside.address);
-            outside.flags & STATIC == 0 && over
+    sweep_by_steps(tables, timeouts, &mut || Some(now)).map(Option::unwrap_or_default)
+}
+
+/// Removes what has expired, some entries at a time. `step` is called at the beginning and between, may take its time, and tells what
+/// time it is; or it returns `None`, and the sweep ends before its time, and returns `None`, too. What it has done by then holds.
+pub fn sweep_by_steps(
+    tables: &mut Tables,
+    timeouts: &Timeouts,
+    step: &mut dyn FnMut() -> Option<Tick>,
+) -> Result<Option<Swept>, DatapathError> {
+    match Sweep::begin(tables, timeouts, step).and_then(Sweep::run) {
+        Ok(swept) => Ok(Some(swept)),
+        Err(Halt::Stopped) => Ok(None),
+        Err(Halt::Failed(error)) => Err(error),
+    }
+}
+
+/// Why a sweep ends before its time.
+enum Halt {
+    /// It was told to.
+    Stopped,
+    Failed(DatapathError),
+}
+
+impl From<DatapathError> for Halt {
+    fn from(error: DatapathError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// A sweep on its way.
+struct Sweep<'a> {
+    tables: &'a mut Tables,
+    timeouts: &'a Timeouts,
+    step: &'a mut dyn FnMut() -> Option<Tick>,
+    began: Tick,
+    now: Tick,
+    lost: Lost,
+    /// When it was found out what is lost.
+    looked: Tick,
+    sources: Option<Sources>,
+    /// How many bindings each inside host had got when the sweep began.
+    got: HashMap<Ipv4, u32>,
+    /// How many of those it has still.
+    held: HashMap<Ipv4, u32>,
+    /// Bindings that go unless a flow turns up that uses them.
+    unused: HashMap<End<Ipv4>, Outside<Ipv4>>,
+    /// Flows were removed of which there may be good copies.
+    voids: bool,
+    swept: Swept,
+}
+
+impl<'a> Sweep<'a> {
+    fn begin(
+        tables: &'a mut Tables,
+        timeouts: &'a Timeouts,
+        step: &'a mut dyn FnMut() -> Option<Tick>,
+    ) -> Result<Self, Halt> {
+        let now = step().ok_or(Halt::Stopped)?;
+        let lost = Lost::look(tables)?;
+        let sources = Sources::look(tables, now)?;
+        let mut got = HashMap::new();
+        tables.sources4.walk(|host, source| {
+            got.insert(host, source.bindings);
+        })?;
+        let (held, unused, swept) = (HashMap::new(), HashMap::new(), Swept::default());
+        let sources = Some(sources);
+        Ok(Self {
+            tables,
+            timeouts,
+            step,
+            began: now,
+            now,
+            lost,
+            looked: now,
+            sources,
+            got,
+            held,
+            unused,
+            voids: false,
+            swept,
         })
-        .collect();
-    let mut expired = Vec::new();
-    let mut sources = Sources::look(tables, now)?;
-    tables.each_flow(&Filter::default(), |flow| {
-        if is_expired(&flow, timeouts, now) || lost.ends(&flow) {
-            expired.push(flow);
-        } else {
-            sources.see(&flow);
-            if Seen::from(&flow.forward).any {
-                unused.remove(&flow.inside_end());
+    }
+
+    fn run(mut self) -> Result<Swept, Halt> {
+        self.look_at_bindings()?;
+        self.look_at_flows()?;
+        self.release_unused()?;
+        if let Some(sources) = self.sources.take() {
+            let (step, mut count) = (&mut self.step, 0);
+            sources.settle(self.tables, || {
+                count += 1;
+                if count % STEP == 0 { step().map(drop).ok_or(Halt::Stopped) } else { Ok(()) }
+            })?;
+        }
+        self.free_rested()?;
+        self.withdraw()?;
+        self.settle()?;
+        Ok(self.swept)
+    }
+
+    fn pause(&mut self) -> Result<(), Halt> {
+        let Some(now) = (self.step)() else {
+            self.void()?;
+            return Err(Halt::Stopped);
+        };
+        self.now = now;
+        if time::since(self.now, self.looked) >= LOOK_AGAIN_TICKS {
+            self.lost = Lost::look(self.tables)?;
+            self.looked = self.now;
+            self.void()?;
+        }
+        Ok(())
+    }
+
+    /// Voids the copies of flows that were removed though they were not idle: they may still be good.
+    fn void(&mut self) -> Result<(), DatapathError> {
+        if self.voids {
+            self.voids = false;
+            self.tables.void_copies()?;
+        }
+        Ok(())
+    }
+
+    /// Whether the uplink has lost this outside address and does not hold what is on it. It may have got it since the last look.
+    fn has_lost(&self, uplink: u8, address: Ipv4) -> bool {
+        self.lost.is(uplink, address) && !has(self.tables.outside4.get(&address, 0).unwrap_or_default(), uplink)
+    }
+
+    /// Whether a binding counts among those that its host had got when the sweep began.
+    const fn is_counted(&self, outside: &Outside<Ipv4>) -> bool {
+        outside.flags & STATIC == 0 && !time::passed(outside.created, self.began)
+    }
+
+    fn look_at_bindings(&mut self) -> Result<(), Halt> {
+        let mut batches = self.tables.by_inside4.batches(STEP)?;
+        while let Some((insides, outsides)) = batches.next().map_err(DatapathError::io("read the bindings"))? {
+            for (inside, outside) in insides.iter().zip(outsides) {
+                if self.is_counted(outside) {
+                    let host = self.tables.owner(inside).0;
+                    *self.held.entry(host).or_default() += 1;
+                }
+                let over = time::passed(self.now, outside.expires) || self.has_lost(inside.uplink, outside.address);
+                if outside.flags & STATIC == 0 && over {
+                    self.unused.insert(*inside, *outside);
+                }
+            }
+            self.pause()?;
+        }
+        Ok(())
+    }
+
+    fn look_at_flows(&mut self) -> Result<(), Halt> {
+        // In this order a flow that moves on when its first reply comes is seen here or there.
+        for established in [false, true] {
+            let table = if established { &self.tables.flows4 } else { &self.tables.new_flows4 };
+            let mut batches = table.batches(STEP)?;
+            while let Some((keys, halves)) = batches.next().map_err(DatapathError::io("read the flows"))? {
+                for (key, half) in keys.iter().zip(halves) {
+                    if half.is_reply() {
+                        self.look_at_reply(key, half)?;
+                    } else {
+                        self.look_at_flow(key, half)?;
+                    }
+                }
+                self.pause()?;
             }
         }
-        true
-    })?;
-    expired.iter().try_for_each(|flow| tables.remove_flow(flow))?;
-    // Flows that were not idle may have copies that are still good.
-    if expired.iter().any(|flow| !is_expired(flow, timeouts, now)) {
-        tables.void_copies()?;
+        self.void()?;
+        Ok(())
     }
-    let mut lone = Vec::new();
-    tables.each_lone_reply(now, |protocol| State::Established.timeout(protocol, timeouts), |key| lone.push(key))?;
-    for key in &lone {
-        tables.remove_half(key)?;
-    }
-    let mut swept = Swept { flows: expired.len() as u64, ..Swept::default() };
-    for (inside, outside) in &unused {
-        // A new flow may have taken it up since.
-        let still = tables.by_inside4.get(inside, 0).is_ok_and(|o| o.expires == outside.expires);
-        if still {
-            tables.release_binding(inside, outside, now)?;
-            swept.bindings += 1;
+
+    /// Deals with a flow, by its forward half. Its reply half is looked up only if it matters.
+    fn look_at_flow(&mut self, key: &Key<Ipv4>, forward: &Entry<Ipv4>) -> Result<(), DatapathError> {
+        let shortest = [State::New, State::Established].map(|state| state.timeout(key.protocol, self.timeouts));
+        let recent = shortest.iter().all(|timeout| time::since(self.now, forward.last_seen) <= *timeout);
+        let mut forward = *forward;
+        if !recent || !Seen::from(&forward).any {
+            self.tables.copies.count(key, &mut forward);
         }
+        let wanted = self.sources.as_ref().is_some_and(|sources| sources.want(key.src, forward.uplink));
+        let translated = forward.leads_outside() && forward.src != key.src;
+        let stranded = translated && self.has_lost(forward.uplink, forward.src);
+        if !recent || wanted || stranded {
+            let reply = self.tables.reply(&forward.other_key(key.protocol));
+            let flow = Flow { key: *key, forward, reply };
+            if is_expired(&flow, self.timeouts, self.now) || stranded && !self.lost.waits(&flow) {
+                // Its reply half may have come first.
+                if self.tables.half(key).is_some() {
+                    self.tables.remove_flow(&flow)?;
+                    self.swept.flows += 1;
+                    self.voids |= stranded;
+                }
+                return Ok(());
+            }
+            if let Some(sources) = &mut self.sources {
+                sources.see(&flow);
+            }
+        }
+        if Seen::from(&forward).any && !self.unused.is_empty() {
+            self.unused.remove(&inside_end(key, &forward));
+        }
+        Ok(())
     }
-    sources.settle(tables)?;
-    swept.rested = settle(tables, now)?;
-    Ok(swept)
+
+    /// Removes a reply half that has been idle for longer than any flow may be, and has lost its forward half, so that no flow shows it.
+    fn look_at_reply(&mut self, key: &Key<Ipv4>, reply: &Entry<Ipv4>) -> Result<(), DatapathError> {
+        if time::since(self.now, reply.last_seen) <= State::Established.timeout(key.protocol, self.timeouts) {
+            return Ok(());
+        }
+        let mut reply = *reply;
+        self.tables.copies.count(key, &mut reply);
+        if time::since(self.now, reply.last_seen) <= State::Established.timeout(key.protocol, self.timeouts) {
+            return Ok(());
+        }
+        let other = reply.other_key(key.protocol);
+        if let Some(forward) = self.tables.half(&other).filter(|forward| !forward.is_reply()) {
+            self.look_at_flow(&other, &forward)?;
+        }
+        if self.tables.half(&other).is_none() {
+            self.tables.remove_half(key)?;
+        }
+        Ok(())
+    }
+
+    fn release_unused(&mut self) -> Result<(), Halt> {
+        for (number, (inside, outside)) in std::mem::take(&mut self.unused).iter().enumerate() {
+            // A new flow may have taken it up since.
+            let still = self.tables.by_inside4.get(inside, 0).is_ok_and(|o| o.expires == outside.expires);
+            if still {
+                if self.is_counted(outside)
+                    && let Some(held) = self.held.get_mut(&self.tables.owner(inside).0)
+                {
+                    *held = held.saturating_sub(1);
+                }
+                self.tables.release_binding(inside, outside, self.now)?;
+                self.swept.bindings += 1;
+            }
+            if number % STEP == STEP - 1 {
+                self.pause()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn free_rested(&mut self) -> Result<(), Halt> {
+        let mut batches = self.tables.by_outside4.batches(STEP)?;
+        while let Some((ends, insides)) = batches.next().map_err(DatapathError::io("read the ports"))? {
+            for (end, _) in ends.iter().zip(insides).filter(|(_, inside)| inside.rested(self.now)) {
+                // The host that it rests for may have taken it up since.
+                if self.tables.by_outside4.get(end, 0).is_ok_and(|inside| inside.rested(self.now)) {
+                    self.tables.by_outside4.forget(end)?;
+                    self.swept.rested += 1;
+                }
+            }
+            self.pause()?;
+        }
+        Ok(())
+    }
+
+    /// Withdraws permissions: one is its binding's, and the port's next host starts with none.
+    fn withdraw(&mut self) -> Result<(), Halt> {
+        let mut batches = self.tables.peers4.batches(STEP)?;
+        while let Some((peers, untils)) = batches.next().map_err(DatapathError::io("read the permissions"))? {
+            for (peer, until) in peers.iter().zip(untils) {
+                let bound = || self.tables.by_outside4.get(&peer.outside, 0).is_ok_and(|inside| inside.in_use());
+                if time::passed(self.now, *until) || !bound() {
+                    self.tables.peers4.forget(peer)?;
+                }
+            }
+            self.pause()?;
+        }
+        Ok(())
+    }
+
+    /// Tells the programs how many bindings of each inside host have ended: of those that it had got when the sweep began.
+    fn settle(&mut self) -> Result<(), Halt> {
+        let mut told = HashMap::new();
+        self.tables.ended4.walk(|host, ended| {
+            told.insert(host, ended);
+        })?;
+        for (number, (host, got)) in std::mem::take(&mut self.got).into_iter().enumerate() {
+            let told = told.remove(&host);
+            if let Ok(source) = self.tables.sources4.get(&host, 0) {
+                // One that was displaced meanwhile counts from zero again.
+                let began_anew = source.bindings.wrapping_sub(got).cast_signed() < 0;
+                let got = if began_anew { 0 } else { got };
+                let ended = got.wrapping_sub(self.held.get(&host).copied().unwrap_or(0));
+                if told != Some(ended) {
+                    let write = self.tables.ended4.insert(host, ended, 0);
+                    write.map_err(DatapathError::map("write the ended bindings"))?;
+                }
+            } else if told.is_some() {
+                self.tables.ended4.forget(&host)?;
+            }
+            if number % STEP == STEP - 1 {
+                self.pause()?;
+            }
+        }
+        for host in told.keys() {
+            if self.tables.sources4.get(host, 0).is_err() {
+                self.tables.ended4.forget(host)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The addresses that uplinks have, to tell which ones they have lost.
@@ -113,71 +388,27 @@ impl Lost {
     fn is(&self, uplink: u8, address: Ipv4) -> bool {
         let flags = self.uplinks.get(&uplink).map_or(abi::UPLINK_HOLD, |uplink| uplink.flags);
         let owners = self.owners.get(&address).copied().unwrap_or_default();
-        self.elsewhere && flags & abi::UPLINK_HOLD == 0 && owners >> (uplink & 31) & 1 == 0
+        self.elsewhere && flags & abi::UPLINK_HOLD == 0 && !has(owners, uplink)
     }
 
-    /// Whether a flow is over because of that: nothing comes back to it. A TCP connection that is to be reset waits for its client, who
-    /// is told with the next segment.
-    fn ends(&self, flow: &Flow) -> bool {
-        let translated = flow.forward.leads_outside() && flow.forward.src != flow.key.src;
+    /// Whether a flow on a lost address is not over yet, though nothing comes back to it: a TCP connection that is to be reset waits for its
+    /// client, who is told with the next segment.
+    fn waits(&self, flow: &Flow) -> bool {
         let repins = self.uplinks.get(&flow.forward.uplink).is_some_and(|u| u.flags & abi::UPLINK_REPIN != 0);
-        let waits = flow.key.protocol == wire::PROTOCOL_TCP
+        flow.key.protocol == wire::PROTOCOL_TCP
             && !repins
-            && matches!(flow.state(), State::Established | State::HalfClosed);
-        translated && !waits && self.is(flow.forward.uplink, flow.forward.src)
+            && matches!(flow.state(), State::Established | State::HalfClosed)
     }
+}
+
+/// Whether an uplink is among the owners of an address.
+const fn has(owners: u32, uplink: u8) -> bool {
+    owners >> (uplink & 31) & 1 != 0
 }
 
 fn is_expired(flow: &Flow, timeouts: &Timeouts, now: Tick) -> bool {
     let state: State = flow.state();
     flow.idle(now) > state.timeout(flow.key.protocol, timeouts)
-}
-
-/// Frees rested ports, and tells the programs how many bindings of each inside host have ended. Returns how many ports were freed.
-fn settle(tables: &mut Tables, now: Tick) -> Result<u64, DatapathError> {
-    let mut rested = Vec::new();
-    let mut held: HashMap<Ipv4, u32> = HashMap::new();
-    tables.by_outside4.walk(|end, inside: Inside<Ipv4>| {
-        if inside.rested(now) {
-            rested.push(end);
-        } else if inside.in_use() && inside.flags & u16::from(STATIC) == 0 {
-            *held.entry(inside.address).or_default() += 1;
-        }
-    })?;
-    for end in &rested {
-        // The host that it rests for may have taken it up since.
-        if tables.by_outside4.get(end, 0).is_ok_and(|inside| inside.rested(now)) {
-            tables.by_outside4.forget(end)?;
-        }
-    }
-    // A permission is its binding's: the port's next host starts with none.
-    let mut withdrawn = Vec::new();
-    tables.peers4.walk(|peer: Peer<Ipv4>, until| {
-        let bound = tables.by_outside4.get(&peer.outside, 0).is_ok_and(|inside| inside.in_use());
-        if !bound || time::passed(now, until) {
-            withdrawn.push(peer);
-        }
-    })?;
-    for peer in &withdrawn {
-        tables.peers4.forget(peer)?;
-    }
-    // Read after the walk: a binding that was made meanwhile counts as ended until the next sweep.
-    let mut sources = HashMap::new();
-    tables.sources4.walk(|host, source| {
-        sources.insert(host, source.bindings);
-    })?;
-    let mut ended = Vec::new();
-    tables.ended4.walk(|host, _| ended.push(host))?;
-    for (host, got) in &sources {
-        let ended = got.wrapping_sub(held.get(host).copied().unwrap_or(0));
-        tables.ended4.insert(host, ended, 0).map_err(DatapathError::map("write the ended bindings"))?;
-    }
-    for host in ended {
-        if !sources.contains_key(&host) {
-            tables.ended4.forget(&host)?;
-        }
-    }
-    Ok(rested.len() as u64)
 }
 
 impl Tables {

@@ -20,7 +20,11 @@ use mh_common::{
     time::Tick,
 };
 
-use super::{DatapathError, batch, cache::Copies};
+use super::{
+    DatapathError,
+    batch::{self, Batches},
+    cache::Copies,
+};
 
 /// A hash map of the datapath.
 pub struct Hash<K, V> {
@@ -41,6 +45,12 @@ impl<K: aya::Pod + bytemuck::Pod, V: aya::Pod + bytemuck::Pod> Hash<K, V> {
     /// Calls `each` with every entry.
     pub fn walk(&self, each: impl FnMut(K, V)) -> Result<(), DatapathError> {
         batch::for_each(self.descriptor.as_fd(), each).map_err(DatapathError::io("read a table"))
+    }
+
+    /// Begins a walk over all entries, so many at a time; the table may be changed between.
+    pub fn batches(&self, at_a_time: usize) -> Result<Batches<K, V>, DatapathError> {
+        let descriptor = self.descriptor.try_clone().map_err(DatapathError::io("walk a table"))?;
+        Ok(Batches::new(descriptor, at_a_time))
     }
 
     /// How many entries it can hold.
