@@ -116,6 +116,41 @@ pub struct Expected {
     pub routed: bool,
 }
 
+/// What the generator sends.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// Which way.
+    pub direction: Direction,
+    /// Frames of this length.
+    pub frame: FrameLen,
+    /// The first flow.
+    pub first: u32,
+    /// How many flows are visited in turn.
+    pub flows: u32,
+}
+
+/// How flows began.
+#[derive(Clone, Copy, Debug)]
+pub struct Begun {
+    /// How many a second: those that came out, and those that were tried.
+    pub rate: Rate,
+    /// How many came out in all.
+    pub accepted: u64,
+}
+
+/// What was seen while each flow was sent once and answered.
+#[derive(Clone, Copy, Debug, Default)]
+struct Answers {
+    inside: Seen,
+    outside: Seen,
+}
+
+impl Answers {
+    fn plus(self, other: Self) -> Self {
+        Self { inside: self.inside.plus(other.inside), outside: self.outside.plus(other.outside) }
+    }
+}
+
 /// A number of frames a second.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
@@ -127,13 +162,11 @@ pub struct Rate {
 
 /// What was counted at one moment.
 #[derive(Clone, Copy, Debug)]
-pub struct Moment {
-    /// When.
-    pub at: Instant,
+struct Moment {
+    at: Instant,
     /// Received at the sinks.
-    pub seen: Seen,
-    /// Sent.
-    pub sent: u64,
+    seen: Seen,
+    sent: u64,
 }
 
 /// The far side.
@@ -171,56 +204,69 @@ impl Far {
     /// If some are not complete after some tries, or what arrives is wrong.
     pub fn establish(&mut self, flows: u32, expected: &Expected) -> Result<()> {
         self.generation = (self.generation + 1) % Learned::GENERATIONS;
-        self.set_ports(expected, [mode::VERIFY, mode::REFLECT, mode::REFLECT])?;
-        let before = [self.programs.seen(LAN)?, self.outside()?];
-        let mut last = String::new();
+        let mut all = Answers::default();
         for _ in 0..TRIES {
-            self.set_traffic(Direction::Forward, FrameLen::SMALL, flows)?;
-            self.send(Direction::Forward, FrameLen::SMALL, flows, || Ok(()))?;
-            self.settle()?;
-            let inside = self.programs.seen(LAN)?.since(before[0]);
-            let outside = self.outside()?.since(before[1]);
-            ensure!(
-                inside.wrong + outside.wrong == 0 && inside.expected == inside.packets,
-                "frames arrived wrong: outside {outside:?}, inside {inside:?}"
-            );
-            ensure!(
-                outside.expected == outside.packets,
-                "frames came out with unexpected addresses: {outside:?}, expected {expected:?}"
-            );
-            if inside.flows == u64::from(flows) && outside.flows == u64::from(flows) {
+            let answers = self.pass(flows, expected)?;
+            ensure!(answers.outside.wrong == 0, "frames came out wrong, or flows changed: {answers:?}");
+            all = all.plus(answers);
+            if all.inside.flows == u64::from(flows) && all.outside.flows == u64::from(flows) {
                 return Ok(());
             }
-            last = format!("outside {outside:?}, inside {inside:?}");
         }
-        bail!("of {flows} flows, not all were answered: {last}")
+        bail!("of {flows} flows, not all were answered: {all:?}")
     }
 
-    /// How many frames a second get through, visiting the flows in turn, over `window`. Flows have been established.
+    /// Sends each flow that was established, and answers it: how many still get through both ways as they did.
+    ///
+    /// # Errors
+    /// If what arrives is wrong.
+    pub fn alive(&mut self, flows: u32, expected: &Expected) -> Result<u64> {
+        let answers = self.pass(flows, expected)?;
+        // Each that is translated in another way is answered too.
+        Ok(answers.inside.packets.saturating_sub(answers.outside.wrong))
+    }
+
+    /// Has established flows used for so long.
+    ///
+    /// # Errors
+    /// If what arrives is wrong.
+    pub fn keep(&mut self, flows: u32, expected: &Expected, time: Duration) -> Result<()> {
+        let begun = Instant::now();
+        while begun.elapsed() < time {
+            self.pass(flows, expected)?;
+        }
+        Ok(())
+    }
+
+    /// Sends each flow once with the far side answering.
+    fn pass(&mut self, flows: u32, expected: &Expected) -> Result<Answers> {
+        self.set_ports(expected, [mode::VERIFY, mode::REFLECT, mode::REFLECT])?;
+        let before = Answers { inside: self.programs.seen(LAN)?, outside: self.outside()? };
+        let load = Load { direction: Direction::Forward, frame: FrameLen::SMALL, first: 0, flows };
+        self.set_traffic(load)?;
+        self.send(load, flows, || Ok(()))?;
+        self.settle()?;
+        let inside = self.programs.seen(LAN)?.since(before.inside);
+        let outside = self.outside()?.since(before.outside);
+        let answers = Answers { inside, outside };
+        ensure!(inside.wrong == 0, "answers came back wrong: {answers:?}");
+        ensure!(
+            outside.expected == outside.packets && inside.expected == inside.packets,
+            "frames came out with unexpected addresses: {answers:?}, expected {expected:?}"
+        );
+        Ok(answers)
+    }
+
+    /// How many frames a second get through over `window`. Flows have been established.
     ///
     /// # Errors
     /// If nothing arrives, or what arrives is not as expected.
-    pub fn rate(
-        &mut self,
-        direction: Direction,
-        frame: FrameLen,
-        flows: u32,
-        expected: &Expected,
-        window: Duration,
-    ) -> Result<Rate> {
-        let (from, to) = self.watch(direction, frame, flows, expected, u32::MAX, |far| {
-            let what = "the first frames to arrive";
-            let begun = far.moment(direction)?;
-            wait_until(what, DEADLINE, || Ok(far.moment(direction)?.seen.packets > begun.seen.packets))?;
-            let from = far.moment(direction)?;
-            thread::sleep(window);
-            Ok((from, far.moment(direction)?))
-        })?;
-        let rate = to.rate_since(&from)?;
+    pub fn rate(&mut self, load: Load, expected: &Expected, window: Duration) -> Result<Rate> {
+        let direction = load.direction;
+        let (from, to) = self.watch(load, expected, u32::MAX, |far| sample(window, || far.moment(direction)))?;
         let seen = to.seen.since(from.seen);
-        // What was on its way when the ports changed may be counted otherwise.
-        ensure!(seen.expected + 1024 > seen.packets, "{} frames came out unexpected: {seen:?}", direction.name());
-        Ok(rate)
+        ensure!(seen.expected == seen.packets, "{} frames came out unexpected: {seen:?}", direction.name());
+        to.rate_since(&from)
     }
 
     /// How many frames a second a router takes that lets none through; `dropped` tells how many it has.
@@ -229,43 +275,56 @@ impl Far {
     /// If it takes none.
     pub fn rate_of_drops(
         &mut self,
-        direction: Direction,
-        frame: FrameLen,
-        flows: u32,
+        load: Load,
         expected: &Expected,
         window: Duration,
         dropped: impl Fn() -> Result<u64>,
     ) -> Result<Rate> {
-        let moment = |far: &Self| -> Result<Moment> {
-            let Moment { at, sent, .. } = far.moment(direction)?;
-            Ok(Moment { at, sent, seen: Seen { packets: dropped()?, ..Seen::default() } })
-        };
-        let (from, to) = self.watch(direction, frame, flows, expected, u32::MAX, |far| {
-            let begun = dropped()?;
-            wait_until("the first frames to be dropped", DEADLINE, || Ok(dropped()? > begun))?;
-            let from = moment(far)?;
-            thread::sleep(window);
-            Ok((from, moment(far)?))
+        let (from, to) = self.watch(load, expected, u32::MAX, |far| {
+            sample(window, || {
+                let moment = far.moment(load.direction)?;
+                Ok(Moment { seen: Seen { packets: dropped()?, ..Seen::default() }, ..moment })
+            })
         })?;
         to.rate_since(&from)
     }
 
-    /// Sends `repeat` frames, or until `work` is done, while `work` watches.
+    /// Begins flows, one frame each and never answered; how fast that goes while it goes on, and how many came out in the end.
     ///
     /// # Errors
-    /// If the generator can't run; or what `work` returns.
-    pub fn watch<T>(
+    /// If none comes out, or what comes out is not as expected.
+    pub fn begin(&mut self, first: u32, flows: u32, expected: &Expected) -> Result<Begun> {
+        let load = Load { direction: Direction::Forward, frame: FrameLen::SMALL, first, flows };
+        let before = self.moment(load.direction)?;
+        let total = u64::from(flows);
+        let (from, to) = self.watch(load, expected, flows, |far| {
+            let mut seen: Option<(Moment, Moment)> = None;
+            wait_until("new flows to be sent", DEADLINE, || {
+                let now = far.moment(load.direction)?;
+                if (1..total).contains(&now.sent) {
+                    seen = Some(seen.map_or((now, now), |(from, _)| (from, now)));
+                }
+                Ok(now.sent >= total)
+            })?;
+            seen.context("the new flows were sent before anybody could look")
+        })?;
+        let all = self.moment(load.direction)?.seen.since(before.seen);
+        ensure!(all.expected == all.packets, "new flows came out unexpected: {all:?}");
+        let rate = to.rate_since(&from)?;
+        Ok(Begun { rate, accepted: all.packets })
+    }
+
+    /// Sends `repeat` frames, or (if that is the greatest number) until `work` is done, while `work` watches.
+    fn watch<T>(
         &mut self,
-        direction: Direction,
-        frame: FrameLen,
-        flows: u32,
+        load: Load,
         expected: &Expected,
         repeat: u32,
         work: impl FnOnce(&Self) -> Result<T>,
     ) -> Result<T> {
         self.set_ports(expected, [mode::SINK; PORTS])?;
-        self.set_traffic(direction, frame, flows)?;
-        let done = self.send(direction, frame, repeat, || work(self))?;
+        self.set_traffic(load)?;
+        let done = self.send(load, repeat, || work(self))?;
         self.settle()?;
         Ok(done)
     }
@@ -274,7 +333,7 @@ impl Far {
     ///
     /// # Errors
     /// If the counters can't be read.
-    pub fn moment(&self, direction: Direction) -> Result<Moment> {
+    fn moment(&self, direction: Direction) -> Result<Moment> {
         let seen = match direction {
             Direction::Forward => self.outside()?,
             Direction::Reverse => self.programs.seen(LAN)?,
@@ -287,7 +346,7 @@ impl Far {
     ///
     /// # Errors
     /// If that takes too long.
-    pub fn settle(&self) -> Result<()> {
+    fn settle(&self) -> Result<()> {
         let now = || anyhow::Ok((self.programs.seen(LAN)?, self.outside()?));
         let mut last = now()?;
         wait_until("frames to have arrived", DEADLINE, || {
@@ -326,7 +385,7 @@ impl Far {
         Ok(())
     }
 
-    fn set_traffic(&mut self, direction: Direction, frame: FrameLen, flows: u32) -> Result<()> {
+    fn set_traffic(&mut self, Load { direction, frame, first, flows }: Load) -> Result<()> {
         ensure!(flows > 0, "no flow to send");
         let bytes = frame_of(direction, frame);
         let mut template = [0; HEAD_LEN / 8];
@@ -346,26 +405,24 @@ impl Far {
             ifindex: self.ifindex,
             ip_sum: words(&bytes[14..34]),
             udp_sum: pseudo + words(&bytes[34..]),
-            flows,
-            next: 0,
+            first,
+            end: first + flows,
+            next: first,
             first_address: FIRST_HOST.into(),
             first_port: FIRST_PORT.into(),
             generation: self.generation.into(),
+            reserved: 0,
         };
         self.programs.set(map::TRAFFIC, direction.index(), traffic)
     }
 
-    /// Runs the generator on its core, and `work` beside it; returns when both are done. The end of `work` ends the generator, if it has
-    /// more than a batch of work left.
-    fn send<T>(
-        &self,
-        direction: Direction,
-        frame: FrameLen,
-        repeat: u32,
-        work: impl FnOnce() -> Result<T>,
-    ) -> Result<T> {
+    /// Runs the generator on its core, and `work` beside it; returns when both are done. With the greatest number for `repeat`, the end of
+    /// `work` is the generator's.
+    fn send<T>(&self, load: Load, repeat: u32, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        let Load { direction, frame, .. } = load;
         let endless = repeat == u32::MAX;
         let generator = self.programs.loaded(direction.generator())?;
+        let _turn = machine::Turn::wait()?;
         let bytes = frame_of(direction, frame);
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -406,14 +463,24 @@ impl Moment {
     ///
     /// # Errors
     /// If nothing was received.
-    pub fn rate_since(&self, from: &Self) -> Result<Rate> {
+    fn rate_since(&self, from: &Self) -> Result<Rate> {
         let seconds = (self.at - from.at).as_secs_f64();
         let received = self.seen.packets - from.seen.packets;
-        ensure!(received > 0, "nothing gets through any more");
+        let sent = self.sent - from.sent;
+        ensure!(received > 0, "of {sent} frames in {seconds} s, none got through");
         #[allow(clippy::cast_precision_loss, reason = "counts of frames are far below 2^52")]
         let per_second = |count: u64| count as f64 / seconds;
-        Ok(Rate { received: per_second(received), sent: per_second(self.sent - from.sent) })
+        Ok(Rate { received: per_second(received), sent: per_second(sent) })
     }
+}
+
+/// Two moments with so much time between them, from when frames arrive.
+fn sample(window: Duration, now: impl Fn() -> Result<Moment>) -> Result<(Moment, Moment)> {
+    let begun = now()?.seen.packets;
+    wait_until("the first frames to arrive", DEADLINE, || Ok(now()?.seen.packets > begun))?;
+    let from = now()?;
+    thread::sleep(window);
+    Ok((from, now()?))
 }
 
 /// Runs the generator until it has sent as many frames, or a signal ends it.

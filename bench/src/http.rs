@@ -25,6 +25,7 @@ use tokio::runtime;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::effort::Effort;
 use crate::report::{Row, Table};
 use crate::site::{CONTENDERS, Needs, READY, SERVER, Site};
 
@@ -42,6 +43,14 @@ pub struct Arguments {
     /// Measures once, for half a second each.
     #[arg(long)]
     quick: bool,
+}
+
+impl Arguments {
+    /// What a run of that effort takes.
+    #[must_use]
+    pub const fn of(effort: &Effort) -> Self {
+        Self { rounds: effort.rounds, seconds: 3.0, quick: effort.quick }
+    }
 }
 
 /// Connections at a time.

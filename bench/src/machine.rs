@@ -4,21 +4,26 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
     sync::Mutex,
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use mh_tests::lab;
 use nix::{
     errno::Errno,
+    fcntl::{Flock, FlockArg},
     libc,
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     sys::signal::{SigSet, Signal},
     unistd::Pid,
 };
+
+/// Far longer than one sample takes.
+const TURN_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// What settings were before, by file.
 static BEFORE: Mutex<BTreeMap<PathBuf, String>> = Mutex::new(BTreeMap::new());
@@ -116,6 +121,32 @@ pub fn core() -> Result<usize> {
     (0..CpuSet::count()).rev().find(|core| allowed.is_set(*core).unwrap_or(false)).context("no core may be used")
 }
 
+/// The turn of this process to measure, until it is dropped: two benchmarks at a time would starve each other.
+#[derive(Debug)]
+pub struct Turn {
+    _lock: Flock<File>,
+}
+
+impl Turn {
+    /// Waits until no other process has it.
+    ///
+    /// # Errors
+    /// If another has it for too long.
+    pub fn wait() -> Result<Self> {
+        // The directory itself is locked: no file is left behind.
+        let directory = std::env::temp_dir();
+        let open = || File::open(&directory).with_context(|| directory.display().to_string());
+        let what = format!("another benchmark to finish a measurement (lock of {})", directory.display());
+        let (lock, _) =
+            lab::wait_for(&what, TURN_TIMEOUT, || match Flock::lock(open()?, FlockArg::LockExclusiveNonblock) {
+                Ok(lock) => Ok(Some(lock)),
+                Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+                Err((_, error)) => Err(error.into()),
+            })?;
+        Ok(Self { _lock: lock })
+    }
+}
+
 /// Keeps the calling thread on a core.
 ///
 /// # Errors
@@ -126,13 +157,15 @@ pub fn pin(core: usize) -> nix::Result<()> {
     sched_setaffinity(Pid::from_raw(0), &set)
 }
 
-/// Gives the calling thread the core whenever it wants it, as far as that goes without starving the kernel's own threads.
+/// Gives the calling thread the core whenever it wants it: the kernel leaves the rest, some 5 %, to its own threads and all others.
+/// (A nice value would count among the threads of one session only.)
 ///
 /// # Errors
 /// If the kernel refuses.
 pub fn come_first() -> Result<()> {
-    const HIGHEST: i32 = -20;
-    // SAFETY: a system call without pointers; zero is the calling thread.
-    Errno::result(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, HIGHEST) }).context("raise the priority")?;
+    let lowest = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the kernel reads the parameters, which live through the call; zero is the calling thread.
+    Errno::result(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const lowest) })
+        .context("take precedence over other threads")?;
     Ok(())
 }

@@ -1,123 +1,206 @@
-//! `cargo xtask bench`: what a packet costs; `cargo xtask bench tcp`: how fast TCP gets through, see [`tcp`]; `cargo xtask bench failover`: how long a failure is felt, see
-//! [`failover`]; `cargo xtask bench policy`: what rules cost, see [`policy`].
+//! `cargo xtask bench`: mh beside what people use, and beside the limits of the machine.
 //!
-//! The cost of a packet: measures both programs by `BPF_PROG_TEST_RUN` on the rig of `mh_tests::rig`, interleaved and repeated, and prints medians. The figures are of
-//! the programs alone, without driver, socket buffer or redirect. The machine's noise is in them: compare within one run.
+//! Each part of [`parts`] measures its contenders in turn, round by round, and yields tables ([`report`]); they are printed, and kept in
+//! `bench/results`. [`failover`] and [`policy`] have commands and results of their own.
+//!
+//! Failure behaviour: a part that fails is named with its cause; the others run nevertheless, and the exit status is 1.
 
+mod bed;
+#[allow(dead_code, reason = "not every part uses all of it")]
+mod effort;
 mod failover;
 mod far;
 mod footprint;
 mod forward;
+mod goals;
+mod growth;
 mod http;
 mod machine;
+#[allow(dead_code, reason = "not every name has its goal or picture")]
+mod names;
+mod new_flows;
+mod parts;
 mod policy;
+mod profile;
+mod program;
 mod programs;
 mod report;
 mod router;
 mod site;
 mod tcp;
 
-use anyhow::Result;
-use clap::{Parser, Subcommand};
-use mh_tests::packet::{Packet, Transport};
-use mh_tests::rig::{GATEWAY1, HOST, LAN, Rig, WAN1};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-/// Measures what a packet costs in each program.
+use anyhow::{Context as _, Result, bail};
+use clap::{Parser, Subcommand, builder::PossibleValuesParser};
+
+use crate::{
+    effort::Flags,
+    parts::{PARTS, Part},
+    program::instructions,
+    report::{facts::Facts, json::Stored, picture, terminal},
+};
+
+/// The directory of results.
+const RESULTS: &str = "bench/results";
+/// Where what is no full run goes, below the directory of results.
+const PARTIAL: &str = "partial";
+
+/// Measures mh beside what people use, and beside the limits of the machine.
+///
+/// Contenders take turns, and figures are given as ratios: absolute ones depend on the machine and on what else it does.
 #[derive(Parser)]
+#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench", args_conflicts_with_subcommands = true, after_help = parts_help())]
 struct Arguments {
     #[command(subcommand)]
     task: Option<Task>,
 
-    /// How often each measurement is repeated; the median counts.
-    #[arg(long, default_value_t = 9)]
-    rounds: usize,
+    /// What to measure; everything if nothing is named.
+    #[arg(value_name = "PART", value_parser = PossibleValuesParser::new(PARTS.iter().map(|part| part.name)), hide_possible_values = true)]
+    parts: Vec<String>,
 
-    /// Packets per measurement.
-    #[arg(long, default_value_t = 200_000)]
-    packets: u32,
+    #[command(flatten)]
+    flags: Flags,
+
+    /// The directory of results. What --quick or --only measured goes into its directory `partial`.
+    #[arg(long, value_name = "DIR", default_value = RESULTS)]
+    results: PathBuf,
+
+    /// Keeps nothing; compares with the results that were kept, and fails if one got worse by more than the spread.
+    #[arg(long)]
+    check: bool,
 }
 
 #[derive(Subcommand)]
 enum Task {
     /// Measures how long the failure of an uplink is felt, with mh and with the classic set-up of iptables and a ping script.
     Failover(failover::Arguments),
-    /// Measures packets per second through mh and through what people use instead, by number of flows.
-    Forward(forward::Arguments),
     /// Measures what rules cost that do not match, and sets.
     Policy(policy::Arguments),
-    /// Measures TCP throughput beside that of the kernel.
-    Tcp(tcp::Arguments),
-    /// Measures short HTTP connections: how many, and how long they take.
-    Http(http::Arguments),
-    /// Measures memory, starts, and the controller's work with many flows.
-    Footprint(footprint::Arguments),
+    /// Draws where the time of a packet goes, as a flame graph.
+    Profile(profile::Arguments),
+    /// Draws the pictures anew, from the results that were kept.
+    Redraw {
+        /// The directory of results.
+        #[arg(long, value_name = "DIR", default_value = RESULTS)]
+        results: PathBuf,
+    },
 }
 
-/// A kind of packet to measure.
-struct Case {
-    name: &'static str,
-    xdp: bool,
-    interface: &'static str,
-    packet: Vec<u8>,
+/// The parts, one a line.
+fn parts_help() -> String {
+    let lines = PARTS.iter().map(|part| format!("  {:<12} {}", part.name, part.about));
+    format!("Parts:\n{}", lines.collect::<Vec<_>>().join("\n"))
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match &arguments.task {
-        Some(Task::Failover(arguments)) => return failover::measure(arguments),
-        Some(Task::Forward(arguments)) => {
-            machine::end_on_signals()?;
-            forward::measure(arguments)?.iter().for_each(report::Table::print);
-            return Ok(());
+    let done = match &arguments.task {
+        Some(Task::Failover(arguments)) => failover::measure(arguments),
+        Some(Task::Policy(arguments)) => policy::measure(arguments),
+        Some(Task::Profile(arguments)) => machine::end_on_signals().and_then(|()| profile::profile(arguments)),
+        Some(Task::Redraw { results }) => redraw(results),
+        None => measure(&arguments),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
         }
-        Some(Task::Policy(arguments)) => return policy::measure(arguments),
-        Some(Task::Tcp(arguments)) => {
-            tcp::measure(arguments)?.iter().for_each(report::Table::print);
-            return Ok(());
-        }
-        Some(Task::Http(arguments)) => {
-            http::measure(arguments)?.iter().for_each(report::Table::print);
-            return Ok(());
-        }
-        Some(Task::Footprint(arguments)) => {
-            machine::end_on_signals()?;
-            footprint::measure(arguments)?.iter().for_each(report::Table::print);
-            return Ok(());
-        }
-        None => {}
     }
-    Rig::run([1, 0], |rig| {
-        let (inside, outside, remote) = ("192.168.1.10:40001", "198.51.100.2:40001", "192.0.2.10:443");
-        // The kernel repeats a run on the packet that the run before left behind: what is measured has to be left as it is.
-        let out = Packet::new(LAN, HOST, inside, remote, Transport::Udp).build();
-        let back = Packet::new(WAN1, GATEWAY1, remote, outside, Transport::Udp).build();
-        rig.tc("lan0", &out)?;
-        rig.tc("wan1", &back)?;
-        let not_ours = Packet::new(LAN, HOST, inside, "192.168.1.1:53", Transport::Udp).build();
-        let case = |name, xdp, interface, packet: &Vec<u8>| Case { name, xdp, interface, packet: packet.clone() };
-        let cases = [
-            case("xdp: to the router itself", true, "lan0", &not_ours),
-            case("tc:  to the router itself (with its routing lookup)", false, "lan0", &not_ours),
-            case(
-                "tc:  from an uplink, no flow",
-                false,
-                "wan1",
-                // In mid-stream, to a port that nobody has: the kernel's.
-                &Packet::new(WAN1, GATEWAY1, "192.0.2.77:53", "198.51.100.2:40009", Transport::Tcp(0x10)).build(),
-            ),
-        ];
-        let mut measured = vec![Vec::new(); cases.len()];
-        for _ in 0..arguments.rounds {
-            for (case, samples) in cases.iter().zip(&mut measured) {
-                samples.push(rig.cost_ns(case.xdp, case.interface, &case.packet, arguments.packets)?);
+}
+
+/// Measures all parts that were asked for.
+fn measure(arguments: &Arguments) -> Result<()> {
+    machine::end_on_signals()?;
+    let effort = arguments.flags.effort();
+    let facts = Facts::gather(&effort);
+    let named = |part: &&Part| arguments.parts.iter().any(|name| name == part.name);
+    let chosen: Vec<&Part> = PARTS.iter().filter(|part| arguments.parts.is_empty() || named(part)).collect();
+    let partial = arguments.results.join(PARTIAL);
+    let directory: &Path = if effort.is_full() { &arguments.results } else { &partial };
+    let (mut tables, mut failed, mut worse) = (Vec::new(), Vec::new(), 0);
+    for part in &chosen {
+        eprintln!("{}: {}, rounds: {}", part.name, part.about, effort.rounds);
+        let measured = match (part.measure)(&effort) {
+            Ok(measured) => measured,
+            Err(error) => {
+                eprintln!("{}: {error:#}", part.name);
+                failed.push(part.name);
+                continue;
+            }
+        };
+        for table in &measured {
+            if table.name == names::table::INSTRUCTIONS {
+                let kept_in = (!arguments.check).then_some(directory);
+                instructions::report(table, &facts, &arguments.results, kept_in)?;
+                continue;
+            }
+            print!("{}", terminal::text(table));
+            if arguments.check {
+                worse += report::compare::print(Stored::read(&arguments.results, table.name)?.as_ref(), table);
+            } else {
+                Stored::new(table, facts.clone()).write(directory)?;
+                picture::write(table, &facts, directory)?;
             }
         }
-        println!("{:<56} {:>6} {:>6} {:>6}  ns/packet", "program run on a packet", "min", "median", "max");
-        for (case, samples) in cases.iter().zip(&mut measured) {
-            samples.sort_unstable();
-            let (Some(min), Some(max)) = (samples.first(), samples.last()) else { continue };
-            println!("{:<56} {min:>6} {:>6} {max:>6}", case.name, samples[samples.len() / 2]);
+        tables.extend(measured);
+    }
+    print!("{}", goals::text(&tables, chosen.len() == PARTS.len()));
+    if !arguments.check {
+        println!("\nkept in {}", directory.display());
+    }
+    if !failed.is_empty() {
+        bail!("not measured: {}", failed.join(", "));
+    }
+    if worse > 0 {
+        bail!("worse than before: {worse} figures");
+    }
+    Ok(())
+}
+
+/// Draws all tables of a directory anew. Other files are left alone.
+fn redraw(directory: &Path) -> Result<()> {
+    let entries = fs::read_dir(directory).with_context(|| format!("can't read {}", directory.display()))?;
+    let mut names: Vec<String> = Vec::new();
+    for entry in entries {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "svg") {
+            names.extend(path.file_stem().and_then(|stem| stem.to_str()).map(str::to_owned));
         }
-        Ok(())
-    })
+    }
+    names.sort_unstable();
+    for name in names {
+        let Some(stored) = Stored::read(directory, &name)? else { continue };
+        picture::write(&stored.table(), &stored.run, directory)?;
+        println!("{name}.svg");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn parts_and_commands_are_told_apart() {
+        let parsed = |words: &[&str]| Arguments::try_parse_from([&["bench"], words].concat());
+        let named = parsed(&["program", "--quick"]).map(|arguments| (arguments.parts, arguments.task.is_none()));
+        assert!(matches!(named, Ok((parts, true)) if parts == ["program"]));
+        assert!(parsed(&["failover", "--rounds", "1"]).is_ok_and(|arguments| arguments.task.is_some()));
+        assert!(parsed(&["--quick"]).is_ok_and(|arguments| arguments.parts.is_empty() && arguments.task.is_none()));
+        assert!(parsed(&["nonsense"]).is_err());
+        assert!(parsed(&["--rounds", "0"]).is_err());
+    }
 }

@@ -10,7 +10,7 @@ use mh_bench_ebpf::{Seen, map};
 use mh_tests::lab::Host;
 
 /// The object as the build script left it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench.o"));
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/bench.o"));
 
 /// The programs with maps of their own. Whatever was attached ends with this value.
 #[derive(Debug)]

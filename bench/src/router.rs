@@ -24,7 +24,7 @@ use mh_bench_ebpf::{DROPPED, map, program};
 use mh_tests::lab::{Host, Lab, Mhd, Mode, require_tools};
 use nix::net::if_::if_nametoindex;
 
-use crate::{machine::Setting, programs::Programs};
+use crate::{machine::Setting, names::contender, programs::Programs};
 
 /// The kernel's bound for its connections, and the size of the hash table of them; the same for all namespaces.
 const CONNTRACK_MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
@@ -60,14 +60,14 @@ impl Contender {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
-            Self::MhXdp => "mh, XDP",
-            Self::MhTc => "mh, TC",
-            Self::XdpDrop => "XDP drop",
-            Self::BlindRedirect => "blind XDP redirect",
-            Self::Kernel => "kernel forwarding, no NAT",
-            Self::Ecmp => "kernel ECMP by ports, no NAT",
-            Self::Iptables => "iptables: CONNMARK, nth, SNAT",
-            Self::Nft => "nft: jhash, ct mark, snat",
+            Self::MhXdp => contender::MH_XDP,
+            Self::MhTc => contender::MH_TC,
+            Self::XdpDrop => contender::XDP_DROP,
+            Self::BlindRedirect => contender::BLIND_REDIRECT,
+            Self::Kernel => contender::KERNEL,
+            Self::Ecmp => contender::ECMP,
+            Self::Iptables => contender::IPTABLES,
+            Self::Nft => contender::NFT,
         }
     }
 
@@ -81,6 +81,12 @@ impl Contender {
     #[must_use]
     pub const fn routes(self) -> bool {
         !matches!(self, Self::XdpDrop | Self::BlindRedirect)
+    }
+
+    /// Whether it attaches XDP programs to the router's interfaces.
+    #[must_use]
+    pub const fn has_xdp(self) -> bool {
+        matches!(self, Self::MhXdp | Self::XdpDrop | Self::BlindRedirect)
     }
 
     /// Puts it in the router's place.
@@ -139,16 +145,15 @@ pub struct Site<'a> {
 }
 
 impl Site<'_> {
-    /// mh's config. Tables fit the flows, as the peers' do: room for half as many again.
+    /// mh's config. Tables fit the flows, as the peers' do: see [`capacity`].
     #[must_use]
     pub fn config(&self, mode: Mode) -> String {
-        let flows = self.flows.max(LEAST_FLOWS);
-        let entries = flows.saturating_mul(3).min(MOST_ENTRIES);
+        let bindings = capacity(self.flows);
         let mut config = format!(
-            "lan = [\"{}\"]\n\n[datapath]\nmode = \"{}\"\nconntrack_entries = {entries}\nbindings = {}\n",
+            "lan = [\"{}\"]\n\n[datapath]\nmode = \"{}\"\nconntrack_entries = {}\nbindings = {bindings}\n",
             self.lan,
             mode.name(),
-            entries / 2,
+            bindings * 2,
         );
         for (number, Uplink { interface, gateway, pool, .. }) in (1..).zip(&self.uplinks) {
             // Writing into a String can't fail.
@@ -184,15 +189,19 @@ impl Site<'_> {
         Ok(What::Route)
     }
 
-    /// A table for each uplink, chosen by mark 1 or 2; what goes inside is the main table's.
+    /// A table for each uplink, chosen by mark 1 or 2; each has the way inside as well, so that a reply needs no rule of its own.
     fn mark_routes(&self) -> Result<()> {
-        let mut lines = vec![format!("rule add priority 1000 to {} lookup main", self.inside)];
+        let inside = self.router.run(&["ip", "route", "show", "exact", &self.inside.to_string()])?;
+        let inside = inside.lines().next().with_context(|| format!("no route to {}", self.inside))?;
+        let mut lines = vec![format!("route replace default via {}", self.uplinks[0].gateway)];
         for (mark, Uplink { gateway, interface, .. }) in (1..).zip(&self.uplinks) {
             lines.push(format!("rule add priority {} fwmark {mark} lookup {}", 1000 + mark, 100 + mark));
+            lines.push(format!("route replace {} table {}", inside.replace(" linkdown", ""), 100 + mark));
             lines.push(format!("route replace default via {gateway} dev {interface} table {}", 100 + mark));
         }
-        lines.push(format!("route replace default via {}", self.uplinks[0].gateway));
-        self.router.ip(&lines)
+        self.router.ip(&lines)?;
+        // An interface's hardware sums up what it receives; here the kernel would have to, for each packet.
+        self.router.sysctl("netfilter/nf_conntrack_checksum", "0")
     }
 
     fn iptables(&self) -> Result<What> {
@@ -230,10 +239,11 @@ impl Site<'_> {
             "table ip balance {{\n\
                chain pick {{\n\
                  type filter hook prerouting priority mangle;\n\
-                 iif {lan} ct mark != 0 meta mark set ct mark accept\n\
+                 meta mark set ct mark\n\
+                 meta mark != 0 accept\n\
                  iif {lan} ct mark set jhash ip saddr . ip daddr . th sport . th dport mod 2 offset 1 meta mark set ct mark\n\
-                 iif {wan1} ct state new ct mark set 1\n\
-                 iif {wan2} ct state new ct mark set 2\n\
+                 iif {wan1} ct mark set 1 meta mark set 1\n\
+                 iif {wan2} ct mark set 2 meta mark set 2\n\
                }}\n\
                chain rewrite {{\n\
                  type nat hook postrouting priority srcnat;\n\
@@ -254,15 +264,25 @@ fn range(pool: Ipv4Net) -> String {
     }
 }
 
-/// Makes room for so many of the kernel's connections until the guards are gone.
+/// How many flows there is room for where so many are wanted: in mh's tables, and among the kernel's connections.
+#[must_use]
+pub const fn capacity(flows: u32) -> u32 {
+    let flows = if flows < LEAST_FLOWS { LEAST_FLOWS } else { flows };
+    let entries = flows.saturating_mul(3);
+    (if entries < MOST_ENTRIES { entries } else { MOST_ENTRIES }) / 2
+}
+
+/// Makes room for so many of the kernel's connections as [`capacity`] says, no fewer and no more, until the guards are gone.
 ///
 /// # Errors
 /// If the kernel refuses: both are the machine's and can't be set from a container.
 pub fn room_for_connections(flows: u32) -> Result<Vec<Setting>> {
-    let flows = u64::from(flows);
+    let room = capacity(flows);
     let mut settings = Vec::new();
-    settings.extend(Setting::at_least(CONNTRACK_BUCKETS, flows).context("size of the kernel's connection table")?);
-    settings.extend(Setting::at_least(CONNTRACK_MAX, flows * 2).context("bound of the kernel's connections")?);
+    let buckets = Setting::at_least(CONNTRACK_BUCKETS, room.into());
+    settings.extend(buckets.context("size of the kernel's connection table")?);
+    let bound = Setting::set(CONNTRACK_MAX, &room.to_string());
+    settings.push(bound.context("bound of the kernel's connections")?);
     Ok(settings)
 }
 
@@ -316,7 +336,7 @@ impl Running {
                 router.run_with_input(&["iptables-restore"], "*mangle\nCOMMIT\n*nat\nCOMMIT\n")?;
                 router.nft("flush ruleset")?;
                 router.run(&["conntrack", "-F"])?;
-                router.ip(&["rule del priority 1000", "rule del priority 1001", "rule del priority 1002"])?;
+                router.ip(&["rule del priority 1001", "rule del priority 1002"])?;
                 router.ip(&["route flush table 101", "route flush table 102"])?;
             }
         }

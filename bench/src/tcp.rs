@@ -11,6 +11,7 @@ use std::thread::available_parallelism;
 
 use anyhow::{Context as _, Result};
 
+use crate::effort::Effort;
 use crate::report::{Row, Table};
 use crate::router::Contender;
 use crate::site::{CONTENDERS, Needs, READY, SERVER, Site};
@@ -29,6 +30,14 @@ pub struct Arguments {
     /// Measures once, for a second each.
     #[arg(long)]
     quick: bool,
+}
+
+impl Arguments {
+    /// What a run of that effort takes.
+    #[must_use]
+    pub const fn of(effort: &Effort) -> Self {
+        Self { rounds: effort.rounds, seconds: 2, quick: effort.quick }
+    }
 }
 
 /// How the connections are made.

@@ -19,6 +19,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use aya::Ebpf;
 use aya::maps::{Array, HashMap, Map, MapData};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, TestRunResult, Xdp};
 use mh_common::{
@@ -534,6 +535,11 @@ impl Rig {
             Hook::Tc { .. } => program_of::<SchedClassifier>(ebpf, program::TC)?.test_run(options)?,
             Hook::Egress { .. } => program_of::<SchedClassifier>(ebpf, program::EGRESS)?.test_run(options)?,
         })
+    }
+
+    /// The programs and maps.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        self.datapath.ebpf()
     }
 
     /// An interface's index.

@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, os::unix::process::CommandExt as _, process::Command};
 
-use anyhow::{Error, Result, ensure};
+use anyhow::{Context as _, Error, Result, ensure};
 
 use crate::{
     project::{Profile, Project, is_root},
@@ -44,10 +44,11 @@ pub fn demo(project: &Project, arguments: &[OsString]) -> Result<()> {
     Err(become_program(project, "mh-demo", arguments))
 }
 
-/// `cargo xtask bench`.
+/// `cargo xtask bench`, with mhd built with optimisations as well; in the workspace's root, where the results are.
 pub fn bench(project: &Project, arguments: &[OsString]) -> Result<()> {
     setup::ensure(project, &[Purpose::Build, Purpose::Laboratory])?;
     run(project.cargo().args(["build", "--release", "--package", "mh-userspace", "--package", "mh-bench", "--bins"]))?;
+    std::env::set_current_dir(&project.root).with_context(|| format!("can't enter {}", project.root.display()))?;
     Err(become_program(project, "mh-bench", arguments))
 }
 

@@ -12,6 +12,8 @@
 
 #![no_std]
 
+pub mod case;
+
 use bytemuck::{Pod, Zeroable};
 
 /// The inside of the router.
@@ -60,6 +62,8 @@ pub mod program {
     pub const FAR: [&str; super::PORTS] = ["far_lan", "far_wan1", "far_wan2"];
     /// In the router's place: drops.
     pub const DROP: &str = "router_drop";
+    /// On the router's interfaces: passes everything, so that the kernel polls them as it does real interfaces.
+    pub const PASS: &str = "router_pass";
     /// In the router's place, by port: redirects without a look.
     pub const BLIND: [&str; super::PORTS] = ["blind_lan", "blind_wan1", "blind_wan2"];
 }
@@ -95,8 +99,10 @@ pub struct Traffic {
     pub ip_sum: u32,
     /// The sum of the words that the UDP checksum covers as in memory, without address, port and flow number that change.
     pub udp_sum: u32,
-    /// How many flows are visited in turn.
-    pub flows: u32,
+    /// The first of the flows that are visited in turn.
+    pub first: u32,
+    /// One behind the last of them.
+    pub end: u32,
     /// The flow that is next.
     pub next: u32,
     /// The first inside host's address.
@@ -105,6 +111,8 @@ pub struct Traffic {
     pub first_port: u32,
     /// Which [`Learned`] are to be used.
     pub generation: u32,
+    /// Always zero.
+    pub reserved: u32,
 }
 
 /// What a port of the far side expects.

@@ -4,6 +4,7 @@
 //!   since frames come back with what the receiver made of them, checksums included, and redirect it out of a port.
 //! - [`far_lan`], [`far_wan1`] and [`far_wan2`] receive what the router sent: they count and drop, or reflect and learn.
 //! - [`router_drop`] and [`blind_lan`] and its like are the limits: of the generator, and of any datapath.
+//! - The programs of [`driver`] run others on a packet that they restore, by `BPF_PROG_TEST_RUN` as well.
 //!
 //! Invariants: one generator at a time, on one core, and everything behind it on the same core: counters need no atomic operations.
 //!
@@ -16,6 +17,8 @@
     reason = "helpers take and return C integers; TryFrom's failure branch would be code that the verifier has to walk"
 )]
 #![allow(missing_docs, reason = "the entry points' macros make functions that can't be documented")]
+
+mod driver;
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, xdp_action},
@@ -132,7 +135,7 @@ fn generate(ctx: &XdpContext, index: u32) -> Option<u32> {
     // SAFETY: only one generator runs at a time, and the benchmark writes only between runs.
     let traffic = unsafe { &mut *TRAFFIC.get_ptr_mut(index)? };
     let flow = traffic.next;
-    traffic.next = if flow + 1 < traffic.flows { flow + 1 } else { 0 };
+    traffic.next = if flow + 1 < traffic.end { flow + 1 } else { traffic.first };
     let (port, address, l4_port, address_at, port_at) = if index == FORWARD {
         let (address, port) = inside(traffic.first_address, traffic.first_port, flow);
         (LAN, address.to_be(), port.to_be(), SOURCE, SOURCE_PORT)
@@ -255,6 +258,11 @@ pub fn router_drop(_: XdpContext) -> u32 {
         unsafe { (*seen).packets += 1 };
     }
     xdp_action::XDP_DROP
+}
+
+#[xdp]
+pub fn router_pass(_: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
 }
 
 #[inline(always)]

@@ -25,7 +25,9 @@ use mh_tests::lab::{Mhd, wait_until};
 use mh_userspace::datapath::tables::Tables;
 
 use self::memory::{Slabs, Taken};
+use crate::effort::Effort;
 use crate::http::quantile;
+use crate::names::{footprint as named, table};
 use crate::report::{Row, Table};
 use crate::router::{Contender, room_for_connections};
 use crate::site::{Needs, READY, Site};
@@ -48,6 +50,14 @@ pub struct Arguments {
     /// Leaves out the kernel's own connection tracking.
     #[arg(long)]
     without_peers: bool,
+}
+
+impl Arguments {
+    /// What a run of that effort takes.
+    #[must_use]
+    pub const fn of(effort: &Effort) -> Self {
+        Self { rounds: effort.rounds.div_ceil(3), flows: 1 << 20, quick: effort.quick, without_peers: false }
+    }
 }
 
 /// Nothing limits the inside hosts, and no flow ends meanwhile.
@@ -190,10 +200,10 @@ fn tables(flows: u32, samples: Samples, peers: Vec<Tracked>) -> Vec<Table> {
         memory.push(row(&format!("nf_conntrack, {}", contender.name()), vec![vec![bytes], vec![with_table]]));
         fills.push(row(contender.name(), vec![took]));
     }
-    memory.push(row("mh", vec![vec![for_one], vec![of_all]]));
+    memory.push(row(named::MH, vec![vec![for_one], vec![of_all]]));
     fills.push(row(Contender::MhTc.name(), vec![samples.fills]));
     let [calm, swept] = samples.latencies.map(|quantiles| quantiles.to_vec());
-    let table = |name, title: &str, unit, columns: Vec<String>, rows| Table {
+    let made = |name, title: &str, unit, columns: Vec<String>, rows| Table {
         name,
         title: title.to_owned(),
         unit,
@@ -203,21 +213,21 @@ fn tables(flows: u32, samples: Samples, peers: Vec<Tracked>) -> Vec<Table> {
         baseline: 0,
     };
     vec![
-        table(
-            "footprint-memory",
+        made(
+            table::FOOTPRINT_MEMORY,
             "Kernel memory per established flow with its NAT binding",
             "bytes",
-            vec!["one flow".into(), "all tables, for each flow that fits".into()],
+            vec![named::ONE_FLOW.into(), "all tables, for each flow that fits".into()],
             memory,
         ),
-        table(
+        made(
             "footprint-maps",
             "Kernel memory of mh's maps",
             "MiB",
             vec![format!("room for {with} and half as many")],
             maps,
         ),
-        table(
+        made(
             "footprint-start",
             "Time until mhd is ready",
             "ms",
@@ -228,24 +238,24 @@ fn tables(flows: u32, samples: Samples, peers: Vec<Tracked>) -> Vec<Table> {
                 row(&format!("restart: adopts maps with {with}"), vec![samples.full_restarts]),
             ],
         ),
-        table(
+        made(
             "footprint-fill",
             "Time to have all flows in the tables, by a packet each way through packet sockets",
             "s",
             vec![with.clone()],
             fills,
         ),
-        table(
-            "footprint-controller",
+        made(
+            table::FOOTPRINT_CONTROLLER,
             "Processor time of the controller",
             "% of a core",
             vec![with.clone()],
             vec![
-                row("the expiry sweep, while it runs", vec![samples.sweep_shares]),
+                row(named::SWEEP, vec![samples.sweep_shares]),
                 row("mhd as a whole, sweeps and rests together", vec![samples.mhd_shares]),
             ],
         ),
-        table(
+        made(
             "footprint-sweep",
             "An expiry sweep",
             "s",
@@ -255,12 +265,12 @@ fn tables(flows: u32, samples: Samples, peers: Vec<Tracked>) -> Vec<Table> {
                 row("its processor time", vec![samples.sweep_cpu_seconds]),
             ],
         ),
-        table(
-            "footprint-latency",
+        made(
+            table::FOOTPRINT_LATENCY,
             &format!("A request and its answer through the router (UDP), with {with} in its tables"),
             "µs",
             QUANTILES.map(|(name, _)| name.to_owned()).to_vec(),
-            vec![row("while no sweep runs", calm), row("while a sweep runs", swept)],
+            vec![row(named::CALM, calm), row(named::SWEPT, swept)],
         ),
     ]
 }

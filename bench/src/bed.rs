@@ -7,19 +7,22 @@
 //!                                        pools: 198.51.100.128/25, 203.0.113.128/25
 //! ```
 //!
-//! Neighbours are permanent, since nobody answers ARP. The router's interfaces have NAPI by GRO for contenders without an XDP program.
+//! Neighbours are permanent, since nobody answers ARP. Contenders without XDP programs of their own get one that passes everything, so that
+//! the kernel polls the router's interfaces (NAPI) as it does real ones. It makes them faster than GRO would, which sums up each packet.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::Result;
 use ipnet::Ipv4Net;
+use mh_bench_ebpf::program;
 use mh_tests::{
     lab::{Host, Lab, require_tools},
     packet::Mac,
 };
 
 use crate::{
-    far::{Expected, FAR_INTERFACES, FAR_MACS, FIRST_HOST, Far, ROUTER_MACS},
+    far::{Expected, FAR_INTERFACES, FAR_MACS, FIRST_HOST, Far, Load, ROUTER_MACS, Rate},
+    programs::Programs,
     router::{Contender, Running, Site, Uplink},
 };
 
@@ -35,12 +38,15 @@ const INTERFACES: [&str; 3] = ["lan0", "wan1", "wan2"];
 /// A router with a contender at work, and its far side.
 #[derive(Debug)]
 pub struct Bed {
+    contender: Contender,
     /// The far side.
     pub far: Far,
     /// What it is to see.
     pub expected: Expected,
     /// The contender.
     pub running: Running,
+    /// What makes the kernel poll the router's interfaces.
+    _polled: Option<Programs>,
     router: Host,
     // Last: its directory goes after all that writes into it.
     lab: Lab,
@@ -52,27 +58,56 @@ impl Bed {
     /// # Errors
     /// Without root or tools, or if the kernel refuses a part.
     pub fn new(contender: Contender, flows: u32) -> Result<Self> {
-        require_tools(&["ip", "ethtool"])?;
+        Self::with_room(contender, flows, flows)
+    }
+
+    /// The same with a far side that knows more flows than the tables fit.
+    ///
+    /// # Errors
+    /// As [`Bed::new`].
+    pub fn with_room(contender: Contender, flows: u32, known: u32) -> Result<Self> {
+        require_tools(&["ip"])?;
         let lab = Lab::new()?;
         let (router, far) = (lab.host("router")?, lab.host("far")?);
         wire(&router, &far)?;
-        let far = Far::new(&far, flows)?;
+        let far = Far::new(&far, known)?;
         let inside = inside()?;
+        let polled = if contender.has_xdp() { None } else { Some(polled(&router)?) };
         let running = contender.start(&site(&lab, &router, inside, flows)?)?;
         let pools = [pool(NETWORKS[0])?, pool(NETWORKS[1])?];
         let sources = if contender.translates() { pools } else { [inside; 2] };
         let expected = Expected { sources, routed: contender.routes() };
-        Ok(Self { far, expected, running, router, lab })
+        Ok(Self { contender, far, expected, running, _polled: polled, router, lab })
     }
 
-    /// Puts another contender in the router's place; flows of the far side stay.
+    /// The same with flows established, `flows` of the `capacity`.
     ///
     /// # Errors
-    /// If one of them refuses.
-    pub fn replace(mut self, contender: Contender, flows: u32) -> Result<Self> {
-        self.running.stop()?;
-        self.running = contender.start(&site(&self.lab, &self.router, inside()?, flows)?)?;
-        Ok(self)
+    /// As [`Bed::new`], or if flows are not answered.
+    pub fn with_flows(contender: Contender, flows: u32, capacity: u32) -> Result<Self> {
+        // What drops everything can't establish flows: a blind redirect does it first.
+        let first = if contender == Contender::XdpDrop { Contender::BlindRedirect } else { contender };
+        let mut bed = Self::new(first, capacity)?;
+        bed.far.establish(flows, &bed.expected)?;
+        if first != contender {
+            bed.running.stop()?;
+            bed.running = contender.start(&site(&bed.lab, &bed.router, inside()?, capacity)?)?;
+        }
+        bed.contender = contender;
+        Ok(bed)
+    }
+
+    /// How many frames a second get through; for [`Contender::XdpDrop`]: are dropped.
+    ///
+    /// # Errors
+    /// If none is, or what gets through is not as expected.
+    pub fn rate(&mut self, load: Load, window: Duration) -> Result<Rate> {
+        let Self { contender, far, expected, running, .. } = self;
+        if *contender == Contender::XdpDrop {
+            far.rate_of_drops(load, expected, window, || running.dropped())
+        } else {
+            far.rate(load, expected, window)
+        }
     }
 
     /// Takes all away. Connections that are left to a namespace's end would be cleared away while the next is measured.
@@ -101,6 +136,13 @@ fn site<'a>(lab: &'a Lab, router: &'a Host, inside: Ipv4Net, flows: u32) -> Resu
     Ok(Site { lab, router, lan: INTERFACES[0], inside, uplinks, flows })
 }
 
+/// Attaches to the router's interfaces what passes everything.
+fn polled(router: &Host) -> Result<Programs> {
+    let mut programs = Programs::load(0)?;
+    INTERFACES.into_iter().try_for_each(|interface| programs.attach(program::PASS, router, interface))?;
+    Ok(programs)
+}
+
 /// Links, addresses, neighbours and the route to the inside.
 fn wire(router: &Host, far: &Host) -> Result<()> {
     let text = |mac: Mac| mac.map(|byte| format!("{byte:02x}")).join(":");
@@ -124,7 +166,6 @@ fn wire(router: &Host, far: &Host) -> Result<()> {
             format!("address add {a}.{b}.{c}.{own_host}/24 dev {own}"),
             format!("neighbour replace {a}.{b}.{c}.{next_hop} lladdr {} dev {own} nud permanent", text(far_mac)),
         ])?;
-        router.features(own, &["gro", "on"])?;
     }
     router.ip(&[format!("route add {} via {INSIDE_ROUTER}", inside()?)])?;
     INTERFACES.into_iter().try_for_each(|interface| router.wait_for_link(interface))
