@@ -16,7 +16,7 @@ use crate::{
     far::{Direction, FrameLen, Load},
     forward::{chosen, empty_row, nanoseconds},
     names::{self, table},
-    report::{Row, Table},
+    report::{NO_BASELINE, Row, Table},
     router::{Contender, room_for_connections},
 };
 
@@ -105,7 +105,7 @@ pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
             more_is_better: false,
             columns: vec!["established flows".into(), "new flows".into()],
             rows: slopes,
-            baseline: 0,
+            baseline: NO_BASELINE,
         },
     ])
 }

@@ -26,6 +26,10 @@ pub mod table {
     pub const HTTP_LATENCY: &str = "http-latency";
     /// Kernel memory per flow.
     pub const FOOTPRINT_MEMORY: &str = "footprint-memory";
+    /// Kernel memory by map.
+    pub const FOOTPRINT_MAPS: &str = "footprint-maps";
+    /// How long a sweep takes.
+    pub const FOOTPRINT_SWEEP: &str = "footprint-sweep";
     /// The controller's processor time.
     pub const FOOTPRINT_CONTROLLER: &str = "footprint-controller";
     /// Latency with and without a sweep.

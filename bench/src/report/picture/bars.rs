@@ -63,7 +63,7 @@ fn greatest(table: &Table, column: usize) -> f64 {
 /// The figure's texts: itself, and its ratio.
 fn texts(table: &Table, row: usize, column: usize) -> (String, String) {
     let Some(figure) = table.figure(row, column) else { return (String::new(), "not measured".to_owned()) };
-    let ratio = table.ratio(row, column).filter(|_| table.rows.len() > 1);
+    let ratio = table.ratio(row, column).filter(|_| table.compared_with().is_some());
     (shown(figure.median), ratio.map_or(String::new(), |ratio| format!("{:.2}×", ratio.median)))
 }
 
