@@ -109,7 +109,7 @@ impl Kind {
     /// By the contender's name.
     #[must_use]
     pub fn of(name: &str) -> Self {
-        if name.starts_with("mh") {
+        if name == footprint::MH || name.starts_with("mh, ") {
             Self::Mh
         } else if [contender::XDP_DROP, contender::BLIND_REDIRECT].contains(&name) {
             Self::Limit
@@ -173,5 +173,6 @@ mod tests {
         assert_eq!(Kind::of(contender::MH_TC), Kind::Mh);
         assert_eq!(Kind::of(contender::BLIND_REDIRECT), Kind::Limit);
         assert_eq!(Kind::of(contender::NFT), Kind::Peer);
+        assert_eq!(Kind::of("mh_flows4"), Kind::Peer, "a map is no contender");
     }
 }

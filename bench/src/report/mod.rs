@@ -70,6 +70,13 @@ impl Spread {
 }
 
 impl Table {
+    /// The title with a capital letter.
+    #[must_use]
+    pub fn heading(&self) -> String {
+        let mut letters = self.title.chars();
+        letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
+    }
+
     /// A row's samples in a column; empty where there are none.
     #[must_use]
     pub fn samples(&self, row: usize, column: usize) -> &[f64] {

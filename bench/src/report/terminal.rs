@@ -13,7 +13,7 @@ const MAX_NAME: usize = 40;
 #[must_use]
 pub fn text(table: &Table) -> String {
     let better = if table.more_is_better { "more is better" } else { "less is better" };
-    let mut text = format!("\n{}\n{}, {better}", table.title, table.unit);
+    let mut text = format!("\n{}\n{}, {better}", table.heading(), table.unit);
     let base = table.compared_with();
     if let Some(base) = base {
         let _ = write!(text, "; ratio to: {}", base.name);
@@ -93,7 +93,7 @@ mod tests {
     fn figures_stand_below_each_other() {
         let text = text(&table());
         let expected = "
-packets
+Packets
 Mpps, more is better; ratio to: limit
 
   64 B, 1 Ki flows    median   ratio     least to most

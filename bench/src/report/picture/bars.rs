@@ -20,9 +20,10 @@ const SIDE_BY_SIDE: usize = 2;
 pub fn draw(svg: &mut Svg, table: &Table, y: f64) -> f64 {
     let names = table.rows.iter().map(|row| width(&row.name, Style::Plain)).fold(0.0, f64::max);
     let left = MARGIN + names + 10.0;
-    let beside = table.columns.len().clamp(1, SIDE_BY_SIDE);
-    let count = if beside == 1 { 1.0 } else { 2.0 };
-    let panel = (WIDTH - MARGIN - left - GAP * (count - 1.0)) / count;
+    let whole = WIDTH - MARGIN - left;
+    let half = (whole - GAP) / 2.0;
+    let heads_fit = table.columns.iter().all(|column| width(column, Style::Head) <= half);
+    let (beside, panel) = if table.columns.len() > 1 && heads_fit { (SIDE_BY_SIDE, half) } else { (1, whole) };
     let most: Vec<f64> = (0..table.columns.len()).map(|column| greatest(table, column)).collect();
     let overall = most.iter().copied().fold(0.0, f64::max);
     let shared = most.iter().all(|most| *most >= overall * LEAST_SHARE);
