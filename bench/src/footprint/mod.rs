@@ -32,34 +32,12 @@ use crate::report::{NO_BASELINE, Row, Table};
 use crate::router::{Contender, room_for_connections};
 use crate::site::{Needs, READY, Site};
 
-/// Measures memory, starts and sweeps with many flows.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Arguments {
-    /// How often each measurement is repeated.
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
-
-    /// Flows at a time.
-    #[arg(long, default_value_t = 1 << 20)]
-    flows: u32,
-
-    /// Measures once, with 65,536 flows.
-    #[arg(long)]
-    quick: bool,
-
-    /// Leaves out the kernel's own connection tracking.
-    #[arg(long)]
-    without_peers: bool,
-}
-
-impl Arguments {
-    /// What a run of that effort takes.
-    #[must_use]
-    pub const fn of(effort: &Effort) -> Self {
-        Self { rounds: effort.rounds.div_ceil(3), flows: 1 << 20, quick: effort.quick, without_peers: false }
-    }
-}
-
+/// Flows at a time.
+const FLOWS: u32 = 1 << 20;
+/// The same of a quick run.
+const QUICK_FLOWS: u32 = 1 << 16;
+/// A round here takes as long as several of other parts.
+const ROUNDS_DIVISOR: usize = 3;
 /// Nothing limits the inside hosts, and no flow ends meanwhile.
 const SECTIONS: &str = "\n[limits]\nbindings_per_source = 0\nnew_flows_per_source = 0\n\n[timeouts]\nudp = \"1h\"\n";
 /// How long sweeps are watched: one begins every 10 seconds, and is to be seen from its beginning to its end.
@@ -101,15 +79,14 @@ struct Tracked {
 }
 
 /// Measures.
-pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
-    let (rounds, flows) = if arguments.quick { (1, 1 << 16) } else { (arguments.rounds, arguments.flows) };
-    ensure!((1..=fill::MOST_FLOWS).contains(&flows), "1 to {} flows", fill::MOST_FLOWS);
+pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
+    let (rounds, flows) = (effort.rounds.div_ceil(ROUNDS_DIVISOR), effort.pick(FLOWS, QUICK_FLOWS));
     let _room = room_for_connections(flows)?;
     let needs = Needs { flows, pools: true, sections: SECTIONS };
-    let watch = if arguments.quick { QUICK_WATCH } else { WATCH };
+    let watch = effort.pick(WATCH, QUICK_WATCH);
     let samples = mh(&needs, rounds, watch).context("mh")?;
-    let peers = if arguments.without_peers { [].as_slice() } else { &[Contender::Iptables, Contender::Nft] };
-    let peers = peers.iter().map(|contender| tracked(*contender, &needs, rounds).context(contender.name()));
+    let peers = [Contender::Iptables, Contender::Nft].into_iter().filter(|contender| effort.wants(contender.name()));
+    let peers = peers.map(|contender| tracked(contender, &needs, rounds).context(contender.name()));
     Ok(tables(flows, samples, peers.collect::<Result<_>>()?))
 }
 
