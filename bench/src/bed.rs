@@ -32,6 +32,8 @@ const INSIDE_BITS: u8 = 8;
 const INSIDE_ROUTER: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);
 /// The uplinks' networks: the gateway is .1, the router .2, the pool the upper half.
 const NETWORKS: [[u8; 3]; 2] = [[198, 51, 100], [203, 0, 113]];
+/// How long many flows go on before they are measured.
+const WARM_UP: Duration = Duration::from_secs(4);
 /// From so many flows on, chance does not leave an uplink with less than one in [`UNEVEN`]: that would be seven standard deviations.
 const MANY: u32 = 512;
 const UNEVEN: u64 = 3;
@@ -115,6 +117,15 @@ impl Bed {
         } else {
             far.rate(load, expected, window)
         }
+    }
+
+    /// Lets the flows go on for a while before they are measured, if they are many: mh gives them room as they come, and all caches take
+    /// what they will hold. Every contender has the same time.
+    ///
+    /// # Errors
+    /// As [`Self::rate`].
+    pub fn warm_up(&mut self, load: Load) -> Result<()> {
+        if load.flows >= MANY { self.rate(load, WARM_UP).map(drop) } else { Ok(()) }
     }
 
     /// Takes all away. Connections that are left to a namespace's end would be cleared away while the next is measured.

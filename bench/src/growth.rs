@@ -118,6 +118,7 @@ pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
 fn sample(contender: Contender, flows: u32, window: Duration) -> Result<(f64, Option<f64>)> {
     let mut bed = Bed::with_flows(contender, flows, flows + NEW)?;
     let load = Load { direction: Direction::Forward, frame: FrameLen::SMALL, first: 0, flows };
+    bed.warm_up(load)?;
     let mpps = bed.rate(load, window)?.received / 1e6;
     let begun =
         if contender.translates() { Some(bed.far.begin(flows, NEW, &bed.expected)?.rate.received / 1e3) } else { None };

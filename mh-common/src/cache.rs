@@ -25,6 +25,16 @@ use crate::{
 
 /// How many copies a set holds: two adjacent cache lines, which processors fetch together.
 pub const WAYS: usize = 2;
+/// The same as a number of copies.
+pub const WAYS_U32: u32 = WAYS as u32;
+
+/// Sets that one run of `mh_settle` ends.
+pub const SETS_PER_RUN: u32 = 8;
+/// Where the packet for `mh_settle` says which sets: two words in host byte order, the first set and how many. A run leaves there what is
+/// left for the next one.
+pub const SPAN_AT: usize = 16;
+/// The length of that packet.
+pub const SPAN_END: usize = SPAN_AT + 8;
 
 /// The copy of a half of an IPv4 flow of TCP or UDP. 64 bytes. Addresses and ports are as in memory, that is big-endian.
 ///
