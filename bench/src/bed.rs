@@ -12,7 +12,7 @@
 
 use std::{net::Ipv4Addr, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use ipnet::Ipv4Net;
 use mh_bench_ebpf::program;
 use mh_tests::{
@@ -32,6 +32,11 @@ const INSIDE_BITS: u8 = 8;
 const INSIDE_ROUTER: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);
 /// The uplinks' networks: the gateway is .1, the router .2, the pool the upper half.
 const NETWORKS: [[u8; 3]; 2] = [[198, 51, 100], [203, 0, 113]];
+/// How long many flows go on before they are measured.
+const WARM_UP: Duration = Duration::from_secs(4);
+/// From so many flows on, chance does not leave an uplink with less than one in [`UNEVEN`]: that would be seven standard deviations.
+const MANY: u32 = 512;
+const UNEVEN: u64 = 3;
 /// The router's interfaces.
 const INTERFACES: [&str; 3] = ["lan0", "wan1", "wan2"];
 
@@ -80,15 +85,19 @@ impl Bed {
         Ok(Self { contender, far, expected, running, _polled: polled, router, lab })
     }
 
-    /// The same with flows established, `flows` of the `capacity`.
+    /// The same with flows established, `flows` of the `capacity`, and used once more: caches are then as they are later.
     ///
     /// # Errors
-    /// As [`Bed::new`], or if flows are not answered.
+    /// As [`Bed::new`], or if flows are not answered, or not spread over the uplinks as the contender is to do.
     pub fn with_flows(contender: Contender, flows: u32, capacity: u32) -> Result<Self> {
         // What drops everything can't establish flows: a blind redirect does it first.
         let first = if contender == Contender::XdpDrop { Contender::BlindRedirect } else { contender };
         let mut bed = Self::new(first, capacity)?;
-        bed.far.establish(flows, &bed.expected)?;
+        let shares = bed.far.establish(flows, &bed.expected)?;
+        let least = if contender.balances() && flows >= MANY { u64::from(flows) / UNEVEN } else { 0 };
+        ensure!(shares.iter().all(|share| *share >= least), "flows by uplink: {shares:?}, not half and half");
+        let alive = bed.far.alive(flows, &bed.expected)?;
+        ensure!(alive == u64::from(flows), "of {flows} flows that were established, {alive} got through again");
         if first != contender {
             bed.running.stop()?;
             bed.running = contender.start(&site(&bed.lab, &bed.router, inside()?, capacity)?)?;
@@ -108,6 +117,15 @@ impl Bed {
         } else {
             far.rate(load, expected, window)
         }
+    }
+
+    /// Lets the flows go on for a while before they are measured, if they are many: mh gives them room as they come, and all caches take
+    /// what they will hold. Every contender has the same time.
+    ///
+    /// # Errors
+    /// As [`Self::rate`].
+    pub fn warm_up(&mut self, load: Load) -> Result<()> {
+        if load.flows >= MANY { self.rate(load, WARM_UP).map(drop) } else { Ok(()) }
     }
 
     /// Takes all away. Connections that are left to a namespace's end would be cleared away while the next is measured.
@@ -169,4 +187,69 @@ fn wire(router: &Host, far: &Host) -> Result<()> {
     }
     router.ip(&[format!("route add {} via {INSIDE_ROUTER}", inside()?)])?;
     INTERFACES.into_iter().try_for_each(|interface| router.wait_for_link(interface))
+}
+
+#[cfg(test)]
+mod laboratory {
+    #![allow(clippy::unwrap_used, reason = "tests may")]
+
+    use mh_tests::lab::skipped;
+
+    use super::*;
+    use crate::far::{Direction, FrameLen};
+
+    const ALL: [Contender; 7] = [
+        Contender::MhXdp,
+        Contender::MhTc,
+        Contender::BlindRedirect,
+        Contender::Kernel,
+        Contender::Ecmp,
+        Contender::Iptables,
+        Contender::Nft,
+    ];
+    const FLOWS: u32 = 512;
+    const WINDOW: Duration = Duration::from_millis(20);
+
+    #[test]
+    fn every_contender_does_its_work_in_both_directions() {
+        if skipped() {
+            return;
+        }
+        for contender in ALL {
+            let mut bed = Bed::with_flows(contender, FLOWS, FLOWS).unwrap();
+            for direction in [Direction::Forward, Direction::Reverse] {
+                let load = Load { direction, frame: FrameLen::MIDDLE, first: 0, flows: FLOWS };
+                assert!(bed.rate(load, WINDOW).unwrap().received > 0.0, "{contender:?}");
+            }
+            bed.stop().unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_dropped_is_counted() {
+        if skipped() {
+            return;
+        }
+        let mut bed = Bed::with_flows(Contender::XdpDrop, FLOWS, FLOWS).unwrap();
+        let load = Load { direction: Direction::Forward, frame: FrameLen::SMALL, first: 0, flows: FLOWS };
+        assert!(bed.rate(load, WINDOW).unwrap().received > 0.0);
+        // Nothing gets through.
+        assert!(bed.far.establish(1, &bed.expected).is_err());
+        bed.stop().unwrap();
+    }
+
+    #[test]
+    fn a_router_that_does_not_translate_is_found_out() {
+        if skipped() {
+            return;
+        }
+        let mut bed = Bed::new(Contender::Kernel, FLOWS).unwrap();
+        let expected = Expected { sources: NETWORKS.map(|network| pool(network).unwrap()), routed: true };
+        let error = bed.far.establish(FLOWS, &expected).unwrap_err();
+        assert!(format!("{error}").contains("unexpected addresses"), "{error}");
+        // Nor is one taken for a router that sends frames on as they were.
+        let mut bed = Bed::new(Contender::BlindRedirect, FLOWS).unwrap();
+        let expected = Expected { sources: [inside().unwrap(); 2], routed: true };
+        assert!(bed.far.establish(FLOWS, &expected).is_err());
+    }
 }

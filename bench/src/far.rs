@@ -198,11 +198,12 @@ impl Far {
         Ok(Self { host: host.clone(), programs, ifindex, generation: 0, core: machine::core()? })
     }
 
-    /// Begins flows and answers each, until all have been seen on both sides.
+    /// Begins flows and answers each, until all have been seen on both sides. Returns how many each uplink got.
     ///
     /// # Errors
     /// If some are not complete after some tries, or what arrives is wrong.
-    pub fn establish(&mut self, flows: u32, expected: &Expected) -> Result<()> {
+    pub fn establish(&mut self, flows: u32, expected: &Expected) -> Result<[u64; 2]> {
+        let before = [self.programs.seen(WAN1)?, self.programs.seen(WAN2)?];
         self.generation = (self.generation + 1) % Learned::GENERATIONS;
         let mut all = Answers::default();
         for _ in 0..TRIES {
@@ -210,7 +211,9 @@ impl Far {
             ensure!(answers.outside.wrong == 0, "frames came out wrong, or flows changed: {answers:?}");
             all = all.plus(answers);
             if all.inside.flows == u64::from(flows) && all.outside.flows == u64::from(flows) {
-                return Ok(());
+                let [one, two] =
+                    [self.programs.seen(WAN1)?.since(before[0]), self.programs.seen(WAN2)?.since(before[1])];
+                return Ok([one.flows, two.flows]);
             }
         }
         bail!("of {flows} flows, not all were answered: {all:?}")

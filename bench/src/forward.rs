@@ -148,10 +148,16 @@ pub fn nanoseconds(mpps: f64) -> f64 {
 /// The rates of one contender at one number of flows, by [`CASES`].
 fn rates(contender: Contender, flows: u32, window: Duration) -> Result<Vec<Rate>> {
     let mut bed = Bed::with_flows(contender, flows, flows)?;
-    let rates = CASES
-        .iter()
-        .map(|(direction, frame)| bed.rate(Load { direction: *direction, frame: *frame, first: 0, flows }, window));
-    let rates = rates.collect::<Result<_>>()?;
+    let mut rates = Vec::new();
+    let mut warm = None;
+    for (direction, frame) in CASES {
+        let load = Load { direction, frame, first: 0, flows };
+        if warm != Some(direction) {
+            bed.warm_up(load)?;
+            warm = Some(direction);
+        }
+        rates.push(bed.rate(load, window)?);
+    }
     bed.stop()?;
     Ok(rates)
 }

@@ -75,8 +75,12 @@ pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
         name: contender.name().into(),
         samples: vec![packets, new_flows],
     });
-    let slopes = slopes.collect();
+    let slopes: Vec<Row> = slopes.collect();
     let columns: Vec<String> = counts.iter().map(|count| names::flows(u64::from(*count))).collect();
+    // Whom people use is compared with, where it was measured.
+    let compared = |rows: &[Row]| {
+        rows.iter().position(|row| row.name == Contender::Iptables.name()).unwrap_or(rows.len().saturating_sub(1))
+    };
     let translating = |row: &Row| row.samples.iter().any(|samples| !samples.is_empty());
     let new_flows: Vec<Row> = new_flows.into_iter().filter(translating).collect();
     Ok(vec![
@@ -95,7 +99,7 @@ pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
             unit: "thousands per second",
             more_is_better: true,
             columns,
-            baseline: new_flows.len().saturating_sub(1),
+            baseline: compared(&new_flows),
             rows: new_flows,
         },
         Table {
@@ -104,8 +108,8 @@ pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
             unit: "ns",
             more_is_better: false,
             columns: vec!["established flows".into(), "new flows".into()],
+            baseline: compared(&slopes),
             rows: slopes,
-            baseline: 0,
         },
     ])
 }
@@ -114,6 +118,7 @@ pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
 fn sample(contender: Contender, flows: u32, window: Duration) -> Result<(f64, Option<f64>)> {
     let mut bed = Bed::with_flows(contender, flows, flows + NEW)?;
     let load = Load { direction: Direction::Forward, frame: FrameLen::SMALL, first: 0, flows };
+    bed.warm_up(load)?;
     let mpps = bed.rate(load, window)?.received / 1e6;
     let begun =
         if contender.translates() { Some(bed.far.begin(flows, NEW, &bed.expected)?.rate.received / 1e3) } else { None };

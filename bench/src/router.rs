@@ -83,6 +83,12 @@ impl Contender {
         !matches!(self, Self::XdpDrop | Self::BlindRedirect)
     }
 
+    /// Whether flows are spread over both uplinks, half and half.
+    #[must_use]
+    pub const fn balances(self) -> bool {
+        self.translates() || matches!(self, Self::Ecmp)
+    }
+
     /// Whether it attaches XDP programs to the router's interfaces.
     #[must_use]
     pub const fn has_xdp(self) -> bool {
@@ -302,15 +308,6 @@ pub struct Running {
 }
 
 impl Running {
-    /// The controller, if it is mh.
-    #[must_use]
-    pub fn mhd(&self) -> Option<&Mhd> {
-        match &self.what {
-            What::Mh(mhd) => Some(mhd),
-            _ => None,
-        }
-    }
-
     /// How many packets [`Contender::XdpDrop`] has dropped.
     ///
     /// # Errors

@@ -213,6 +213,8 @@ pub mod program {
     pub const XDP: &str = "mh_xdp";
     /// Attached nowhere: tells what would become of a packet, see [`crate::policy::Explanation`].
     pub const EXPLAIN: &str = "mh_explain";
+    /// Attached nowhere: ends copies in the flow cache that no CPU has any more, see [`crate::cache`].
+    pub const SETTLE: &str = "mh_settle";
 }
 
 /// Programs that the TC programs tail-call for what is rare: each is verified by itself, and the frequent path stays small.

@@ -3,7 +3,7 @@
 //! A hash map costs three to four cache and TLB misses per packet once flows outgrow the caches; here a packet finds all it needs in one
 //! line, at a place that its addresses and ports tell.
 //!
-//! Shape: an array of [`Set`]s of [`WAYS`] [`Copied`] halves. Every CPU has a [`Part`] of it for itself, a power of two of sets. A half has
+//! Shape: an array of [`Set`]s of [`WAYS`] [`Copied`] halves. Every CPU has a [`Part`] of it for itself. A half has
 //! two sets in which its copy may be (two choices, as in Azar et al., 1994), so that sets overflow late.
 //!
 //! Invariants:
@@ -25,6 +25,16 @@ use crate::{
 
 /// How many copies a set holds: two adjacent cache lines, which processors fetch together.
 pub const WAYS: usize = 2;
+/// The same as a number of copies.
+pub const WAYS_U32: u32 = WAYS as u32;
+
+/// Sets that one run of `mh_settle` ends.
+pub const SETS_PER_RUN: u32 = 8;
+/// Where the packet for `mh_settle` says which sets: two words in host byte order, the first set and how many. A run leaves there what is
+/// left for the next one.
+pub const SPAN_AT: usize = 16;
+/// The length of that packet.
+pub const SPAN_END: usize = SPAN_AT + 8;
 
 /// The copy of a half of an IPv4 flow of TCP or UDP. 64 bytes. Addresses and ports are as in memory, that is big-endian.
 ///
@@ -83,8 +93,8 @@ pub struct Set {
 pub struct Part {
     /// Its first set.
     pub first: u32,
-    /// How many sets it has, less one: they are a power of two. Zero: it has none.
-    pub mask: u32,
+    /// How many sets it has.
+    pub sets: u32,
     /// How long a copy is good, in ticks: see [`window`].
     pub window: u32,
     /// The tick in which `jiffies` lie; written by the CPU itself.
@@ -257,7 +267,13 @@ impl Part {
     /// The two sets of a place.
     #[inline(always)]
     pub const fn sets(&self, place: u64) -> [u32; 2] {
-        [self.first.wrapping_add(place as u32 & self.mask), self.first.wrapping_add((place >> 32) as u32 & self.mask)]
+        [self.nth(place as u32), self.nth((place >> 32) as u32)]
+    }
+
+    /// The set that a number falls to, of all 32 bits, as fairly as can be (Lemire, 2019).
+    #[inline(always)]
+    const fn nth(&self, number: u32) -> u32 {
+        self.first.wrapping_add((number as u64 * self.sets as u64 >> 32) as u32)
     }
 }
 

@@ -291,6 +291,35 @@ pub fn settle(key: &Key<Ipv4>, entry: Option<&mut Entry<Ipv4>>) {
     }
 }
 
+/// Ends the copies of the sets that the packet names, which no CPU uses: see [`cache::SPAN_AT`].
+#[inline(always)]
+pub fn end<F: Frame>(frame: &F) -> i32 {
+    let Some(head) = frame.head::<{ cache::SPAN_END }>() else { return F::PASS };
+    let mut first: u32 = head.load::<_, { cache::SPAN_AT }>();
+    let mut left: u32 = head.load::<_, { cache::SPAN_AT + 4 }>();
+    for _ in 0..cache::SETS_PER_RUN {
+        if left == 0 {
+            break;
+        }
+        let Some(set) = maps::copies(first) else { break };
+        // SAFETY: a live map value that nobody else writes now.
+        for copy in unsafe { &mut (*set).ways } {
+            if copy.packets() != 0
+                && let Some(entry) = maps::flow4(&copy.key())
+            {
+                // SAFETY: as in `established_of`.
+                copy.counted(unsafe { &mut *entry });
+            }
+            *copy = Copied::default();
+        }
+        first = first.wrapping_add(1);
+        left -= 1;
+    }
+    head.store::<_, { cache::SPAN_AT }>(first);
+    head.store::<_, { cache::SPAN_AT + 4 }>(left);
+    F::PASS
+}
+
 #[inline(always)]
 fn sets(key: &Key<Ipv4>, part: &Part) -> [u32; 2] {
     part.sets(part.place(cache::addresses(key), cache::ports(key), key.protocol))

@@ -147,6 +147,12 @@ pub fn mh_explain(ctx: TcContext) -> i32 {
     explain::run::<V4>(&mut TcFrame::<false>::new(ctx))
 }
 
+/// Ends copies in the flow cache, for the controller.
+#[classifier]
+pub fn mh_settle(ctx: TcContext) -> i32 {
+    cache::end(&TcFrame::<false>::new(ctx))
+}
+
 /// The fast path, on XDP of LAN interfaces and uplinks.
 #[xdp]
 pub fn mh_xdp(ctx: XdpContext) -> u32 {

@@ -35,7 +35,7 @@ use mh_common::{
 use mh_userspace::{
     config::{self, Config},
     core::{Core, Desired, Event, Indices, Link, Overrides, RuleTable},
-    datapath::{apply::Datapath, explain::Question, load::program_of, tables::Tables},
+    datapath::{apply::Datapath, explain::Question, flows, load::program_of, tables::Tables},
     reconcile::{self, Action},
 };
 use nix::libc;
@@ -219,6 +219,9 @@ impl Rig {
                 datapath.apply(&action)?;
             }
         }
+        // Every CPU has its part of the flow cache, as mhd sees to.
+        datapath.keeper()?.look(false, flows::now())?;
+        tables.copies.look()?;
         let counters = Counters::open(&pins.join(map::VERDICTS))?;
         let fragments = Map::from_map_data(MapData::from_pin(pins.join(map::FRAGMENTS4))?)?.try_into()?;
         let waiting = Map::from_map_data(MapData::from_pin(pins.join(map::WAITING4))?)?.try_into()?;

@@ -25,6 +25,8 @@ use crate::{
 
 /// The crate whose tests are laboratories.
 pub const LABORATORIES: &str = "mh-tests";
+/// What the modules with laboratories in other crates are called.
+const LABORATORY_MODULES: &str = "laboratory::";
 
 /// Runs the tests whose name contains `filter`; `unit`: without the laboratories.
 pub fn test(project: &Project, unit: bool, filter: Option<&str>, arguments: &[OsString]) -> Result<()> {
@@ -46,7 +48,7 @@ pub fn test(project: &Project, unit: bool, filter: Option<&str>, arguments: &[Os
     // First of all built with cargo's own progress in sight; running needs both streams for the totals.
     run(cargo_test().arg("--no-run"))?;
     if unit {
-        println!("left out: the laboratories (crate {LABORATORIES}), as --unit says");
+        println!("left out: the laboratories (crate {LABORATORIES}, modules {LABORATORY_MODULES}), as --unit says");
     } else if !is_root() {
         println!("not root: laboratories make network namespaces and load BPF programs, they are skipped");
     }
@@ -55,6 +57,7 @@ pub fn test(project: &Project, unit: bool, filter: Option<&str>, arguments: &[Os
         .args(["--no-fail-fast"])
         .args(filter)
         .arg("--")
+        .args(if unit { &["--skip", LABORATORY_MODULES][..] } else { &[] })
         .args(arguments)
         .env(PROGRAMS_VARIABLE, project.programs(Profile::Dev));
     announce(&command);

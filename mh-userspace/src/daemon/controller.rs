@@ -30,7 +30,7 @@ use crate::{
         events::{EventLog, Happening},
     },
     core::{Core, Desired, Event, Neighbour, Overrides, changes},
-    datapath::{DatapathError, apply::Datapath},
+    datapath::{DatapathError, apply::Datapath, cache::Keeper},
     health::Start,
     netlink,
     probe::{Path, Round},
@@ -561,6 +561,11 @@ impl Controller {
     /// The hooks in force.
     pub const fn hooks(&self) -> &Hooks {
         &self.core.config().hooks
+    }
+
+    /// Who shares the flow cache out.
+    pub fn keeper(&mut self) -> Result<Keeper, DatapathError> {
+        self.datapath.keeper()
     }
 
     /// The BPF object, for its log.

@@ -11,6 +11,7 @@ mod controller;
 mod differences;
 mod explain;
 mod hooks;
+mod keeper;
 mod nudges;
 pub mod privileges;
 mod probes;
@@ -42,6 +43,7 @@ use tokio::{
 use self::{
     backend::{Command, Handle, Views},
     controller::Controller,
+    keeper::CacheKeeper,
     probes::Probes,
     reload::Reload,
     supervisor::Supervisor,
@@ -130,6 +132,8 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
     controller.start(facts)?;
     warn_of_forwarding();
     warn_of_strict_filters(&controller.views());
+    // Before anybody waits for it: copies begin with the first packets.
+    let keeper = controller.keeper()?;
     let logger = options.debug.then(|| spawn_logger(&mut controller)).flatten();
 
     let events = controller.events().clone();
@@ -155,6 +159,8 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
     let mut gateways = every(GATEWAY_CHECK_INTERVAL);
     let mut measuring = every(MEASURE_INTERVAL);
     let mut sweeper = Sweeper::new(&options.bpffs);
+    let keeper = CacheKeeper::new(keeper)
+        .inspect_err(|error| tracing::error!("cannot look after the flow cache: no thread: {error}"));
     let mut checking = None;
     let mut reload = Reload::default();
     let mut detached = None;
@@ -214,6 +220,7 @@ pub async fn run(options: Options) -> Result<bool, DaemonError> {
     };
     supervisor.stopping();
     drop(sweeper);
+    drop(keeper);
     drop(logger);
     // Who waits for an answer still is told that there is none.
     drop(inbox);

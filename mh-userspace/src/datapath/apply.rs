@@ -7,14 +7,15 @@ use std::{
     sync::Arc,
 };
 
-use aya::Ebpf;
+use aya::{Ebpf, programs::SchedClassifier};
 use mh_common::{
-    abi::{self, Live},
+    abi::{self, Live, program},
     rules::RuleSet,
 };
 
 use super::{
     DatapathError, attach,
+    cache::Keeper,
     load::{self, Loaded},
     policy::Prepared,
     routing,
@@ -74,6 +75,14 @@ impl Datapath {
         self.tables.uplink_stats(index)
     }
 
+    /// Who shares the flow cache out.
+    pub fn keeper(&mut self) -> Result<Keeper, DatapathError> {
+        let program: &mut SchedClassifier = load::program_of(&mut self.ebpf, program::SETTLE)?;
+        let descriptor =
+            program.fd().and_then(|program| Ok(program.try_clone()?)).map_err(load::refused(program::SETTLE))?;
+        Keeper::new(&self.dir, descriptor)
+    }
+
     /// The BPF object, for its log.
     pub const fn ebpf(&mut self) -> &mut Ebpf {
         &mut self.ebpf
@@ -99,7 +108,6 @@ impl Datapath {
         let done = self.act(action);
         // Also after a failure, which may have changed a part.
         match action {
-            Action::SetSettings(_) => self.tables.divide_cache()?,
             Action::SetLive { .. }
             | Action::SetRouting(_)
             | Action::KeepGateway(..)

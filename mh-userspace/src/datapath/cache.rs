@@ -1,42 +1,55 @@
 //! The flow cache from outside: who has which part of it, and what it has counted. See [`mh_common::cache`].
 //!
-//! Invariants: the programs alone write copies, each on its own CPU; here they are only read, from memory that the kernel shares. A CPU's
-//! part changes only when nobody uses it.
+//! Invariants: programs alone write copies, each on its own CPU; here they are only read, from memory that the kernel shares. A CPU's part
+//! changes only when no program uses it, and after what it holds was given to the halves by a program (`mh_settle`).
+//!
+//! Failure behaviour: whatever fails in the middle leaves CPUs without a part, which the next look mends; packets go by the conntrack then.
 
 use std::{
     io,
-    os::fd::AsRawFd as _,
+    os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
     ptr::{self, NonNull},
+    sync::{PoisonError, RwLock},
 };
 
 use aya::{
     maps::{Map, MapData, PerCpuArray, PerCpuValues},
+    programs::ProgramFd,
     util::{nr_cpus, online_cpus},
 };
+use bytemuck::{Pod, Zeroable};
 use mh_common::{
     abi::{Live, map},
     address::Ipv4,
-    cache::{self, Copied, Part, Set, WAYS},
+    cache::{self, Copied, Part, SPAN_AT, SPAN_END, Set, WAYS},
     flow::{Entry, Key},
+    time::Tick,
+    verdict::Verdict,
 };
 
-use super::{DatapathError, tables::Tables};
+use super::{
+    DatapathError,
+    shares::{self, Load},
+    tables::Tables,
+};
 
 /// Copies for each entry of the conntrack. A half that finds no room is handled by the conntrack, at its speed.
 const COPIES_PER_ENTRY: u32 = 1;
+/// Sets that one system call has settled: some milliseconds of work.
+const SETS_PER_CALL: u32 = 1 << 14;
+/// `BPF_PROG_TEST_RUN`.
+const TEST_RUN: libc::c_long = 10;
 /// `MEMBARRIER_CMD_GLOBAL`: returns when every CPU has been through a point at which no program runs.
 const MEMBARRIER_GLOBAL: libc::c_int = 1;
 
-/// How many sets the cache has for a conntrack of so many entries: a power of two for each CPU.
-pub fn sets(entries: u32) -> Result<u32, DatapathError> {
-    let cpus = u32::try_from(cpus()?.len()).unwrap_or(u32::MAX).max(1);
-    let sets = entries.saturating_mul(COPIES_PER_ENTRY) / (u32::try_from(WAYS).unwrap_or(1) * cpus);
-    Ok(sets.checked_next_power_of_two().unwrap_or(1 << 31).max(2).saturating_mul(cpus))
+/// How many sets the cache has for a conntrack of so many entries.
+pub fn sets(entries: u32) -> u32 {
+    (entries.saturating_mul(COPIES_PER_ENTRY) / cache::WAYS_U32).max(1)
 }
 
-fn cpus() -> Result<Vec<u32>, DatapathError> {
-    online_cpus().map_err(|(file, source)| DatapathError::Io { what: format!("read {file}"), source })
+fn unreadable((file, source): (&str, io::Error)) -> DatapathError {
+    DatapathError::Io { what: format!("read {file}"), source }
 }
 
 /// All copies, and whose they are.
@@ -44,8 +57,8 @@ pub struct Copies {
     memory: NonNull<Set>,
     sets: u32,
     parts: PerCpuArray<MapData, Part>,
-    /// The parts as they are divided; CPUs without one are left out.
-    divided: Vec<Part>,
+    /// The parts as they were divided when they were last looked at; CPUs without one are left out.
+    divided: RwLock<Vec<Part>>,
 }
 
 // SAFETY: the memory is only read, and stays mapped as long as this lives.
@@ -62,38 +75,33 @@ impl Copies {
         };
         let data = pinned(map::CACHE4)?;
         let sets = data.info().map_err(DatapathError::map("look at the flow cache"))?.max_entries();
-        let length = sets as usize * size_of::<Set>();
+        let (length, descriptor) = (sets as usize * size_of::<Set>(), data.fd().as_fd().as_raw_fd());
         // SAFETY: a new mapping of the map's whole memory, which is not written from here.
-        let memory = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                length,
-                libc::PROT_READ,
-                libc::MAP_SHARED,
-                std::os::fd::AsFd::as_fd(data.fd()).as_raw_fd(),
-                0,
-            )
-        };
+        let memory = unsafe { libc::mmap(ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, descriptor, 0) };
         let memory = NonNull::new(memory.cast::<Set>()).filter(|memory| memory.as_ptr().cast() != libc::MAP_FAILED);
         let memory = memory.ok_or_else(io::Error::last_os_error).map_err(DatapathError::io("map the flow cache"))?;
         let parts = Map::from_map_data(pinned(map::CACHE_PARTS)?)
             .and_then(TryInto::try_into)
             .map_err(DatapathError::map("look at the parts of the flow cache"))?;
-        let mut copies = Self { memory, sets, parts, divided: Vec::new() };
+        let copies = Self { memory, sets, parts, divided: RwLock::default() };
         copies.look()?;
         Ok(copies)
     }
 
-    /// Takes note of how the cache is divided.
-    fn look(&mut self) -> Result<(), DatapathError> {
-        let parts = self.parts.get(&0, 0).map_err(DatapathError::map("read the parts of the flow cache"))?;
-        self.divided = parts.iter().copied().filter(|part| part.mask != 0).collect();
+    fn parts(&self) -> Result<PerCpuValues<Part>, DatapathError> {
+        self.parts.get(&0, 0).map_err(DatapathError::map("read the parts of the flow cache"))
+    }
+
+    /// Takes note of how the cache is divided now.
+    pub fn look(&self) -> Result<(), DatapathError> {
+        let divided = self.parts()?.iter().copied().filter(|part| part.sets != 0).collect();
+        *self.divided.write().unwrap_or_else(PoisonError::into_inner) = divided;
         Ok(())
     }
 
     /// Adds to a half what its copies have counted.
     pub fn count(&self, key: &Key<Ipv4>, half: &mut Entry<Ipv4>) {
-        for part in &self.divided {
+        for part in &*self.divided.read().unwrap_or_else(PoisonError::into_inner) {
             let place = part.place(cache::addresses(key), cache::ports(key), key.protocol);
             for set in part.sets(place) {
                 for way in 0..WAYS {
@@ -118,10 +126,11 @@ impl Copies {
         Some(bytemuck::cast(words))
     }
 
-    /// How many halves found no room, over all CPUs.
-    pub fn full(&self) -> Result<u64, DatapathError> {
-        let parts = self.parts.get(&0, 0).map_err(DatapathError::map("read the parts of the flow cache"))?;
-        Ok(parts.iter().map(|part| part.full).sum())
+    /// How many of a part's copies are good.
+    fn good(&self, part: &Part, now: Tick) -> u64 {
+        let places =
+            (part.first..part.first.saturating_add(part.sets)).flat_map(|set| (0..WAYS).map(move |way| (set, way)));
+        places.filter(|(set, way)| self.copy(*set, *way).is_some_and(|copy| copy.is_good(now))).count() as u64
     }
 }
 
@@ -132,56 +141,147 @@ impl Drop for Copies {
     }
 }
 
-impl Tables {
-    /// Gives each CPU that is online its part of the flow cache, with what the settings say.
-    pub fn divide_cache(&mut self) -> Result<(), DatapathError> {
-        let settings = self.settings.get(&0, 0).map_err(DatapathError::map("read the settings"))?;
-        let failed = || DatapathError::map("divide the flow cache");
-        let found = self.copies.parts.get(&0, 0).map_err(failed())?;
-        let cpus = cpus()?;
-        let share = self.copies.sets / u32::try_from(cpus.len()).unwrap_or(u32::MAX).max(1);
-        let sets = if share.is_power_of_two() { share } else { share.next_power_of_two() / 2 };
-        let mut wanted =
-            vec![
-                Part::default();
-                nr_cpus().map_err(|(file, source)| DatapathError::Io { what: format!("read {file}"), source })?
-            ];
-        for (number, cpu) in (0..).zip(cpus) {
-            if let Some(part) = wanted.get_mut(cpu as usize) {
-                *part = Part { first: number * sets, mask: sets.saturating_sub(1), ..Part::default() };
+/// Who shares the cache out, one look after the other.
+pub struct Keeper {
+    tables: Tables,
+    settle: ProgramFd,
+    /// Packets sent on and halves refused so far, by CPU.
+    before: Vec<[u64; 2]>,
+}
+
+impl Keeper {
+    /// For the maps that are pinned in the directory; `settle` is the program by which copies end.
+    pub fn new(dir: &Path, settle: ProgramFd) -> Result<Self, DatapathError> {
+        let mut keeper = Self { tables: Tables::open(dir)?, settle, before: Vec::new() };
+        keeper.before = keeper.totals()?;
+        Ok(keeper)
+    }
+
+    /// By CPU, packets that were sent on and halves for which there was no room, since the maps were made.
+    fn totals(&self) -> Result<Vec<[u64; 2]>, DatapathError> {
+        let failed = || DatapathError::map("read the verdict counters");
+        let sent = |verdict: Verdict| self.tables.verdicts.get(&(verdict as u32), 0).map_err(failed());
+        let (forward, reply) = (sent(Verdict::Forward)?, sent(Verdict::Reply)?);
+        let parts = self.tables.copies.parts()?;
+        Ok(forward.iter().zip(reply.iter()).zip(parts.iter()).map(|((f, r), part)| [f + r, part.full]).collect())
+    }
+
+    /// Looks how full the parts are, and divides the cache anew if that is worth it. `thorough`: counts copies, too, so that a part can
+    /// shrink. Returns whether anything changed.
+    pub fn look(&mut self, thorough: bool, now: Tick) -> Result<bool, DatapathError> {
+        let totals = self.totals()?;
+        let parts = self.tables.copies.parts()?;
+        let cpus: Vec<usize> = online_cpus().map_err(unreadable)?.into_iter().map(|cpu| cpu as usize).collect();
+        let load = |&cpu: &usize| {
+            let part = parts.get(cpu).copied().unwrap_or_default();
+            let [packets, refused] = totals.get(cpu).copied().unwrap_or_default();
+            let [packets_before, refused_before] = self.before.get(cpu).copied().unwrap_or_default();
+            Load {
+                sets: part.sets,
+                packets: packets.wrapping_sub(packets_before),
+                refused: refused.wrapping_sub(refused_before),
+                good: thorough.then(|| self.tables.copies.good(&part, now)),
             }
+        };
+        let loads: Vec<Load> = cpus.iter().map(load).collect();
+        self.before = totals;
+        let shares = shares::share_out(self.tables.copies.sets, &loads);
+        let mut wanted = vec![Part::default(); nr_cpus().map_err(unreadable)?];
+        let mut first = 0;
+        for (cpu, sets) in cpus.into_iter().zip(shares) {
+            if let Some(part) = wanted.get_mut(cpu) {
+                *part = Part { first, sets, ..Part::default() };
+            }
+            first += sets;
         }
-        let moved = found
-            .iter()
-            .zip(&wanted)
-            .any(|(found, wanted)| found.mask != 0 && (found.first, found.mask) != (wanted.first, wanted.mask));
-        if moved {
+        self.divide(wanted, &parts)
+    }
+
+    /// Divides the cache, CPU by CPU, from how it is `found`.
+    fn divide(&mut self, mut wanted: Vec<Part>, found: &[Part]) -> Result<bool, DatapathError> {
+        let settings = self.tables.settings.get(&0, 0).map_err(DatapathError::map("read the settings"))?;
+        let window = cache::window(&settings.timeouts);
+        let mut moved = Vec::new();
+        let mut stays = true;
+        for (wanted, found) in wanted.iter_mut().zip(found) {
+            if (wanted.first, wanted.sets) != (found.first, found.sets) && found.sets != 0 {
+                moved.push(*found);
+            }
+            stays &= (wanted.first, wanted.sets, window, settings.seed)
+                == (found.first, found.sets, found.window, found.seed);
+            *wanted = Part { window, seed: settings.seed, full: found.full, ..*wanted };
+        }
+        if stays {
+            return Ok(false);
+        }
+        if !moved.is_empty() {
             // Nobody may use what was another CPU's while that may still do so.
-            self.write_parts(vec![Part::default(); wanted.len()])?;
-            self.void_copies()?;
+            let off = found.iter().map(|part| Part { full: part.full, ..Part::default() }).collect();
+            self.write_parts(off)?;
             // SAFETY: a system call without pointers.
             if unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_GLOBAL, 0, 0) } != 0 {
-                return Err(DatapathError::Io {
-                    what: "wait until no program uses the flow cache".to_owned(),
-                    source: io::Error::last_os_error(),
-                });
+                let what = "wait until no program uses the flow cache".to_owned();
+                return Err(DatapathError::Io { what, source: io::Error::last_os_error() });
             }
-        }
-        for (part, found) in wanted.iter_mut().zip(found.iter()) {
-            part.window = cache::window(&settings.timeouts);
-            part.seed = settings.seed;
-            part.full = found.full;
+            moved.iter().try_for_each(|part| self.settle(part))?;
         }
         self.write_parts(wanted)?;
-        self.void_copies()?;
-        self.copies.look()
+        Ok(true)
     }
 
     fn write_parts(&mut self, parts: Vec<Part>) -> Result<(), DatapathError> {
         let parts = PerCpuValues::try_from(parts).map_err(DatapathError::io("divide the flow cache"))?;
-        self.copies.parts.set(0, parts, 0).map_err(DatapathError::map("divide the flow cache"))
+        self.tables.copies.parts.set(0, parts, 0).map_err(DatapathError::map("divide the flow cache"))
     }
 
+    /// Ends all copies of a part that nobody uses: what they have counted goes to their halves.
+    fn settle(&mut self, part: &Part) -> Result<(), DatapathError> {
+        let (mut first, mut left) = (part.first, part.sets);
+        while left > 0 {
+            let sets = left.min(SETS_PER_CALL);
+            let mut span = [0u8; SPAN_END];
+            span[SPAN_AT..SPAN_AT + 4].copy_from_slice(&first.to_ne_bytes());
+            span[SPAN_AT + 4..].copy_from_slice(&sets.to_ne_bytes());
+            run(&self.settle, &span, sets.div_ceil(cache::SETS_PER_RUN))
+                .map_err(DatapathError::io("have the flow cache settled"))?;
+            (first, left) = (first + sets, left - sets);
+        }
+        Ok(())
+    }
+}
+
+/// The part of the kernel's `union bpf_attr` for test runs, as far as it is needed.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct Run {
+    program: u32,
+    returned: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+}
+
+/// Runs a program so many times on what becomes of a packet (`BPF_PROG_TEST_RUN`). aya asks for the program itself, which belongs to
+/// somebody else.
+fn run(program: &ProgramFd, packet: &[u8], repeat: u32) -> io::Result<()> {
+    let mut attributes = Run {
+        program: program.as_fd().as_raw_fd().cast_unsigned(),
+        data_size_in: u32::try_from(packet.len()).unwrap_or(u32::MAX),
+        data_in: packet.as_ptr().addr() as u64,
+        repeat,
+        ..Run::default()
+    };
+    // SAFETY: the kernel reads the packet, which lives, and writes the attributes.
+    match unsafe { libc::syscall(libc::SYS_bpf, TEST_RUN, &raw mut attributes, size_of::<Run>()) } {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+impl Tables {
     /// Voids all copies in the flow cache: the next packet of each flow looks at the conntrack.
     pub fn void_copies(&mut self) -> Result<(), DatapathError> {
         let live = self.live_now()?;

@@ -122,6 +122,7 @@ impl Tables {
     /// Calls `each` with every flow that matches, until it returns false.
     pub fn each_flow(&self, filter: &Filter, mut each: impl FnMut(Flow) -> bool) -> Result<(), DatapathError> {
         let mut go_on = true;
+        self.copies.look()?;
         for table in [&self.flows4, &self.new_flows4] {
             table.walk(|key, mut forward| {
                 if go_on && !forward.is_reply() && filter.matches(&key, &forward) {

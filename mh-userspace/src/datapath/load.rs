@@ -81,7 +81,7 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
         .map_max_entries(map::BY_INSIDE4, sizes.bindings)
         .map_max_entries(map::BY_OUTSIDE4, sizes.bindings.saturating_mul(RESTING_FACTOR))
         .map_max_entries(map::PEERS4, sizes.bindings)
-        .map_max_entries(map::CACHE4, cache::sets(sizes.conntrack_entries)?)
+        .map_max_entries(map::CACHE4, cache::sets(sizes.conntrack_entries))
         .override_global("AYA_LOG_LEVEL", &level, true)
         .override_global("MH_SOCK_USERLOCKS", &userlocks, true)
         .load(OBJECT)?;
@@ -122,7 +122,6 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
     } else {
         write_version(&dir.join(map::SETTINGS), abi::VERSION)?;
     }
-    tables.divide_cache()?;
     Ok(Loaded { ebpf, dir: dir.to_owned(), notes, adopted })
 }
 
@@ -148,7 +147,7 @@ fn verify(ebpf: &mut Ebpf) -> Result<(), DatapathError> {
     })
 }
 
-fn refused(program: &str) -> impl FnOnce(ProgramError) -> DatapathError {
+pub(super) fn refused(program: &str) -> impl FnOnce(ProgramError) -> DatapathError {
     let interface = program.to_owned();
     move |source| DatapathError::Attach {
         what: "load the program into the kernel for use",

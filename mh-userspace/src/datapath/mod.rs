@@ -4,7 +4,7 @@
 //! - [`upgrade`]: pins of an older version.
 //! - [`attach`]: programs on interfaces, as pinned links (tcx, XDP) or clsact filters.
 //! - [`apply`]: the actions of [`crate::reconcile`].
-//! - [`cache`]: the flow cache: who has which part of it, and what it has counted.
+//! - [`cache`]: the flow cache: who has which part of it, and what it has counted; [`shares`]: how it is shared out.
 //! - `kernel`: what is read of the running kernel's own structures; `link`: links taken off at once; `forwards`: port forwards as bindings; `requests`, `qdisc`: netlink
 //!   requests, and the qdisc that they are for.
 //! - [`routing`]: the kernel's routing rules by which packets are fragmented and refused.
@@ -31,6 +31,7 @@ pub mod policy;
 mod qdisc;
 mod requests;
 pub mod routing;
+pub mod shares;
 mod sticky;
 pub mod sweep;
 pub mod tables;

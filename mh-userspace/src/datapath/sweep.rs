@@ -168,6 +168,7 @@ impl<'a> Sweep<'a> {
             return Err(Halt::Stopped);
         };
         self.now = now;
+        self.tables.copies.look()?;
         if time::since(self.now, self.looked) >= LOOK_AGAIN_TICKS {
             self.lost = Lost::look(self.tables)?;
             self.looked = self.now;
