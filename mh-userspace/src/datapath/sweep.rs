@@ -49,7 +49,8 @@ pub struct Swept {
 /// the processor to nobody else.
 const STEP: usize = 32;
 
-/// How often it is looked anew which addresses are lost: about twice a second.
+/// How often it is looked anew which addresses are lost, and where copies are: about twice a second. Copies that go elsewhere between leave
+/// what they have counted behind.
 const LOOK_AGAIN_TICKS: u32 = 4;
 
 /// Removes what has expired as of `now`, in one go.
@@ -117,6 +118,7 @@ impl<'a> Sweep<'a> {
         step: &'a mut dyn FnMut() -> Option<Tick>,
     ) -> Result<Self, Halt> {
         let now = step().ok_or(Halt::Stopped)?;
+        tables.copies.look()?;
         let lost = Lost::look(tables)?;
         let sources = Sources::look(tables, now)?;
         let mut got = HashMap::new();
@@ -168,8 +170,8 @@ impl<'a> Sweep<'a> {
             return Err(Halt::Stopped);
         };
         self.now = now;
-        self.tables.copies.look()?;
         if time::since(self.now, self.looked) >= LOOK_AGAIN_TICKS {
+            self.tables.copies.look()?;
             self.lost = Lost::look(self.tables)?;
             self.looked = self.now;
             self.void()?;
