@@ -33,6 +33,8 @@ use crate::{
 /// The kernel's bound for its connections, and the size of the hash table of them; the same for all namespaces.
 const CONNTRACK_MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 const CONNTRACK_BUCKETS: &str = "/sys/module/nf_conntrack/parameters/hashsize";
+/// Seconds that a UDP flow lives after its last packet: mh's default.
+const UDP_TIMEOUT_S: &str = "300";
 /// The least of mh's tables.
 const LEAST_FLOWS: u32 = 8192;
 /// The most that a config may name.
@@ -210,6 +212,10 @@ impl Site<'_> {
             lines.push(format!("route replace default via {gateway} dev {interface} table {}", 100 + mark));
         }
         self.router.ip(&lines)?;
+        // Flows live as long as mh's: in the usual 30 s, millions of them can't be visited in turn.
+        for timeout in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {
+            self.router.sysctl(&format!("netfilter/{timeout}"), UDP_TIMEOUT_S)?;
+        }
         // An interface's hardware sums up what it receives; here the kernel would have to, for each packet.
         self.router.sysctl("netfilter/nf_conntrack_checksum", "0")
     }
