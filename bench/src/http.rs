@@ -27,32 +27,12 @@ use tokio::time::timeout;
 
 use crate::effort::Effort;
 use crate::report::{Row, Table};
-use crate::site::{CONTENDERS, Needs, READY, SERVER, Site};
+use crate::site::{Needs, READY, SERVER, Site, chosen};
 
-/// Measures requests per second and their latency.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Arguments {
-    /// How often each measurement is repeated.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-
-    /// Seconds per measurement.
-    #[arg(long, default_value_t = 3.0)]
-    seconds: f64,
-
-    /// Measures once, for half a second each.
-    #[arg(long)]
-    quick: bool,
-}
-
-impl Arguments {
-    /// What a run of that effort takes.
-    #[must_use]
-    pub const fn of(effort: &Effort) -> Self {
-        Self { rounds: effort.rounds, seconds: 3.0, quick: effort.quick }
-    }
-}
-
+/// How long a measurement takes.
+const DURATION: Duration = Duration::from_secs(3);
+/// The same of a quick run.
+const QUICK_DURATION: Duration = Duration::from_millis(500);
 /// Connections at a time.
 const AT_A_TIME: [usize; 2] = [1, 16];
 /// The shares of requests that take no longer than is shown.
@@ -80,11 +60,11 @@ struct Requests {
 }
 
 /// Measures.
-pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
-    let (rounds, seconds) = if arguments.quick { (1, 0.5) } else { (arguments.rounds, arguments.seconds) };
+pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
+    let duration = effort.pick(DURATION, QUICK_DURATION);
     require_tools(&["nginx", "taskset"])?;
     let needs = Needs { flows: FLOWS, pools: false, sections: SECTIONS };
-    let sites = CONTENDERS.into_iter().map(|contender| Site::build(contender, &needs)).collect::<Result<Vec<_>>>()?;
+    let sites = chosen(effort).map(|contender| Site::build(contender, &needs)).collect::<Result<Vec<_>>>()?;
     let mut servers = Vec::new();
     for site in &sites {
         site.client.sysctl("ipv4/ip_local_port_range", PORTS)?;
@@ -94,12 +74,12 @@ pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
     }
     let mut rates = vec![vec![Vec::new(); AT_A_TIME.len()]; sites.len()];
     let mut latencies = vec![vec![Vec::new(); AT_A_TIME.len() * QUANTILES.len()]; sites.len()];
-    for round in 0..rounds {
+    for round in 0..effort.rounds {
         for (column, at_a_time) in AT_A_TIME.into_iter().enumerate() {
             for turn in 0..sites.len() {
                 let row = (turn + round) % sites.len();
                 let site = &sites[row];
-                let requests = ask(site, at_a_time, Duration::from_secs_f64(seconds))
+                let requests = ask(site, at_a_time, duration)
                     .with_context(|| format!("{}, {at_a_time} at a time", site.contender.name()))?;
                 rates[row][column].push(requests.per_second);
                 for (number, (_, share)) in QUANTILES.into_iter().enumerate() {

@@ -31,20 +31,16 @@ pub const PARTS: &[Part] = &[
         about: "what a run of the programs costs, by kind of packet, and how large they are",
         measure: program::measure,
     },
-    Part {
-        name: table::TCP,
-        about: "TCP throughput with real sockets",
-        measure: |effort| tcp::measure(&tcp::Arguments::of(effort)),
-    },
+    Part { name: table::TCP, about: "TCP throughput with real sockets", measure: tcp::measure },
     Part {
         name: table::HTTP,
         about: "short HTTP connections: how many a second, and how long they take",
-        measure: |effort| http::measure(&http::Arguments::of(effort)),
+        measure: http::measure,
     },
     Part {
         name: "footprint",
         about: "memory, starts, and the controller's work with many flows",
-        measure: |effort| footprint::measure(&footprint::Arguments::of(effort)),
+        measure: footprint::measure,
     },
     Part { name: "growth", about: "packets and new flows per second by the number of flows", measure: growth::measure },
 ];

@@ -22,6 +22,7 @@ use ipnet::Ipv4Net;
 use mh_tests::lab::traffic::{TcpFlow, TcpServer, tcp_flows};
 use mh_tests::lab::{Host, Lab, Mhd, Mode};
 
+use crate::effort::Effort;
 use crate::router::{self, Contender, Uplink};
 
 /// The server's address.
@@ -41,8 +42,14 @@ const VERIFY_PORT: u16 = 7;
 const VERIFY_FLOWS: usize = 32;
 
 /// Who is measured with real sockets; the first is what others are compared with.
-pub const CONTENDERS: [Contender; 5] =
+const CONTENDERS: [Contender; 5] =
     [Contender::Kernel, Contender::MhTc, Contender::MhXdp, Contender::Iptables, Contender::Nft];
+
+/// Those of them that are to be measured.
+pub fn chosen(effort: &Effort) -> impl Iterator<Item = Contender> {
+    let [baseline, ..] = CONTENDERS;
+    CONTENDERS.into_iter().filter(move |contender| *contender == baseline || effort.wants(contender.name()))
+}
 
 /// What the router is to be made for.
 #[derive(Clone, Copy, Debug)]

@@ -14,31 +14,14 @@ use anyhow::{Context as _, Result};
 use crate::effort::Effort;
 use crate::report::{Row, Table};
 use crate::router::Contender;
-use crate::site::{CONTENDERS, Needs, READY, SERVER, Site};
+use crate::site::{Needs, READY, SERVER, Site, chosen};
 
-/// Measures TCP throughput.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Arguments {
-    /// How often each measurement is repeated.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-
-    /// Seconds per measurement.
-    #[arg(long, default_value_t = 2)]
-    seconds: u32,
-
-    /// Measures once, for a second each.
-    #[arg(long)]
-    quick: bool,
-}
-
-impl Arguments {
-    /// What a run of that effort takes.
-    #[must_use]
-    pub const fn of(effort: &Effort) -> Self {
-        Self { rounds: effort.rounds, seconds: 2, quick: effort.quick }
-    }
-}
+/// Seconds per measurement.
+const SECONDS: u32 = 2;
+/// The same of a quick run.
+const QUICK_SECONDS: u32 = 1;
+/// Settings of a quick run: the first.
+const QUICK_SETTINGS: usize = 2;
 
 /// How the connections are made.
 struct Setting {
@@ -56,10 +39,11 @@ const SETTINGS: [Setting; 4] = [
 ];
 
 /// Measures.
-pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
-    let (rounds, seconds) = if arguments.quick { (1, 1) } else { (arguments.rounds, arguments.seconds) };
+pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
+    let seconds = effort.pick(SECONDS, QUICK_SECONDS);
+    let settings = &SETTINGS[..effort.pick(SETTINGS.len(), QUICK_SETTINGS)];
     let needs = Needs { flows: 0, pools: false, sections: "" };
-    let sites = CONTENDERS.into_iter().map(|contender| Site::build(contender, &needs)).collect::<Result<Vec<_>>>()?;
+    let sites = chosen(effort).map(|contender| Site::build(contender, &needs)).collect::<Result<Vec<_>>>()?;
     let mut servers = Vec::new();
     for site in &sites {
         let server = ["iperf3", "-s", "-B", &SERVER.to_string(), "--forceflush"];
@@ -67,9 +51,9 @@ pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
         server.wait_for_line("Server listening", READY)?;
         servers.push(server);
     }
-    let mut samples = vec![vec![Vec::new(); SETTINGS.len()]; sites.len()];
-    for round in 0..rounds {
-        for (column, setting) in SETTINGS.iter().enumerate() {
+    let mut samples = vec![vec![Vec::new(); settings.len()]; sites.len()];
+    for round in 0..effort.rounds {
+        for (column, setting) in settings.iter().enumerate() {
             for turn in 0..sites.len() {
                 let row = (turn + round) % sites.len();
                 let site = &sites[row];
@@ -78,7 +62,7 @@ pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
             }
         }
     }
-    let columns = SETTINGS.iter().map(|Setting { streams, down }| {
+    let columns = settings.iter().map(|Setting { streams, down }| {
         let direction = if *down { "from the server" } else { "to the server" };
         format!("{streams} {}, {direction}", if *streams == 1 { "stream" } else { "streams" })
     });

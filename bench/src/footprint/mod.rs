@@ -28,38 +28,16 @@ use self::memory::{Slabs, Taken};
 use crate::effort::Effort;
 use crate::http::quantile;
 use crate::names::{footprint as named, table};
-use crate::report::{Row, Table};
+use crate::report::{NO_BASELINE, Row, Table};
 use crate::router::{Contender, room_for_connections};
 use crate::site::{Needs, READY, Site};
 
-/// Measures memory, starts and sweeps with many flows.
-#[derive(Clone, Debug, clap::Args)]
-pub struct Arguments {
-    /// How often each measurement is repeated.
-    #[arg(long, default_value_t = 3)]
-    rounds: usize,
-
-    /// Flows at a time.
-    #[arg(long, default_value_t = 1 << 20)]
-    flows: u32,
-
-    /// Measures once, with 65,536 flows.
-    #[arg(long)]
-    quick: bool,
-
-    /// Leaves out the kernel's own connection tracking.
-    #[arg(long)]
-    without_peers: bool,
-}
-
-impl Arguments {
-    /// What a run of that effort takes.
-    #[must_use]
-    pub const fn of(effort: &Effort) -> Self {
-        Self { rounds: effort.rounds.div_ceil(3), flows: 1 << 20, quick: effort.quick, without_peers: false }
-    }
-}
-
+/// Flows at a time.
+const FLOWS: u32 = 1 << 20;
+/// The same of a quick run.
+const QUICK_FLOWS: u32 = 1 << 16;
+/// A round here takes as long as several of other parts.
+const ROUNDS_DIVISOR: usize = 3;
 /// Nothing limits the inside hosts, and no flow ends meanwhile.
 const SECTIONS: &str = "\n[limits]\nbindings_per_source = 0\nnew_flows_per_source = 0\n\n[timeouts]\nudp = \"1h\"\n";
 /// How long sweeps are watched: one begins every 10 seconds, and is to be seen from its beginning to its end.
@@ -69,6 +47,9 @@ const QUICK_WATCH: Duration = Duration::from_secs(12);
 /// A map that takes a smaller share is not listed by itself.
 const LISTED_SHARE: f64 = 0.01;
 const MIB: f64 = 1024.0 * 1024.0;
+
+/// Tables of which the rows are not to be compared.
+const PARTS_OF_A_WHOLE: [&str; 3] = [table::FOOTPRINT_MAPS, table::FOOTPRINT_CONTROLLER, table::FOOTPRINT_SWEEP];
 
 /// The shares of requests that take no longer than is shown.
 const QUANTILES: [(&str, f64); 3] = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)];
@@ -98,15 +79,14 @@ struct Tracked {
 }
 
 /// Measures.
-pub fn measure(arguments: &Arguments) -> Result<Vec<Table>> {
-    let (rounds, flows) = if arguments.quick { (1, 1 << 16) } else { (arguments.rounds, arguments.flows) };
-    ensure!((1..=fill::MOST_FLOWS).contains(&flows), "1 to {} flows", fill::MOST_FLOWS);
+pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
+    let (rounds, flows) = (effort.rounds.div_ceil(ROUNDS_DIVISOR), effort.pick(FLOWS, QUICK_FLOWS));
     let _room = room_for_connections(flows)?;
     let needs = Needs { flows, pools: true, sections: SECTIONS };
-    let watch = if arguments.quick { QUICK_WATCH } else { WATCH };
+    let watch = effort.pick(WATCH, QUICK_WATCH);
     let samples = mh(&needs, rounds, watch).context("mh")?;
-    let peers = if arguments.without_peers { [].as_slice() } else { &[Contender::Iptables, Contender::Nft] };
-    let peers = peers.iter().map(|contender| tracked(*contender, &needs, rounds).context(contender.name()));
+    let peers = [Contender::Iptables, Contender::Nft].into_iter().filter(|contender| effort.wants(contender.name()));
+    let peers = peers.map(|contender| tracked(contender, &needs, rounds).context(contender.name()));
     Ok(tables(flows, samples, peers.collect::<Result<_>>()?))
 }
 
@@ -210,7 +190,8 @@ fn tables(flows: u32, samples: Samples, peers: Vec<Tracked>) -> Vec<Table> {
         more_is_better: false,
         columns,
         rows,
-        baseline: 0,
+        // Of these, the rows are parts of a whole, or different things.
+        baseline: if PARTS_OF_A_WHOLE.contains(&name) { NO_BASELINE } else { 0 },
     };
     vec![
         made(
@@ -221,7 +202,7 @@ fn tables(flows: u32, samples: Samples, peers: Vec<Tracked>) -> Vec<Table> {
             memory,
         ),
         made(
-            "footprint-maps",
+            table::FOOTPRINT_MAPS,
             "Kernel memory of mh's maps",
             "MiB",
             vec![format!("room for {with} and half as many")],
@@ -256,7 +237,7 @@ fn tables(flows: u32, samples: Samples, peers: Vec<Tracked>) -> Vec<Table> {
             ],
         ),
         made(
-            "footprint-sweep",
+            table::FOOTPRINT_SWEEP,
             "An expiry sweep",
             "s",
             vec![with.clone()],

@@ -2,6 +2,9 @@
 //!
 //! mhd names the thread of its sweep; it is looked for a hundred times a second, and how much processor time it has got is what the kernel
 //! says of that very thread. Requests go back and forth all the time, and are told apart by whether a sweep ran when they were sent.
+//!
+//! Who asks and who answers would be other machines, on which no sweep runs: they come before other programs on the cores that they share
+//! with the router here. What the sweep costs them is what it costs packets.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -122,20 +125,22 @@ fn ask(site: &Site, go_on: impl Fn() -> bool + Sync) -> Result<Vec<(Instant, f64
     let core = machine::core()?;
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
-        let answering = scope.spawn(|| -> io::Result<()> {
+        let answering = scope.spawn(|| -> Result<()> {
             machine::pin(0)?;
+            machine::come_first()?;
             let mut buffer = [0; 64];
             while !done.load(Ordering::Relaxed) {
                 match server.recv_from(&mut buffer) {
                     Ok((length, from)) => server.send_to(&buffer[..length], from).map(drop)?,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) => return Err(error),
+                    Err(error) => return Err(error).context("answer"),
                 }
             }
             Ok(())
         });
         let asking = scope.spawn(|| -> Result<Vec<(Instant, f64)>> {
             machine::pin(core)?;
+            machine::come_first()?;
             let mut requests = Vec::new();
             let mut buffer = [0; 64];
             while go_on() {

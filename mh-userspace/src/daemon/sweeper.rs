@@ -17,15 +17,14 @@ use std::{
 };
 
 use mh_common::{abi::Timeouts, time::Tick};
+use nix::time::{ClockId, clock_gettime};
 
 use crate::datapath::{flows, sweep, tables::Tables};
 
-/// How long a sweep works without a rest.
+/// How much processor time a sweep takes without a rest.
 const SLICE: Duration = Duration::from_millis(1);
 /// How many times as long as the work the rest is.
 const REST: u32 = 7;
-/// The longest rest: a slice may have taken long only for it was not given the processor.
-const LONGEST_REST: Duration = Duration::from_millis(50);
 /// How much less than others a sweep is worth to the scheduler.
 const NICE: libc::c_int = 10;
 
@@ -63,29 +62,50 @@ impl Stop {
     }
 }
 
-/// A sweep's pace.
+/// A sweep's pace. It belongs to the sweep's thread.
 struct Pace {
     stop: Arc<Stop>,
-    /// When it came back from its last rest.
-    resumed: Instant,
+    /// When it came back from its last rest, and what processor time its thread had got then.
+    resumed: (Instant, Duration),
     /// From then on it does not rest any more.
     hurry_at: Option<Instant>,
 }
 
 impl Pace {
+    /// Begins now, on this thread.
+    fn new(stop: Arc<Stop>, hurry_after: Option<Duration>) -> Self {
+        let now = Instant::now();
+        Self { stop, resumed: (now, processor_time()), hurry_at: hurry_after.map(|time| now + time) }
+    }
+
     /// Rests if it is time to, and tells what time it is; `None`: the sweep is to stop.
     fn step(&mut self) -> Option<Tick> {
-        let worked = self.resumed.elapsed();
-        let hurries = self.hurry_at.is_some_and(|at| Instant::now() >= at);
-        let rests = worked >= SLICE && !hurries;
-        if self.stop.wait(if rests { (worked * REST).min(LONGEST_REST) } else { Duration::ZERO }) {
+        let rest = self.rest();
+        if self.stop.wait(rest) {
             return None;
         }
-        if rests {
-            self.resumed = Instant::now();
+        if !rest.is_zero() {
+            self.resumed = (Instant::now(), processor_time());
         }
         Some(flows::now())
     }
+
+    /// How long it is to rest now. Only time that it was given the processor for counts as work: where others want it, a sweep takes longer
+    /// as it is.
+    fn rest(&self) -> Duration {
+        let (at, before) = self.resumed;
+        // The first of these costs less than the last.
+        if at.elapsed() < SLICE || self.hurry_at.is_some_and(|at| Instant::now() >= at) {
+            return Duration::ZERO;
+        }
+        let worked = processor_time().saturating_sub(before);
+        if worked >= SLICE { worked * REST } else { Duration::ZERO }
+    }
+}
+
+/// The processor time that this thread has got; zero if the kernel does not tell, and the sweep then never rests.
+fn processor_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Into::into)
 }
 
 impl Sweeper {
@@ -101,14 +121,14 @@ impl Sweeper {
 
     /// Begins a sweep, unless the one before is still running. `hurry_after`: after this time it rests no more.
     pub fn begin(&mut self, timeouts: Timeouts, hurry_after: Option<Duration>) {
-        let now = Instant::now();
-        self.began = Some(now);
+        self.began = Some(Instant::now());
         if self.running.as_ref().is_some_and(|running| !running.thread.is_finished()) {
             return;
         }
         let (dir, stop) = (self.dir.clone(), Arc::new(Stop::default()));
-        let pace = Pace { stop: stop.clone(), resumed: now, hurry_at: hurry_after.map(|time| now + time) };
-        match thread::Builder::new().name("sweep".into()).spawn(move || run(&dir, &timeouts, pace)) {
+        let told = stop.clone();
+        let work = move || run(&dir, &timeouts, Pace::new(told, hurry_after));
+        match thread::Builder::new().name("sweep".into()).spawn(work) {
             Ok(thread) => self.running = Some(Running { thread, stop }),
             Err(error) => tracing::error!("cannot expire idle flows: no thread: {error}"),
         }
@@ -144,27 +164,37 @@ mod tests {
 
     use super::*;
 
-    fn pace(hurry_at: Option<Instant>) -> Pace {
-        Pace { stop: Arc::default(), resumed: Instant::now(), hurry_at }
+    /// Takes processor time until it has been a slice.
+    fn work() {
+        let before = processor_time();
+        while processor_time() - before <= SLICE {}
     }
 
     #[test]
     fn work_is_followed_by_rest() {
-        let mut pace = pace(None);
-        pace.resumed = Instant::now().checked_sub(SLICE * 2).unwrap();
+        let mut pace = Pace::new(Arc::default(), None);
+        assert_eq!(pace.rest(), Duration::ZERO);
+        work();
+        assert!(pace.rest() >= SLICE * REST);
         let begun = Instant::now();
         assert!(pace.step().is_some());
-        assert!(begun.elapsed() >= SLICE * 2 * REST);
-        assert!(pace.resumed >= begun);
+        assert!(begun.elapsed() >= SLICE * REST);
+        assert_eq!(pace.rest(), Duration::ZERO);
+    }
+
+    #[test]
+    fn time_without_the_processor_is_no_work() {
+        let mut pace = Pace::new(Arc::default(), None);
+        pace.resumed.0 = Instant::now().checked_sub(SLICE * 100).unwrap();
+        assert_eq!(pace.rest(), Duration::ZERO);
     }
 
     #[test]
     fn whoever_hurries_does_not_rest() {
-        let mut pace = pace(Some(Instant::now()));
-        let resumed = Instant::now().checked_sub(SLICE * 2).unwrap();
-        pace.resumed = resumed;
+        let mut pace = Pace::new(Arc::default(), Some(Duration::ZERO));
+        work();
+        assert_eq!(pace.rest(), Duration::ZERO);
         assert!(pace.step().is_some());
-        assert_eq!(pace.resumed, resumed, "there was no rest");
     }
 
     #[test]
@@ -174,6 +204,6 @@ mod tests {
         let resting = thread::spawn(move || waits.wait(Duration::from_secs(3600)));
         stop.tell();
         assert!(resting.join().unwrap());
-        assert!(Pace { stop, ..pace(None) }.step().is_none());
+        assert!(Pace::new(stop, None).step().is_none());
     }
 }

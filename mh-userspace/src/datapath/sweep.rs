@@ -49,7 +49,8 @@ pub struct Swept {
 /// the processor to nobody else.
 const STEP: usize = 32;
 
-/// How often it is looked anew which addresses are lost: about twice a second.
+/// How often it is looked anew which addresses are lost, and where copies are: about twice a second. Copies that go elsewhere between leave
+/// what they have counted behind.
 const LOOK_AGAIN_TICKS: u32 = 4;
 
 /// Removes what has expired as of `now`, in one go.
@@ -101,6 +102,10 @@ struct Sweep<'a> {
     held: HashMap<Ipv4, u32>,
     /// Bindings that go unless a flow turns up that uses them.
     unused: HashMap<End<Ipv4>, Outside<Ipv4>>,
+    /// The forward halves of flows that are over.
+    over: Vec<Key<Ipv4>>,
+    /// Reply halves that have been idle for long, and where their forward halves would be.
+    idle: Vec<(Key<Ipv4>, Key<Ipv4>)>,
     /// Flows were removed of which there may be good copies.
     voids: bool,
     swept: Swept,
@@ -113,6 +118,7 @@ impl<'a> Sweep<'a> {
         step: &'a mut dyn FnMut() -> Option<Tick>,
     ) -> Result<Self, Halt> {
         let now = step().ok_or(Halt::Stopped)?;
+        tables.copies.look()?;
         let lost = Lost::look(tables)?;
         let sources = Sources::look(tables, now)?;
         let mut got = HashMap::new();
@@ -133,6 +139,8 @@ impl<'a> Sweep<'a> {
             got,
             held,
             unused,
+            over: Vec::new(),
+            idle: Vec::new(),
             voids: false,
             swept,
         })
@@ -141,6 +149,7 @@ impl<'a> Sweep<'a> {
     fn run(mut self) -> Result<Swept, Halt> {
         self.look_at_bindings()?;
         self.look_at_flows()?;
+        self.remove_flows()?;
         self.release_unused()?;
         if let Some(sources) = self.sources.take() {
             let (step, mut count) = (&mut self.step, 0);
@@ -161,8 +170,8 @@ impl<'a> Sweep<'a> {
             return Err(Halt::Stopped);
         };
         self.now = now;
-        self.tables.copies.look()?;
         if time::since(self.now, self.looked) >= LOOK_AGAIN_TICKS {
+            self.tables.copies.look()?;
             self.lost = Lost::look(self.tables)?;
             self.looked = self.now;
             self.void()?;
@@ -215,40 +224,34 @@ impl<'a> Sweep<'a> {
             while let Some((keys, halves)) = batches.next().map_err(DatapathError::io("read the flows"))? {
                 for (key, half) in keys.iter().zip(halves) {
                     if half.is_reply() {
-                        self.look_at_reply(key, half)?;
-                    } else {
-                        self.look_at_flow(key, half)?;
+                        self.look_at_reply(key, half);
+                    } else if self.look_at_flow(key, half).is_some() {
+                        self.over.push(*key);
                     }
                 }
                 self.pause()?;
             }
         }
-        self.void()?;
         Ok(())
     }
 
-    /// Deals with a flow, by its forward half. Its reply half is looked up only if it matters.
-    fn look_at_flow(&mut self, key: &Key<Ipv4>, forward: &Entry<Ipv4>) -> Result<(), DatapathError> {
+    /// Looks at a flow by its forward half, and returns it if it is over, and whether it is stranded; one that lives is noted. Its reply
+    /// half, and copies, are looked up only if they matter.
+    fn look_at_flow(&mut self, key: &Key<Ipv4>, forward: &Entry<Ipv4>) -> Option<(Flow, bool)> {
         let shortest = [State::New, State::Established].map(|state| state.timeout(key.protocol, self.timeouts));
         let recent = shortest.iter().all(|timeout| time::since(self.now, forward.last_seen) <= *timeout);
+        let wanted = self.sources.as_ref().is_some_and(|sources| sources.want(key.src, forward.uplink));
         let mut forward = *forward;
-        if !recent || !Seen::from(&forward).any {
+        if !recent || wanted || !Seen::from(&forward).any {
             self.tables.copies.count(key, &mut forward);
         }
-        let wanted = self.sources.as_ref().is_some_and(|sources| sources.want(key.src, forward.uplink));
         let translated = forward.leads_outside() && forward.src != key.src;
         let stranded = translated && self.has_lost(forward.uplink, forward.src);
         if !recent || wanted || stranded {
             let reply = self.tables.reply(&forward.other_key(key.protocol));
             let flow = Flow { key: *key, forward, reply };
             if is_expired(&flow, self.timeouts, self.now) || stranded && !self.lost.waits(&flow) {
-                // Its reply half may have come first.
-                if self.tables.half(key).is_some() {
-                    self.tables.remove_flow(&flow)?;
-                    self.swept.flows += 1;
-                    self.voids |= stranded;
-                }
-                return Ok(());
+                return Some((flow, stranded));
             }
             if let Some(sources) = &mut self.sources {
                 sources.see(&flow);
@@ -257,25 +260,44 @@ impl<'a> Sweep<'a> {
         if Seen::from(&forward).any && !self.unused.is_empty() {
             self.unused.remove(&inside_end(key, &forward));
         }
-        Ok(())
+        None
     }
 
-    /// Removes a reply half that has been idle for longer than any flow may be, and has lost its forward half, so that no flow shows it.
-    fn look_at_reply(&mut self, key: &Key<Ipv4>, reply: &Entry<Ipv4>) -> Result<(), DatapathError> {
-        if time::since(self.now, reply.last_seen) <= State::Established.timeout(key.protocol, self.timeouts) {
-            return Ok(());
+    /// Notes a reply half that has been idle for longer than any flow may be.
+    fn look_at_reply(&mut self, key: &Key<Ipv4>, reply: &Entry<Ipv4>) {
+        let longest = State::Established.timeout(key.protocol, self.timeouts);
+        if time::since(self.now, reply.last_seen) > longest {
+            let mut reply = *reply;
+            self.tables.copies.count(key, &mut reply);
+            if time::since(self.now, reply.last_seen) > longest {
+                self.idle.push((*key, reply.other_key(key.protocol)));
+            }
         }
-        let mut reply = *reply;
-        self.tables.copies.count(key, &mut reply);
-        if time::since(self.now, reply.last_seen) <= State::Established.timeout(key.protocol, self.timeouts) {
-            return Ok(());
+    }
+
+    /// Removes what was found over. What a packet has revived since stays.
+    fn remove_flows(&mut self) -> Result<(), Halt> {
+        // Not before all were looked at: flows may have a reply half in common.
+        for (number, key) in std::mem::take(&mut self.over).iter().enumerate() {
+            let half = self.tables.half(key).filter(|half| !half.is_reply());
+            if let Some((flow, stranded)) = half.and_then(|forward| self.look_at_flow(key, &forward)) {
+                self.tables.remove_flow(&flow)?;
+                self.swept.flows += 1;
+                self.voids |= stranded;
+            }
+            if number % STEP == STEP - 1 {
+                self.pause()?;
+            }
         }
-        let other = reply.other_key(key.protocol);
-        if let Some(forward) = self.tables.half(&other).filter(|forward| !forward.is_reply()) {
-            self.look_at_flow(&other, &forward)?;
-        }
-        if self.tables.half(&other).is_none() {
-            self.tables.remove_half(key)?;
+        self.void()?;
+        // Reply halves that have lost their forward half, so that no flow shows them.
+        for (number, (key, other)) in std::mem::take(&mut self.idle).iter().enumerate() {
+            if self.tables.half(other).is_none() {
+                self.tables.remove_half(key)?;
+            }
+            if number % STEP == STEP - 1 {
+                self.pause()?;
+            }
         }
         Ok(())
     }
