@@ -57,6 +57,8 @@ const BATCH: u32 = 64;
 const CHECK_SEQUENCE_LEN: usize = 4;
 /// How often all flows are sent until each has an answer.
 const TRIES: u32 = 32;
+/// How often flows are sent to see whether they are alive.
+const ALIVE_TRIES: u32 = 3;
 /// How long frames may be on their way.
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Ends a run of the generator early: its handler does nothing.
@@ -224,9 +226,17 @@ impl Far {
     /// # Errors
     /// If what arrives is wrong.
     pub fn alive(&mut self, flows: u32, expected: &Expected) -> Result<u64> {
-        let answers = self.pass(flows, expected)?;
-        // Each that is translated in another way is answered too.
-        Ok(answers.inside.packets.saturating_sub(answers.outside.wrong))
+        let mut most = 0;
+        // A batch of frames may be lost on the way while the core does something else: that is no flow's end.
+        for _ in 0..ALIVE_TRIES {
+            let answers = self.pass(flows, expected)?;
+            // Each that is translated in another way is answered too.
+            most = most.max(answers.inside.packets.saturating_sub(answers.outside.wrong));
+            if most >= u64::from(flows) {
+                break;
+            }
+        }
+        Ok(most)
     }
 
     /// Has established flows used for so long.
@@ -484,6 +494,13 @@ fn sample(window: Duration, now: impl Fn() -> Result<Moment>) -> Result<(Moment,
     let from = now()?;
     thread::sleep(window);
     Ok((from, now()?))
+}
+
+/// Whether so many flows are all of them, but for a few whose frames were lost on the way.
+#[must_use]
+pub const fn are_nearly_all(some: u64, flows: u32) -> bool {
+    const LOST: u64 = 1000;
+    some + flows as u64 / LOST >= flows as u64
 }
 
 /// Runs the generator until it has sent as many frames, or a signal ends it.

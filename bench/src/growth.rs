@@ -42,7 +42,7 @@ const QUICK_STEP_BITS: usize = 8;
 const WINDOW: Duration = Duration::from_millis(300);
 const QUICK_WINDOW: Duration = Duration::from_millis(100);
 /// A curve has many points, and each is a laboratory: one round for so many of the other parts.
-const ROUNDS_DIVISOR: usize = 3;
+const ROUNDS_DIVISOR: usize = 9;
 
 /// Measures.
 ///
