@@ -66,7 +66,9 @@ pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
     } else if due {
         rewrite::resolve::<Fam, _>(frame, &packet.ip, entry, live, now)?;
     }
-    if due || closing || revived {
+    // A binding of a port that has just been made, or asked for, lasts as long as it should.
+    let fresh = note == Note::New as u32 && wire::has_ports(packet.key.protocol);
+    if due && !fresh || closing || revived {
         extend_binding::<Fam>(&packet.key, entry, scene, closing);
     }
     if packet.ip.part() == Part::First {

@@ -149,13 +149,7 @@ fn established_of<Fam: Tables + Header, F: Frame>(frame: &mut F, interface: &Int
     let live = maps::live().ok_or(Verdict::ToTc)?;
     let settings = maps::settings().ok_or(Verdict::ToTc)?;
     let now = now();
-    let reachable = F::COMPLETE || entry.flags & flow::XDP != 0;
-    if !takes(entry, interface)
-        || !reachable
-        || entry.flags & flow::HOST != 0
-        || entry.tcp & wire::TCP_RST != 0
-        || is_due(entry, live, now)
-    {
+    if !takes(entry, interface) || entry.flags & flow::HOST != 0 || entry.tcp & wire::TCP_RST != 0 {
         return Err(Verdict::ToTc);
     }
     let mut mtu = settings.lan_mtu;
@@ -168,7 +162,24 @@ fn established_of<Fam: Tables + Header, F: Frame>(frame: &mut F, interface: &Int
     if packet.size_on_wire(frame) > mtu {
         return Err(Verdict::ToTc);
     }
+    let due = is_due(entry, live, now);
+    if due {
+        // What is over, or has lost its address, and whom nobody can be reached by is for the complete path.
+        let lasts = time::since(now, entry.last_seen) <= settings.timeouts.least();
+        let orphaned = entry.leads_outside() && is_orphan::<Fam>(entry, &packet);
+        if !lasts || orphaned || entry.flags & flow::RESOLVED == 0 {
+            return Err(Verdict::ToTc);
+        }
+        rewrite::resolve::<Fam, F>(frame, &packet.ip, entry, live, now).map_err(|_| Verdict::ToTc)?;
+    }
+    if entry.flags & flow::RESOLVED == 0 || !F::COMPLETE && entry.flags & flow::XDP == 0 {
+        return Err(Verdict::ToTc);
+    }
     touch(entry, &packet, frame, now);
+    if due {
+        let scene = Scene { interface: *interface, live, settings, now };
+        forward::extend_binding::<Fam>(&packet.key, entry, &scene, false);
+    }
     Fam::copy(&packet.key, entry, &Arrival { interface, ifindex: frame.ifindex(), mtu }, live, now);
     rewrite::translate::<Fam, F>(frame, &packet, entry, true).map_err(|()| Verdict::Rewrite)?;
     frame.set_mark(settings, mark::DONE);

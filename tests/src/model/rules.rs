@@ -7,7 +7,7 @@ use mh_common::{
     time::{Tick, passed, since},
 };
 
-use super::tables::{End, Half, Kind, MAINTENANCE, Model, OnDown, Owner, has_ports};
+use super::tables::{End, Half, Kind, LEAST_TIMEOUT, MAINTENANCE, Model, OnDown, Owner, has_ports};
 use super::wire::{ACK, Body, Datagram, FIN, Frame, Key, Part, RST, SYN, TCP, UDP};
 use crate::rig::{TC_DROP, TC_NEXT, TC_REDIRECT, XDP_PASS, XDP_REDIRECT};
 
@@ -104,7 +104,7 @@ impl Model {
                 && half.resolved
                 && half.kind != Kind::Host
                 && half.tcp & RST == 0
-                && !self.is_due(half, now)
+                && (!self.is_due(half, now) || self.can_be_maintained(half, key, now))
                 && (!half.leads_outside() || self.is_up(half.uplink))
                 && frame.len() <= self.mtu(half)
         });
@@ -135,6 +135,13 @@ impl Model {
             (Kind::Host, false) => false,
             (_, true) => side == Side::Uplink(half.uplink),
         }
+    }
+
+    /// Whether the quick path can see to a half that is due.
+    fn can_be_maintained(&self, half: &Half, key: Option<Key>, now: Tick) -> bool {
+        let translated = half.leads_outside() && key.is_some_and(|key| half.to.src != key.src);
+        let orphaned = translated && self.outside_of(half.to.src) != Some(half.uplink);
+        since(now, half.last_seen) <= LEAST_TIMEOUT && !orphaned
     }
 
     pub(super) fn is_due(&self, half: &Half, now: Tick) -> bool {

@@ -17,12 +17,14 @@ const UDP_TIMEOUT: u32 = seconds(300);
 const TCP_ESTABLISHED: u32 = seconds(7440);
 const TCP_TRANSITORY: u32 = seconds(240);
 const ICMP_TIMEOUT: u32 = seconds(60);
+/// The shortest of them.
+pub const LEAST_TIMEOUT: u32 = ICMP_TIMEOUT;
 /// RFC 6888 REQ-8.
 const REST: u32 = seconds(120);
 /// How stale the time of a flow's last packet may be.
 pub const SEEN_GRANULARITY: u32 = 8;
 /// How much later the datapath knows of packets that a copy in the flow cache has seen: a part of the shortest timeout.
-const COPY_TICKS: u32 = ICMP_TIMEOUT / 4;
+const COPY_TICKS: u32 = LEAST_TIMEOUT / 4;
 /// How often a flow is maintained.
 pub const MAINTENANCE: u32 = 128;
 /// How long a datagram's fragments belong together.
