@@ -425,7 +425,7 @@ impl Far {
         let Load { direction, frame, .. } = load;
         let endless = repeat == u32::MAX;
         let generator = self.programs.loaded(direction.generator())?;
-        let _turn = machine::Turn::wait()?;
+        let _turn = machine::Turn::wait(machine::Shared::Core)?;
         let bytes = frame_of(direction, frame);
         let done = AtomicBool::new(false);
         thread::scope(|scope| {

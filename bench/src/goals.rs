@@ -96,13 +96,11 @@ impl Goal {
     }
 
     /// What is to be, in words.
-    fn text(&self) -> String {
-        let begin =
-            format!("{}: {}{}{}", self.table, self.row, if self.column.is_empty() { "" } else { ", " }, self.column);
+    fn bound(&self) -> String {
         match self.bound {
-            Bound::Times(factor, other) => format!("{begin}: at least {factor} times {other}"),
-            Bound::AtMostTimes(factor, other) => format!("{begin}: at most {factor} times: {other}"),
-            Bound::AtMost(most) => format!("{begin}: at most {most}"),
+            Bound::Times(factor, other) => format!("at least {factor} times {other}"),
+            Bound::AtMostTimes(factor, other) => format!("at most {factor} times: {other}"),
+            Bound::AtMost(most) => format!("at most {most}"),
         }
     }
 }
@@ -112,19 +110,14 @@ impl Goal {
 pub fn text(tables: &[Table], all: bool) -> String {
     let mut text = String::new();
     for goal in GOALS {
-        let _ = match goal.evaluate(tables) {
-            Some(Outcome { column, figure, met }) => writeln!(
-                text,
-                "  {:<12}  {}\n  {:<12}  {}{}{column}",
-                if met { "met" } else { "NOT MET" },
-                goal.text(),
-                "",
-                shown(figure),
-                if column.is_empty() { "" } else { ": " },
-            ),
-            None if all => writeln!(text, "  {:<12}  {}", "not measured", goal.text()),
-            None => Ok(()),
+        let (verdict, figure, column) = match goal.evaluate(tables) {
+            Some(Outcome { column, figure, met }) => (if met { "met" } else { "NOT MET" }, shown(figure), column),
+            None if all => ("unknown", "-".to_owned(), goal.column.to_owned()),
+            None => continue,
         };
+        let column = if column.is_empty() { column } else { format!("; {column}") };
+        let _ = writeln!(text, "  {verdict:<8}{figure:>7}  {}: {}{column}", goal.table, goal.row);
+        let _ = writeln!(text, "  {:<8}{:>7}    {}", "", "", goal.bound());
     }
     if text.is_empty() { text } else { format!("\nGoals, each where it is met least\n{text}") }
 }
@@ -168,10 +161,10 @@ mod tests {
     #[test]
     fn goals_are_told_with_their_figures() {
         let text = text(&tables(), false);
-        assert!(text.contains("met           tcp: mh, TC: at least 1 times kernel forwarding, no NAT\n"), "{text}");
-        assert!(text.contains("1.00: 8 streams, up\n"), "{text}");
-        assert!(!text.contains("not measured"));
-        assert!(super::text(&tables(), true).contains("not measured  forward: mh, XDP"));
+        let expected = "  met        1.00  tcp: mh, TC; 8 streams, up\n                     at least 1 times kernel forwarding, no NAT\n";
+        assert!(text.contains(expected), "{text}");
+        assert!(!text.contains("unknown"));
+        assert!(super::text(&tables(), true).contains("unknown       -  forward: mh, XDP; 64 B, 1 Ki flows\n"));
         assert_eq!(super::text(&[], false), "");
     }
 }

@@ -1,10 +1,14 @@
 //! The machine under the laboratory: settings outside of it that a measurement needs, and cores.
 //!
-//! Invariants: a setting is put back when its guard is gone, also on a panic, and by [`restore_all`] when a signal ends the program.
+//! Invariants: whoever changes settings has the turn ([`Turn`]) to do so; a setting is put back when its guard is gone, also on a panic, and by [`restore_all`] when a signal ends the program.
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs, io,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::net::{SocketAddr, UnixDatagram},
+    },
     path::{Path, PathBuf},
     sync::Mutex,
     thread,
@@ -15,7 +19,6 @@ use anyhow::{Context as _, Result};
 use mh_tests::lab;
 use nix::{
     errno::Errno,
-    fcntl::{Flock, FlockArg},
     libc,
     sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     sys::signal::{SigSet, Signal},
@@ -23,7 +26,9 @@ use nix::{
 };
 
 /// Far longer than one sample takes.
-const TURN_TIMEOUT: Duration = Duration::from_secs(300);
+const CORE_TIMEOUT: Duration = Duration::from_secs(300);
+/// Longer than a part of the benchmark takes.
+const SETTINGS_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// What settings were before, by file.
 static BEFORE: Mutex<BTreeMap<PathBuf, String>> = Mutex::new(BTreeMap::new());
@@ -121,29 +126,40 @@ pub fn core() -> Result<usize> {
     (0..CpuSet::count()).rev().find(|core| allowed.is_set(*core).unwrap_or(false)).context("no core may be used")
 }
 
-/// The turn of this process to measure, until it is dropped: two benchmarks at a time would starve each other.
+/// What two benchmarks can't use at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shared {
+    /// The core that is measured on: they would starve each other.
+    Core,
+    /// Settings of the machine: neither would put back what was there before both.
+    Settings,
+}
+
+/// The turn of this process with something shared, until it is dropped or the process ends.
 #[derive(Debug)]
 pub struct Turn {
-    _lock: Flock<File>,
+    _name: UnixDatagram,
 }
 
 impl Turn {
-    /// Waits until no other process has it.
+    /// Waits until no other process, and nobody else in this one, has it.
     ///
     /// # Errors
     /// If another has it for too long.
-    pub fn wait() -> Result<Self> {
-        // The directory itself is locked: no file is left behind.
-        let directory = std::env::temp_dir();
-        let open = || File::open(&directory).with_context(|| directory.display().to_string());
-        let what = format!("another benchmark to finish a measurement (lock of {})", directory.display());
-        let (lock, _) =
-            lab::wait_for(&what, TURN_TIMEOUT, || match Flock::lock(open()?, FlockArg::LockExclusiveNonblock) {
-                Ok(lock) => Ok(Some(lock)),
-                Err((_, Errno::EWOULDBLOCK)) => Ok(None),
-                Err((_, error)) => Err(error.into()),
-            })?;
-        Ok(Self { _lock: lock })
+    pub fn wait(shared: Shared) -> Result<Self> {
+        // An abstract socket's name is taken once, leaves no file behind, and is free when its owner is gone.
+        let (name, timeout) = match shared {
+            Shared::Core => ("mh-bench core", CORE_TIMEOUT),
+            Shared::Settings => ("mh-bench settings", SETTINGS_TIMEOUT),
+        };
+        let address = SocketAddr::from_abstract_name(name)?;
+        let what = format!("another benchmark to be done (abstract socket \"{name}\")");
+        let (name, _) = lab::wait_for(&what, timeout, || match UnixDatagram::bind_addr(&address) {
+            Ok(socket) => Ok(Some(socket)),
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => Ok(None),
+            Err(error) => Err(error.into()),
+        })?;
+        Ok(Self { _name: name })
     }
 }
 

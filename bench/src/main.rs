@@ -33,6 +33,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Instant,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -127,6 +128,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
     let (mut tables, mut failed, mut worse) = (Vec::new(), Vec::new(), 0);
     for part in &chosen {
         eprintln!("{}: {}, rounds: {}", part.name, part.about, effort.rounds);
+        let begun = Instant::now();
         let measured = match (part.measure)(&effort) {
             Ok(measured) => measured,
             Err(error) => {
@@ -135,6 +137,7 @@ fn measure(arguments: &Arguments) -> Result<()> {
                 continue;
             }
         };
+        eprintln!("{}: took {:.0} s", part.name, begun.elapsed().as_secs_f64());
         for table in &measured {
             if table.name == names::table::INSTRUCTIONS {
                 let kept_in = (!arguments.check).then_some(directory);

@@ -26,6 +26,10 @@ pub mod table {
     pub const HTTP_LATENCY: &str = "http-latency";
     /// Kernel memory per flow.
     pub const FOOTPRINT_MEMORY: &str = "footprint-memory";
+    /// Kernel memory by map.
+    pub const FOOTPRINT_MAPS: &str = "footprint-maps";
+    /// How long a sweep takes.
+    pub const FOOTPRINT_SWEEP: &str = "footprint-sweep";
     /// The controller's processor time.
     pub const FOOTPRINT_CONTROLLER: &str = "footprint-controller";
     /// Latency with and without a sweep.
@@ -105,7 +109,7 @@ impl Kind {
     /// By the contender's name.
     #[must_use]
     pub fn of(name: &str) -> Self {
-        if name.starts_with("mh") {
+        if name == footprint::MH || name.starts_with("mh, ") {
             Self::Mh
         } else if [contender::XDP_DROP, contender::BLIND_REDIRECT].contains(&name) {
             Self::Limit
@@ -169,5 +173,6 @@ mod tests {
         assert_eq!(Kind::of(contender::MH_TC), Kind::Mh);
         assert_eq!(Kind::of(contender::BLIND_REDIRECT), Kind::Limit);
         assert_eq!(Kind::of(contender::NFT), Kind::Peer);
+        assert_eq!(Kind::of("mh_flows4"), Kind::Peer, "a map is no contender");
     }
 }

@@ -4,8 +4,9 @@
 //!
 //! - Within capacity: tables and ports have room for all. All flows must come out.
 //! - Beyond capacity: some flows are established and used; then several times as many as there is room for try to begin. What counts is how
-//!   many are handled a second, how many of them come out, and whether the established ones still get through, both ways and translated as
-//!   they were. The established ones have been used for longer than the two seconds after which the kernel counts a connection as assured.
+//!   many are tried a second, how many of them come out, and whether the established ones still get through, both ways and translated as
+//!   they were. A NAT that throws out what is new for what is newer lets all of them out, and forgets most; one that refuses lets out as many
+//!   as there is room for (RFC 6888 REQ-11). The established ones have been used for longer than the two seconds after which the kernel counts a connection as assured.
 //!
 //! Failure behaviour: a contender that loses flows within capacity ends the measurement.
 

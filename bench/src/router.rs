@@ -24,11 +24,17 @@ use mh_bench_ebpf::{DROPPED, map, program};
 use mh_tests::lab::{Host, Lab, Mhd, Mode, require_tools};
 use nix::net::if_::if_nametoindex;
 
-use crate::{machine::Setting, names::contender, programs::Programs};
+use crate::{
+    machine::{Setting, Shared, Turn},
+    names::contender,
+    programs::Programs,
+};
 
 /// The kernel's bound for its connections, and the size of the hash table of them; the same for all namespaces.
 const CONNTRACK_MAX: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
 const CONNTRACK_BUCKETS: &str = "/sys/module/nf_conntrack/parameters/hashsize";
+/// Seconds that a UDP flow lives after its last packet: mh's default.
+const UDP_TIMEOUT_S: &str = "300";
 /// The least of mh's tables.
 const LEAST_FLOWS: u32 = 8192;
 /// The most that a config may name.
@@ -206,6 +212,10 @@ impl Site<'_> {
             lines.push(format!("route replace default via {gateway} dev {interface} table {}", 100 + mark));
         }
         self.router.ip(&lines)?;
+        // Flows live as long as mh's: in the usual 30 s, millions of them can't be visited in turn.
+        for timeout in ["nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"] {
+            self.router.sysctl(&format!("netfilter/{timeout}"), UDP_TIMEOUT_S)?;
+        }
         // An interface's hardware sums up what it receives; here the kernel would have to, for each packet.
         self.router.sysctl("netfilter/nf_conntrack_checksum", "0")
     }
@@ -278,18 +288,27 @@ pub const fn capacity(flows: u32) -> u32 {
     (if entries < MOST_ENTRIES { entries } else { MOST_ENTRIES }) / 2
 }
 
-/// Makes room for so many of the kernel's connections as [`capacity`] says, no fewer and no more, until the guards are gone.
+/// The kernel's bounds for connections as a measurement needs them, until this is gone.
+#[derive(Debug)]
+pub struct Room {
+    _settings: Vec<Setting>,
+    // After the settings: others see them put back.
+    _turn: Turn,
+}
+
+/// Makes room for so many of the kernel's connections as [`capacity`] says, no fewer and no more. One at a time: it waits for others.
 ///
 /// # Errors
-/// If the kernel refuses: both are the machine's and can't be set from a container.
-pub fn room_for_connections(flows: u32) -> Result<Vec<Setting>> {
+/// If the kernel refuses: both bounds are the machine's and can't be set from a container. If another benchmark does not get done.
+pub fn room_for_connections(flows: u32) -> Result<Room> {
+    let turn = Turn::wait(Shared::Settings)?;
     let room = capacity(flows);
     let mut settings = Vec::new();
     let buckets = Setting::at_least(CONNTRACK_BUCKETS, room.into());
     settings.extend(buckets.context("size of the kernel's connection table")?);
     let bound = Setting::set(CONNTRACK_MAX, &room.to_string());
     settings.push(bound.context("bound of the kernel's connections")?);
-    Ok(settings)
+    Ok(Room { _settings: settings, _turn: turn })
 }
 
 #[derive(Debug)]

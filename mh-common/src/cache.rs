@@ -93,7 +93,7 @@ pub struct Set {
 pub struct Part {
     /// Its first set.
     pub first: u32,
-    /// How many sets it has.
+    /// How many sets it has, a multiple of [`NEIGHBOURS`]; with fewer, none.
     pub sets: u32,
     /// How long a copy is good, in ticks: see [`window`].
     pub window: u32,
@@ -250,31 +250,56 @@ const fn words(word: u64) -> [u32; 2] {
     [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])]
 }
 
+/// How many sets lie together, with one for each value of the low bits of ports: a page has twice as many.
+pub const NEIGHBOURS: u32 = 16;
+/// The part of both ports that tells sets that lie together apart, in host byte order.
+const LOW_BITS: u32 = (NEIGHBOURS - 1) << 16 | (NEIGHBOURS - 1);
+
 impl Part {
-    /// Where packets with these addresses, ports and protocol have their place: see [`Part::sets`].
+    /// Where packets with these addresses, ports and protocol have their place: see [`Part::sets`]. Ports as they stand in the packet.
+    ///
+    /// The connections of a host have consecutive ports, and their packets come together: so their places lie together, where one address
+    /// translation does for all of them, and processors fetch ahead. All else decides by chance which neighbourhood that is.
     ///
     /// Two multiplications: strong enough that nobody who doesn't know the seed finds flows that share a place, and cheap enough for every
     /// packet. Whoever succeeds anyhow gains what they would have without a cache.
     #[inline(always)]
-    pub const fn place(&self, addresses: u64, ports: u32, protocol: u8) -> u64 {
+    pub const fn place(&self, addresses: u64, ports: u32, protocol: u8) -> Place {
         let [a, b] = self.seed;
+        let ports = u32::from_be(ports);
         let x = (addresses ^ a).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let x = x ^ (x >> 32) ^ (ports as u64 | (protocol as u64) << 32) ^ b;
+        let x = x ^ (x >> 32) ^ ((ports & !LOW_BITS) as u64 | (protocol as u64) << 32) ^ b;
         let x = x.wrapping_mul(0xd6e8_feb8_6659_fd93);
-        x ^ (x >> 32)
+        Place { neighbourhoods: x ^ (x >> 32), low: (ports ^ ports >> 16) & (NEIGHBOURS - 1) }
     }
 
     /// The two sets of a place.
     #[inline(always)]
-    pub const fn sets(&self, place: u64) -> [u32; 2] {
-        [self.nth(place as u32), self.nth((place >> 32) as u32)]
+    pub const fn sets(&self, place: Place) -> [u32; 2] {
+        [self.nth(place.neighbourhoods as u32, place.low), self.nth((place.neighbourhoods >> 32) as u32, place.low)]
     }
 
-    /// The set that a number falls to, of all 32 bits, as fairly as can be (Lemire, 2019).
+    /// The set in the neighbourhood that a number falls to, of all 32 bits, as fairly as can be (Lemire, 2019).
     #[inline(always)]
-    const fn nth(&self, number: u32) -> u32 {
-        self.first.wrapping_add((number as u64 * self.sets as u64 >> 32) as u32)
+    const fn nth(&self, number: u32, low: u32) -> u32 {
+        let neighbourhoods = (self.sets / NEIGHBOURS) as u64;
+        self.first.wrapping_add((number as u64 * neighbourhoods >> 32) as u32 * NEIGHBOURS + low)
     }
+
+    /// Whether there is room for anything.
+    #[inline(always)]
+    pub const fn is_there(&self) -> bool {
+        self.sets >= NEIGHBOURS
+    }
+}
+
+/// See [`Part::place`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// A number for each of the two neighbourhoods.
+    neighbourhoods: u64,
+    /// The set in both.
+    low: u32,
 }
 
 /// How long a copy may be good, in ticks: as long as a flow may go without maintenance, but, so that flows expire in time, no longer than

@@ -346,7 +346,7 @@ pub fn copies(set: u32) -> Option<*mut Set> {
 #[inline(always)]
 pub fn part() -> Option<&'static mut Part> {
     // SAFETY: a per-CPU value, and programs on one CPU don't interrupt each other here (softirq).
-    CACHE_PARTS.get_ptr_mut(0).map(|part| unsafe { &mut *part }).filter(|part| part.sets != 0)
+    CACHE_PARTS.get_ptr_mut(0).map(|part| unsafe { &mut *part }).filter(|part| part.is_there())
 }
 
 /// A half that has seen a reply.

@@ -125,7 +125,7 @@ pub struct Port {
     pub source: u32,
     /// Which bits of the source address are looked at, as in memory.
     pub source_mask: u32,
-    /// What goes into [`Learned::generation`].
+    /// The generation of what is learned there: see [`Learned::new`].
     pub generation: u32,
     /// The first eight bytes of a frame, with zero in the last two: its destination Ethernet address.
     pub to: u64,

@@ -28,7 +28,7 @@ use self::memory::{Slabs, Taken};
 use crate::effort::Effort;
 use crate::http::quantile;
 use crate::names::{footprint as named, table};
-use crate::report::{Row, Table};
+use crate::report::{NO_BASELINE, Row, Table};
 use crate::router::{Contender, room_for_connections};
 use crate::site::{Needs, READY, Site};
 
@@ -47,6 +47,9 @@ const QUICK_WATCH: Duration = Duration::from_secs(12);
 /// A map that takes a smaller share is not listed by itself.
 const LISTED_SHARE: f64 = 0.01;
 const MIB: f64 = 1024.0 * 1024.0;
+
+/// Tables of which the rows are not to be compared.
+const PARTS_OF_A_WHOLE: [&str; 3] = [table::FOOTPRINT_MAPS, table::FOOTPRINT_CONTROLLER, table::FOOTPRINT_SWEEP];
 
 /// The shares of requests that take no longer than is shown.
 const QUANTILES: [(&str, f64); 3] = [("p50", 0.5), ("p99", 0.99), ("p99.9", 0.999)];
@@ -188,7 +191,8 @@ fn tables(flows: u32, samples: Samples, peers: Vec<Tracked>) -> Vec<Table> {
         more_is_better: false,
         columns,
         rows,
-        baseline: 0,
+        // Of these, the rows are parts of a whole, or different things.
+        baseline: if PARTS_OF_A_WHOLE.contains(&name) { NO_BASELINE } else { 0 },
     };
     vec![
         made(
@@ -199,7 +203,7 @@ fn tables(flows: u32, samples: Samples, peers: Vec<Tracked>) -> Vec<Table> {
             memory,
         ),
         made(
-            "footprint-maps",
+            table::FOOTPRINT_MAPS,
             "Kernel memory of mh's maps",
             "MiB",
             vec![format!("room for {with} and half as many")],
@@ -234,7 +238,7 @@ fn tables(flows: u32, samples: Samples, peers: Vec<Tracked>) -> Vec<Table> {
             ],
         ),
         made(
-            "footprint-sweep",
+            table::FOOTPRINT_SWEEP,
             "An expiry sweep",
             "s",
             vec![with.clone()],

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What is known of each program, in the table's order.
-const COLUMNS: [&str; 3] = ["instructions verified", "bytes of BPF", "bytes of machine code"];
+const COLUMNS: [&str; 3] = ["verified", "BPF bytes", "code bytes"];
 
 /// What is kept: a line for each program.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -106,7 +106,7 @@ impl Kept {
         let width = self.programs.iter().map(|program| program.program.len()).max().unwrap_or(0);
         let mut text = format!("  {:<width$}", "");
         for column in COLUMNS {
-            let _ = write!(text, "  {column:>22}");
+            let _ = write!(text, "  {column:>18}");
         }
         text.push('\n');
         let old = |name: &str| before.and_then(|kept| kept.programs.iter().find(|program| program.program == name));
@@ -119,7 +119,7 @@ impl Kept {
                     (Some(now), _) => format!("{now:.0}"),
                     (None, _) => "-".to_owned(),
                 };
-                let _ = write!(text, "  {cell:>22}");
+                let _ = write!(text, "  {cell:>18}");
             }
             if before.is_some() && old.is_none() {
                 text.push_str("  new");

@@ -20,7 +20,7 @@ use self::driver::{Cost, Drive, Driver, Hook};
 use crate::{
     effort::Effort,
     names::{column, contender, table},
-    report::{Row, Table},
+    report::{NO_BASELINE, Row, Table},
 };
 
 /// One uplink gets all flows; nothing limits an inside host, and all runs of a round fit into the tables.
@@ -154,7 +154,8 @@ pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
             more_is_better: false,
             columns: kinds.into_iter().map(|kind| kind.column).collect(),
             rows: rows.into(),
-            baseline: 1,
+            // Both are mh: what slows both down must be seen.
+            baseline: NO_BASELINE,
         };
         Ok(vec![cost, sizes])
     })
@@ -252,5 +253,60 @@ mod tests {
         assert_eq!(checksum(&[&frame[14..34]]), 0);
         let len = u16::try_from(frame.len() - 34).unwrap().to_be_bytes();
         assert_eq!(checksum(&[&frame[26..34], &[0, 17], &len, &frame[34..]]), 0);
+    }
+}
+
+/// Needs root.
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod laboratory {
+    use mh_tests::lab::skipped;
+
+    use super::*;
+
+    #[test]
+    fn every_kind_of_packet_is_treated_as_its_kind_and_has_its_cost() {
+        if skipped() {
+            return;
+        }
+        let effort = Effort { rounds: 1, quick: true, only: Vec::new() };
+        let [cost, sizes] = <[Table; 2]>::try_from(measure(&effort).unwrap()).unwrap();
+        let ns = |row: &str, column: &str| {
+            let (row, column) = (cost.row(row).unwrap(), cost.column(column).unwrap());
+            cost.figure(row, column).map(|figure| figure.median)
+        };
+        for column in &cost.columns {
+            assert!(ns(contender::MH_TC, column).is_some_and(|ns| ns > 0.0), "{column}");
+        }
+        let hit = ns(contender::MH_TC, column::HIT_OUT).unwrap();
+        let new = ns(contender::MH_TC, &column::new_flow(0)).unwrap();
+        assert!(new > 2.0 * hit, "a new flow took {new} ns and a hit {hit} ns: the driver made no new flows");
+        assert!(ns(contender::MH_XDP, column::HIT_OUT).is_some() && ns(contender::MH_XDP, column::HIT_BACK).is_some());
+        let xdp = sizes.row(mh_common::abi::program::XDP).unwrap();
+        assert!(
+            (0..sizes.columns.len()).all(|column| sizes.figure(xdp, column).is_some_and(|size| size.median > 100.0))
+        );
+    }
+
+    #[test]
+    fn the_driver_gives_each_run_the_packet_as_it_was() {
+        if skipped() {
+            return;
+        }
+        Rig::run_config(CONFIG, |rig| {
+            establish(rig)?;
+            let mut driver = Driver::load(rig)?;
+            let packet = udp(LAN, HOST, INSIDE, REMOTE).build();
+            let once = rig.xdp("lan0", &packet)?;
+            let drive = Drive { packet: &packet, interface: "lan0", vary: false, runs: 1000 };
+            let often = driver.cost(rig, Hook::Xdp, &drive)?;
+            assert_eq!((often.code, &often.packet), (once.code, &once.packet), "the last of 1000 runs is as the first");
+            let short = Drive { packet: &packet[..SHORT - 1], ..drive.clone() };
+            assert!(driver.cost(rig, Hook::Xdp, &short).unwrap_err().to_string().contains("too short"));
+            let many = Drive { vary: true, runs: MOST_RUNS + 1, ..drive };
+            assert!(driver.cost(rig, Hook::Tc, &many).is_err());
+            Ok(())
+        })
+        .unwrap();
     }
 }

@@ -5,7 +5,7 @@ use std::{fs, io::ErrorKind, path::Path};
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Row, Spread, Table, facts::Facts};
+use super::{NO_BASELINE, Row, Spread, Table, facts::Facts};
 
 /// A table as it is kept.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,7 +18,7 @@ pub struct Stored {
     pub unit: String,
     /// Whether more is better.
     pub more_is_better: bool,
-    /// The contender to which ratios are given.
+    /// The contender to which ratios are given; empty if there is none.
     pub baseline: String,
     /// Of the run.
     pub run: Facts,
@@ -115,7 +115,7 @@ impl Stored {
             unit: self.unit.clone().leak(),
             more_is_better: self.more_is_better,
             rows: rows.collect(),
-            baseline: names.iter().position(|name| **name == self.baseline).unwrap_or_default(),
+            baseline: names.iter().position(|name| **name == self.baseline).unwrap_or(NO_BASELINE),
             columns,
         }
     }

@@ -15,6 +15,9 @@ pub mod terminal;
 
 use crate::names;
 
+/// The baseline of a table whose rows are not to be compared with one of them.
+pub const NO_BASELINE: usize = usize::MAX;
+
 /// One part of the benchmark.
 #[derive(Clone, Debug)]
 pub struct Table {
@@ -30,7 +33,7 @@ pub struct Table {
     pub columns: Vec<String>,
     /// The contenders, in the order in which they are shown.
     pub rows: Vec<Row>,
-    /// The row to which ratios are given.
+    /// The row to which ratios are given, or [`NO_BASELINE`].
     pub baseline: usize,
 }
 
@@ -67,6 +70,13 @@ impl Spread {
 }
 
 impl Table {
+    /// The title with a capital letter.
+    #[must_use]
+    pub fn heading(&self) -> String {
+        let mut letters = self.title.chars();
+        letters.next().map_or(String::new(), |first| first.to_uppercase().chain(letters).collect())
+    }
+
     /// A row's samples in a column; empty where there are none.
     #[must_use]
     pub fn samples(&self, row: usize, column: usize) -> &[f64] {
@@ -90,6 +100,12 @@ impl Table {
     pub fn ratio_to(&self, row: usize, base: usize, column: usize) -> Option<Spread> {
         let pairs = self.samples(row, column).iter().zip(self.samples(base, column));
         Spread::of(&pairs.filter(|(_, base)| **base != 0.0).map(|(own, base)| own / base).collect::<Vec<_>>())
+    }
+
+    /// The row to which ratios are given, if there is one and others beside it.
+    #[must_use]
+    pub fn compared_with(&self) -> Option<&Row> {
+        self.rows.get(self.baseline).filter(|_| self.rows.len() > 1)
     }
 
     /// The row of that name.
@@ -197,6 +213,8 @@ pub mod tests {
         assert_eq!(table.ratio(0, 0), Some(Spread { min: 1.0, median: 1.0, max: 1.0 }));
         assert_eq!(table.ratio(2, 1), None, "not measured");
         assert_eq!(table.ratio(7, 0), None, "no such row");
+        let alone = Table { baseline: NO_BASELINE, ..table };
+        assert!(alone.ratio(0, 0).is_none() && alone.compared_with().is_none());
     }
 
     #[test]

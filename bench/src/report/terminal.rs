@@ -13,8 +13,9 @@ const MAX_NAME: usize = 40;
 #[must_use]
 pub fn text(table: &Table) -> String {
     let better = if table.more_is_better { "more is better" } else { "less is better" };
-    let mut text = format!("\n{}\n{}, {better}", table.title, table.unit);
-    if let Some(base) = table.rows.get(table.baseline).filter(|_| table.rows.len() > 1) {
+    let mut text = format!("\n{}\n{}, {better}", table.heading(), table.unit);
+    let base = table.compared_with();
+    if let Some(base) = base {
         let _ = write!(text, "; ratio to: {}", base.name);
     }
     text.push('\n');
@@ -31,8 +32,14 @@ fn groups(text: &mut String, table: &Table, width: usize) {
     // Columns' names stand two places further left than rows', above a gap of two.
     let longest = table.columns.iter().map(|column| column.chars().count().saturating_sub(2)).max().unwrap_or(0);
     let width = width.max(longest);
+    let rounds = table.rows.iter().flat_map(|row| &row.samples).map(Vec::len).max().unwrap_or(0);
+    let head = match (table.compared_with().is_some(), rounds) {
+        (false, _) => format!("{:>7}", "median"),
+        (true, 0 | 1) => format!("{:>7}  {:>6}", "median", "ratio"),
+        (true, _) => format!("{:>7}  {:>6}  {:>16}", "median", "ratio", "least to most"),
+    };
     for (at, column) in table.columns.iter().enumerate() {
-        let (begin, head) = (width + 2, format!("{:>7}  {:>6}  {:>16}", "median", "ratio", "least to most"));
+        let begin = width + 2;
         let _ = writeln!(text, "\n  {column:<begin$}  {head}");
         for (number, row) in table.rows.iter().enumerate() {
             let Some(figure) = table.figure(number, at) else {
@@ -41,7 +48,11 @@ fn groups(text: &mut String, table: &Table, width: usize) {
             };
             let _ = write!(text, "    {:<width$}  {:>7}", row.name, shown(figure.median));
             if let Some(Spread { min, median, max }) = table.ratio(number, at).filter(|_| number != table.baseline) {
-                let _ = write!(text, "  {median:>6.2}  {:>16}", format!("{min:.2} to {max:.2}"));
+                let _ = write!(text, "  {median:>6.2}");
+                // Of one sample there is no spread.
+                if table.samples(number, at).len() > 1 {
+                    let _ = write!(text, "  {:>16}", format!("{min:.2} to {max:.2}"));
+                }
             }
             text.push('\n');
         }
@@ -82,7 +93,7 @@ mod tests {
     fn figures_stand_below_each_other() {
         let text = text(&table());
         let expected = "
-packets
+Packets
 Mpps, more is better; ratio to: limit
 
   64 B, 1 Ki flows    median   ratio     least to most

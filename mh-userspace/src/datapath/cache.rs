@@ -94,7 +94,7 @@ impl Copies {
 
     /// Takes note of how the cache is divided now.
     pub fn look(&self) -> Result<(), DatapathError> {
-        let divided = self.parts()?.iter().copied().filter(|part| part.sets != 0).collect();
+        let divided = self.parts()?.iter().copied().filter(|part| part.is_there()).collect();
         *self.divided.write().unwrap_or_else(PoisonError::into_inner) = divided;
         Ok(())
     }

@@ -6,7 +6,7 @@
 //!
 //! A pure function of what was observed; nothing here knows of maps or threads.
 
-use mh_common::cache::WAYS_U32;
+use mh_common::cache::{NEIGHBOURS, WAYS_U32};
 
 /// The fewest sets of a part.
 pub const LEAST_SETS: u32 = 4096;
@@ -68,6 +68,9 @@ pub fn share_out(total: u32, loads: &[Load]) -> Vec<u32> {
             *share = least + u32::try_from(rest * beyond / wanted).unwrap_or(0);
         }
     }
+    // Whole pages.
+    const PAGE: u32 = 2 * NEIGHBOURS;
+    shares.iter_mut().for_each(|share| *share -= *share % PAGE);
     let differs = |(share, found): (&u32, &u32)| share.abs_diff(*found) > found / WORTH;
     if shares.iter().zip(&found).any(differs) { shares } else { found }
 }
@@ -85,7 +88,7 @@ mod tests {
     #[test]
     fn parts_begin_small() {
         assert_eq!(share_out(1 << 20, &[Load::default(); 2]), [LEAST_SETS; 2]);
-        assert_eq!(share_out(100, &[Load::default(); 2]), [50; 2], "even if the cache is smaller than that");
+        assert_eq!(share_out(100, &[Load::default(); 2]), [32; 2], "even if the cache is smaller than that");
     }
 
     #[test]

@@ -20,9 +20,10 @@ const SIDE_BY_SIDE: usize = 2;
 pub fn draw(svg: &mut Svg, table: &Table, y: f64) -> f64 {
     let names = table.rows.iter().map(|row| width(&row.name, Style::Plain)).fold(0.0, f64::max);
     let left = MARGIN + names + 10.0;
-    let beside = table.columns.len().clamp(1, SIDE_BY_SIDE);
-    let count = if beside == 1 { 1.0 } else { 2.0 };
-    let panel = (WIDTH - MARGIN - left - GAP * (count - 1.0)) / count;
+    let whole = WIDTH - MARGIN - left;
+    let half = (whole - GAP) / 2.0;
+    let heads_fit = table.columns.iter().all(|column| width(column, Style::Head) <= half);
+    let (beside, panel) = if table.columns.len() > 1 && heads_fit { (SIDE_BY_SIDE, half) } else { (1, whole) };
     let most: Vec<f64> = (0..table.columns.len()).map(|column| greatest(table, column)).collect();
     let overall = most.iter().copied().fold(0.0, f64::max);
     let shared = most.iter().all(|most| *most >= overall * LEAST_SHARE);
@@ -63,7 +64,7 @@ fn greatest(table: &Table, column: usize) -> f64 {
 /// The figure's texts: itself, and its ratio.
 fn texts(table: &Table, row: usize, column: usize) -> (String, String) {
     let Some(figure) = table.figure(row, column) else { return (String::new(), "not measured".to_owned()) };
-    let ratio = table.ratio(row, column).filter(|_| table.rows.len() > 1);
+    let ratio = table.ratio(row, column).filter(|_| table.compared_with().is_some());
     (shown(figure.median), ratio.map_or(String::new(), |ratio| format!("{:.2}×", ratio.median)))
 }
 
