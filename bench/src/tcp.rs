@@ -92,7 +92,7 @@ fn gigabits(site: &Site, setting: &Setting, seconds: u32) -> Result<f64> {
     if setting.down {
         line.push("-R");
     }
-    let _turn = machine::Turn::wait()?;
+    let _turn = machine::Turn::wait(machine::Shared::Core)?;
     let printed = site.client.run(&line)?;
     let report: serde_json::Value = serde_json::from_str(&printed).context("iperf3's JSON")?;
     let bits = report["end"]["sum_received"]["bits_per_second"].as_f64().context("iperf3's throughput")?;

@@ -70,7 +70,7 @@ impl Watched {
 
 /// Watches mhd for so long, and until a sweep was seen from its beginning to its end and none for some time, with requests going through the router.
 pub fn watch(site: &Site, pid: u32, duration: Duration) -> Result<Watched> {
-    let _turn = machine::Turn::wait()?;
+    let _turn = machine::Turn::wait(machine::Shared::Core)?;
     let end = Instant::now() + duration;
     let (done, complete) = (AtomicBool::new(false), AtomicBool::new(false));
     let before = cpu_seconds(pid)?;
