@@ -178,7 +178,10 @@ fn tables(flows: u32, samples: Samples, peers: Vec<Tracked>) -> Vec<Table> {
     maps.extend(listed.iter().map(|taken| row(taken.name, one(taken.bytes as f64 / MIB))));
     let (mut memory, mut fills) = (Vec::new(), Vec::new());
     for Tracked { contender, fills: took, bytes, with_table } in peers {
-        memory.push(row(&format!("nf_conntrack, {}", contender.name()), vec![vec![bytes], vec![with_table]]));
+        // Of the first: what comes after finds the memory that it has freed, and shows nothing.
+        if memory.is_empty() {
+            memory.push(row("nf_conntrack with NAT", vec![vec![bytes], vec![with_table]]));
+        }
         fills.push(row(contender.name(), vec![took]));
     }
     memory.push(row(named::MH, vec![vec![for_one], vec![of_all]]));
