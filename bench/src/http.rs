@@ -26,6 +26,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::effort::Effort;
+use crate::machine;
 use crate::report::{Row, Table};
 use crate::site::{Needs, READY, SERVER, Site, chosen};
 
@@ -161,6 +162,7 @@ fn serve(site: &Site) -> Result<Process> {
 fn ask(site: &Site, at_a_time: usize, duration: Duration) -> Result<Requests> {
     let outside = site.outside();
     let core = cores()?.0;
+    let _turn = machine::Turn::wait(machine::Shared::Core)?;
     site.client.enter(move || -> Result<Requests> {
         let mut only = CpuSet::new();
         only.set(core)?;

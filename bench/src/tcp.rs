@@ -12,6 +12,7 @@ use std::thread::available_parallelism;
 use anyhow::{Context as _, Result};
 
 use crate::effort::Effort;
+use crate::machine;
 use crate::report::{Row, Table};
 use crate::router::Contender;
 use crate::site::{Needs, READY, SERVER, Site, chosen};
@@ -91,6 +92,7 @@ fn gigabits(site: &Site, setting: &Setting, seconds: u32) -> Result<f64> {
     if setting.down {
         line.push("-R");
     }
+    let _turn = machine::Turn::wait(machine::Shared::Core)?;
     let printed = site.client.run(&line)?;
     let report: serde_json::Value = serde_json::from_str(&printed).context("iperf3's JSON")?;
     let bits = report["end"]["sum_received"]["bits_per_second"].as_f64().context("iperf3's throughput")?;

@@ -15,7 +15,7 @@ use nix::libc;
 use nix::net::if_::if_nametoindex;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::site::Site;
+use crate::{machine, site::Site};
 
 /// Inside hosts: 192.168.1.64 and on.
 const HOSTS: u16 = 64;
@@ -57,6 +57,7 @@ pub fn fill(site: &Site, flows: u32) -> Result<Duration> {
     let inside = socket(&site.client, "eth0", false)?;
     let outside = [socket(&site.server, "eth1", true)?, socket(&site.server, "eth2", true)?];
     let mut frame = template(client, router);
+    let _turn = machine::Turn::wait(machine::Shared::Core)?;
     let begun = Instant::now();
     let (mut sent, mut answered, mut lost) = (0, 0, 0);
     while sent < flows {

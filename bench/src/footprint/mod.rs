@@ -111,11 +111,12 @@ fn mh(needs: &Needs<'_>, rounds: usize, watch: Duration) -> Result<Samples> {
             samples.maps = memory::of_maps(&pins)?;
         }
         let watched = sweeps::watch(&site, mhd.pid()?, watch)?;
-        ensure!(!watched.sweeps.is_empty(), "no sweep within {watch:?}");
         samples.mhd_shares.push(watched.mhd_share * 100.0);
-        let count = watched.sweeps.len() as f64;
-        let took: f64 = watched.sweeps.iter().map(|sweep| (sweep.to - sweep.from).as_secs_f64()).sum();
-        let cpu: f64 = watched.sweeps.iter().map(|sweep| sweep.cpu.as_secs_f64()).sum();
+        let sweeps = || watched.sweeps.iter().filter(|sweep| sweep.whole);
+        ensure!(sweeps().next().is_some(), "no sweep was seen from its beginning to its end");
+        let count = sweeps().count() as f64;
+        let took: f64 = sweeps().map(|sweep| (sweep.to - sweep.from).as_secs_f64()).sum();
+        let cpu: f64 = sweeps().map(|sweep| sweep.cpu.as_secs_f64()).sum();
         samples.sweep_seconds.push(took / count);
         samples.sweep_cpu_seconds.push(cpu / count);
         samples.sweep_shares.push(cpu / took.max(cpu) * 100.0);
@@ -177,7 +178,10 @@ fn tables(flows: u32, samples: Samples, peers: Vec<Tracked>) -> Vec<Table> {
     maps.extend(listed.iter().map(|taken| row(taken.name, one(taken.bytes as f64 / MIB))));
     let (mut memory, mut fills) = (Vec::new(), Vec::new());
     for Tracked { contender, fills: took, bytes, with_table } in peers {
-        memory.push(row(&format!("nf_conntrack, {}", contender.name()), vec![vec![bytes], vec![with_table]]));
+        // Of the first: what comes after finds the memory that it has freed, and shows nothing.
+        if memory.is_empty() {
+            memory.push(row("nf_conntrack with NAT", vec![vec![bytes], vec![with_table]]));
+        }
         fills.push(row(contender.name(), vec![took]));
     }
     memory.push(row(named::MH, vec![vec![for_one], vec![of_all]]));

@@ -30,9 +30,14 @@ const LONGEST: Duration = Duration::from_secs(2);
 /// The kernel's unit of processor time in `/proc/PID/stat`.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// A sweep that was seen from its beginning to its end.
+/// How long no sweep must have run to tell what requests take then.
+const CALM: Duration = Duration::from_secs(2);
+
+/// A sweep.
 #[derive(Clone, Copy, Debug)]
 pub struct Seen {
+    /// It was seen from its beginning to its end.
+    pub whole: bool,
     /// When.
     pub from: Instant,
     /// Until when.
@@ -63,8 +68,9 @@ impl Watched {
     }
 }
 
-/// Watches mhd for so long, and until a sweep was seen from its beginning to its end, with requests going through the router.
+/// Watches mhd for so long, and until a sweep was seen from its beginning to its end and none for some time, with requests going through the router.
 pub fn watch(site: &Site, pid: u32, duration: Duration) -> Result<Watched> {
+    let _turn = machine::Turn::wait(machine::Shared::Core)?;
     let end = Instant::now() + duration;
     let (done, complete) = (AtomicBool::new(false), AtomicBool::new(false));
     let before = cpu_seconds(pid)?;
@@ -81,11 +87,12 @@ pub fn watch(site: &Site, pid: u32, duration: Duration) -> Result<Watched> {
     Ok(Watched { sweeps, mhd_share, requests })
 }
 
-/// Looks for sweeps until told otherwise; those that are cut off at either end are left out.
+/// Looks for sweeps until told otherwise; tells when it has seen enough.
 fn look(pid: u32, done: &AtomicBool, complete: &AtomicBool) -> Result<Vec<Seen>> {
     let mut threads: BTreeMap<String, Seen> = BTreeMap::new();
     let mut first: Option<Vec<String>> = None;
     let mut running = Vec::new();
+    let (mut calm, mut last) = (Duration::ZERO, Instant::now());
     while !done.load(Ordering::Relaxed) {
         running.clear();
         for entry in fs::read_dir(format!("/proc/{pid}/task")).context("mhd's threads")? {
@@ -100,19 +107,24 @@ fn look(pid: u32, done: &AtomicBool, complete: &AtomicBool) -> Result<Vec<Seen>>
             let cpu = Duration::from_nanos(ns.context("schedstat without numbers")?);
             let thread = path.display().to_string();
             let now = Instant::now();
-            let seen = threads.entry(thread.clone()).or_insert(Seen { from: now, to: now, cpu });
+            let seen = threads.entry(thread.clone()).or_insert(Seen { whole: false, from: now, to: now, cpu });
             (seen.to, seen.cpu) = (now, cpu);
             running.push(thread);
         }
         let first = first.get_or_insert_with(|| running.clone());
-        let is_whole = |thread: &String| !running.contains(thread) && !first.contains(thread);
-        complete.store(threads.keys().any(is_whole), Ordering::Relaxed);
+        for (thread, seen) in &mut threads {
+            seen.whole = !running.contains(thread) && !first.contains(thread);
+        }
+        let now = Instant::now();
+        if running.is_empty() {
+            calm += now - last;
+        }
+        last = now;
+        complete.store(calm >= CALM && threads.values().any(|seen| seen.whole), Ordering::Relaxed);
         // At this rate, and not as a way to wait for something.
         thread::sleep(LOOK);
     }
-    let whole =
-        |thread: &String| !running.contains(thread) && first.as_ref().is_some_and(|first| !first.contains(thread));
-    Ok(threads.into_iter().filter(|(thread, _)| whole(thread)).map(|(_, seen)| seen).collect())
+    Ok(threads.into_values().collect())
 }
 
 /// Sends a request whenever the one before was answered, for as long as told.

@@ -57,7 +57,7 @@ impl<K: Pod, V: Pod> Batches<K, V> {
     }
 
     /// The next keys and values, which may be none; `None` at the end.
-    pub fn next(&mut self) -> io::Result<Option<(&[K], &[V])>> {
+    pub fn read(&mut self) -> io::Result<Option<(&[K], &[V])>> {
         while !self.ended {
             let chunk = self.keys.len();
             let mut next = 0u64;
@@ -99,7 +99,7 @@ impl<K: Pod, V: Pod> Batches<K, V> {
 /// Calls `each` with every key and value of the map; sizes as for [`Batches`].
 pub fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(K, V)) -> io::Result<()> {
     let mut batches = Batches::new(map.try_clone_to_owned()?, CHUNK);
-    while let Some((keys, values)) = batches.next()? {
+    while let Some((keys, values)) = batches.read()? {
         for (key, value) in keys.iter().zip(values) {
             each(*key, *value);
         }

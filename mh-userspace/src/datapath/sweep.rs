@@ -200,7 +200,7 @@ impl<'a> Sweep<'a> {
 
     fn look_at_bindings(&mut self) -> Result<(), Halt> {
         let mut batches = self.tables.by_inside4.batches(STEP)?;
-        while let Some((insides, outsides)) = batches.next().map_err(DatapathError::io("read the bindings"))? {
+        while let Some((insides, outsides)) = batches.read().map_err(DatapathError::io("read the bindings"))? {
             for (inside, outside) in insides.iter().zip(outsides) {
                 if self.is_counted(outside) {
                     let host = self.tables.owner(inside).0;
@@ -221,7 +221,7 @@ impl<'a> Sweep<'a> {
         for established in [false, true] {
             let table = if established { &self.tables.flows4 } else { &self.tables.new_flows4 };
             let mut batches = table.batches(STEP)?;
-            while let Some((keys, halves)) = batches.next().map_err(DatapathError::io("read the flows"))? {
+            while let Some((keys, halves)) = batches.read().map_err(DatapathError::io("read the flows"))? {
                 for (key, half) in keys.iter().zip(halves) {
                     if half.is_reply() {
                         self.look_at_reply(key, half);
@@ -324,7 +324,7 @@ impl<'a> Sweep<'a> {
 
     fn free_rested(&mut self) -> Result<(), Halt> {
         let mut batches = self.tables.by_outside4.batches(STEP)?;
-        while let Some((ends, insides)) = batches.next().map_err(DatapathError::io("read the ports"))? {
+        while let Some((ends, insides)) = batches.read().map_err(DatapathError::io("read the ports"))? {
             for (end, _) in ends.iter().zip(insides).filter(|(_, inside)| inside.rested(self.now)) {
                 // The host that it rests for may have taken it up since.
                 if self.tables.by_outside4.get(end, 0).is_ok_and(|inside| inside.rested(self.now)) {
@@ -340,7 +340,7 @@ impl<'a> Sweep<'a> {
     /// Withdraws permissions: one is its binding's, and the port's next host starts with none.
     fn withdraw(&mut self) -> Result<(), Halt> {
         let mut batches = self.tables.peers4.batches(STEP)?;
-        while let Some((peers, untils)) = batches.next().map_err(DatapathError::io("read the permissions"))? {
+        while let Some((peers, untils)) = batches.read().map_err(DatapathError::io("read the permissions"))? {
             for (peer, until) in peers.iter().zip(untils) {
                 let bound = || self.tables.by_outside4.get(&peer.outside, 0).is_ok_and(|inside| inside.in_use());
                 if time::passed(self.now, *until) || !bound() {
