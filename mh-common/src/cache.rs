@@ -253,7 +253,7 @@ const fn words(word: u64) -> [u32; 2] {
 /// How many sets lie together, with one for each value of the low bits of ports: a page has twice as many.
 pub const NEIGHBOURS: u32 = 16;
 /// The part of both ports that tells sets that lie together apart, in host byte order.
-const LOW_BITS: u32 = (NEIGHBOURS - 1) << 16 | (NEIGHBOURS - 1);
+const LOW_BITS: u32 = ((NEIGHBOURS - 1) << 16) | (NEIGHBOURS - 1);
 
 impl Part {
     /// Where packets with these addresses, ports and protocol have their place: see [`Part::sets`]. Ports as they stand in the packet.
@@ -270,7 +270,7 @@ impl Part {
         let x = (addresses ^ a).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let x = x ^ (x >> 32) ^ ((ports & !LOW_BITS) as u64 | (protocol as u64) << 32) ^ b;
         let x = x.wrapping_mul(0xd6e8_feb8_6659_fd93);
-        Place { neighbourhoods: x ^ (x >> 32), low: (ports ^ ports >> 16) & (NEIGHBOURS - 1) }
+        Place { neighbourhoods: x ^ (x >> 32), low: (ports ^ (ports >> 16)) & (NEIGHBOURS - 1) }
     }
 
     /// The two sets of a place.
@@ -283,7 +283,7 @@ impl Part {
     #[inline(always)]
     const fn nth(&self, number: u32, low: u32) -> u32 {
         let neighbourhoods = (self.sets / NEIGHBOURS) as u64;
-        self.first.wrapping_add((number as u64 * neighbourhoods >> 32) as u32 * NEIGHBOURS + low)
+        self.first.wrapping_add(((number as u64 * neighbourhoods) >> 32) as u32 * NEIGHBOURS + low)
     }
 
     /// Whether there is room for anything.

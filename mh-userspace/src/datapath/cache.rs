@@ -103,12 +103,11 @@ impl Copies {
     pub fn count(&self, key: &Key<Ipv4>, half: &mut Entry<Ipv4>) {
         for part in &*self.divided.read().unwrap_or_else(PoisonError::into_inner) {
             let place = part.place(cache::addresses(key), cache::ports(key), key.protocol);
-            for set in part.sets(place) {
-                for way in 0..WAYS {
-                    if let Some(copy) = self.copy(set, way).filter(|copy| copy.tag.is_of(key)) {
-                        copy.counted(half);
-                    }
-                }
+            // Both may be the same set.
+            let places = part.sets(place).into_iter().flat_map(|set| (0..WAYS).map(move |way| (set, way)));
+            let copy = places.filter_map(|(set, way)| self.copy(set, way)).find(|copy| copy.tag.is_of(key));
+            if let Some(copy) = copy {
+                copy.counted(half);
             }
         }
     }
