@@ -315,3 +315,115 @@ pub const fn window(timeouts: &Timeouts) -> u32 {
         window
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::PROTOCOL_UDP;
+
+    fn key(src: u32, dst: u32, sport: u16, dport: u16) -> Key<Ipv4> {
+        Key::new(Ipv4::from_be(src), Ipv4::from_be(dst), sport, dport, PROTOCOL_UDP)
+    }
+
+    fn part(first: u32, sets: u32, seed: [u64; 2]) -> Part {
+        Part { first, sets, seed, ..Part::default() }
+    }
+
+    fn place(part: &Part, key: &Key<Ipv4>) -> [u32; 2] {
+        part.sets(part.place(addresses(key), ports(key), key.protocol))
+    }
+
+    #[test]
+    fn a_window_is_a_part_of_the_shortest_timeout() {
+        let timeouts = |icmp| Timeouts { udp: 10_000, tcp_established: 10_000, tcp_transitory: 10_000, icmp };
+        assert_eq!(window(&timeouts(1)), 1);
+        assert_eq!(window(&timeouts(400)), 100);
+        assert_eq!(window(&timeouts(10_000)), time::MAINTENANCE_TICKS);
+    }
+
+    #[test]
+    fn connections_of_a_host_lie_together() {
+        let part = part(0, 1 << 16, [1, 2]);
+        let sets: Vec<u32> =
+            (0..16u16).map(|n| place(&part, &key(1, 2, (4096 + n).to_be(), 443u16.to_be()))[0]).collect();
+        let first = sets[0] / NEIGHBOURS;
+        assert!(sets.iter().all(|set| set / NEIGHBOURS == first), "{sets:?}");
+        let distinct: std::collections::BTreeSet<&u32> = sets.iter().collect();
+        assert_eq!(distinct.len(), 16);
+    }
+
+    #[test]
+    fn half_full_nearly_all_find_room() {
+        // As the programs do it: the first of four places that is free.
+        let part = part(0, 1 << 12, [3, 4]);
+        let mut used = vec![0usize; 1 << 12];
+        let mut refused = 0;
+        for flow in 0..1u32 << 12 {
+            let sport = u16::try_from(flow % 63).unwrap() + 1024;
+            let sets = place(&part, &key((flow / 63).to_be(), 7, sport.to_be(), 443u16.to_be()));
+            match sets.into_iter().find(|set| used[*set as usize] < WAYS) {
+                Some(set) => used[set as usize] += 1,
+                None => refused += 1,
+            }
+        }
+        assert!(refused < (1 << 12) / 50, "{refused} of {} found no room", 1 << 12);
+    }
+
+    #[test]
+    fn what_an_earlier_half_counted_is_not_added() {
+        let at = |n| key(1, 2, n, 4);
+        let mut entry = Entry::translating(&at(3), &at(5), 0, 0, 1000);
+        let copy = Copied { until: 990, seen: 980, count: Copied::increment(3, 300), ..Copied::default() };
+        copy.counted(&mut entry);
+        assert_eq!(entry.packets, 0);
+        let copy = Copied { until: 1100, seen: 1050, ..copy };
+        copy.counted(&mut entry);
+        assert_eq!((entry.packets, entry.bytes, entry.last_seen), (3, 300, 1050));
+    }
+
+    proptest! {
+        #[test]
+        fn a_tag_is_its_keys(src: u32, dst: u32, sport: u16, dport: u16, epoch: u16, ifindex in 0u32..1 << 16, mac: [u8; 6]) {
+            let key = key(src, dst, sport, dport);
+            let copy = Copied { tag: Tag::new(&key, epoch, ifindex, mac), ..Copied::default() };
+            prop_assert!(copy.tag.is_of(&key));
+            prop_assert_eq!(copy.key(), key);
+            let others = [
+                Tag::new(&key, epoch.wrapping_add(1), ifindex, mac),
+                Tag::new(&key, epoch, ifindex ^ 1, mac),
+                Tag::new(&key, epoch, ifindex, [mac[0], mac[1], mac[2], mac[3], mac[4], !mac[5]]),
+            ];
+            prop_assert!(others.iter().all(|other| *other != copy.tag));
+            let strangers = [Key { sport: !sport, ..key }, Key { protocol: 6, ..key }];
+            prop_assert!(!strangers.iter().any(|stranger| copy.tag.is_of(stranger)));
+        }
+
+        #[test]
+        fn places_are_within_the_part(first in 0u32..1 << 30, sets in NEIGHBOURS..1 << 20, seed: [u64; 2], src: u32, sport: u16) {
+            let part = part(first, sets, seed);
+            prop_assert!(place(&part, &key(src, 9, sport, 5)).iter().all(|set| (first..first + sets).contains(set)));
+        }
+
+        #[test]
+        fn counts_don_t_touch_each_other(uplink in 0u8..64, packets in 0u16..MOST_PACKETS, bytes in 0u32..MOST_BYTES) {
+            let mut copy = Copied { count: Copied::counting(uplink, OUTWARD | XDP), ..Copied::default() };
+            copy.count += Copied::increment(u64::from(packets), u64::from(bytes));
+            prop_assert!(copy.has_room());
+            prop_assert_eq!((copy.packets(), copy.bytes(), copy.uplink()), (packets, bytes, uplink));
+            // One more of the largest kind.
+            copy.count += Copied::increment(1 << 14, 1 << 20);
+            prop_assert_eq!((copy.uplink(), copy.count & (OUTWARD | XDP)), (uplink, OUTWARD | XDP));
+        }
+
+        #[test]
+        fn the_last_packet_is_known_to_the_tick(until: u32, ago in 0u32..=time::MAINTENANCE_TICKS) {
+            let seen = until.wrapping_sub(ago);
+            #[allow(clippy::cast_possible_truncation, reason = "the low bits are what is kept")]
+            let copy = Copied { until, seen: seen as u16, ..Copied::default() };
+            prop_assert_eq!(copy.last_seen(), seen);
+            prop_assert_eq!(copy.is_good(seen), ago > 0);
+        }
+    }
+}

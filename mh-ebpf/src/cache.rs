@@ -175,12 +175,7 @@ const MOST_SEGMENTS: u32 = 1 << 14;
 fn look(set: u32, tag: &Tag) -> Option<*mut Copied> {
     // SAFETY: a live map value that only this CPU writes.
     let set = unsafe { &mut *maps::copies(set)? };
-    for copy in &mut set.ways {
-        if copy.tag == *tag {
-            return Some(copy);
-        }
-    }
-    None
+    set.ways.iter_mut().find(|copy| copy.tag == *tag).map(|copy| &raw mut *copy)
 }
 
 /// What a copy is made for.

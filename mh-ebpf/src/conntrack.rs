@@ -79,16 +79,19 @@ pub fn insert<Fam: Tables>(
     let forward = Entry::translating(key, sent, uplink, flags, now);
     let reply_key = forward.other_key(key.protocol);
     let mut table = Fam::new_flows();
-    match find::<Fam>(&reply_key) {
+    let found = find::<Fam>(&reply_key);
+    let established = found.as_ref().is_some_and(|reply| !reply.new);
+    match found {
         Some(reply) if is_other_half(reply.entry, key, uplink, flags) => {
             // The halves of a flow live in the same table.
-            if !reply.new {
+            if established {
                 table = Fam::flows();
             }
         }
         _ => {
             // What a former flow left, of which the other half was evicted, would take the answers to its inside host.
-            if Fam::flows().remove(&reply_key).is_ok() {
+            if established {
+                let _ = Fam::flows().remove(&reply_key);
                 maps::void_copies();
             }
             let answer = swapped(key);

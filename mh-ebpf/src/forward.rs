@@ -93,7 +93,7 @@ pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
         frame.set_mark(settings, mark::DONE);
     }
     let verdict = if too_big_for_lan { too_big(&packet.ip) } else { Note::verdict(note, track::on_flow(entry)) };
-    if hit.new {
+    if hit.new && note != Note::New as u32 {
         // Last, since the half moves: afterwards `entry` may be another flow's.
         promote::<Fam>(&packet.key, entry);
     }

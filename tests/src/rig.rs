@@ -35,7 +35,7 @@ use mh_common::{
 use mh_userspace::{
     config::{self, Config},
     core::{Core, Desired, Event, Indices, Link, Overrides, RuleTable},
-    datapath::{apply::Datapath, explain::Question, flows, load::program_of, tables::Tables},
+    datapath::{apply::Datapath, cache::Keeper, explain::Question, flows, load::program_of, tables::Tables},
     reconcile::{self, Action},
 };
 use nix::libc;
@@ -227,6 +227,14 @@ impl Rig {
         let waiting = Map::from_map_data(MapData::from_pin(pins.join(map::WAITING4))?)?.try_into()?;
         let cache = Map::from_map_data(MapData::from_pin(pins.join(map::CACHE4))?)?.try_into()?;
         Ok(Self { datapath, tables, desired, ifindex, counters, fragments, waiting, cache })
+    }
+
+    /// Who shares the flow cache out.
+    ///
+    /// # Errors
+    /// If a map can't be opened.
+    pub fn keeper(&mut self) -> Result<Keeper> {
+        Ok(self.datapath.keeper()?)
     }
 
     /// Ends all copies in the flow cache; what they have counted goes to their halves.

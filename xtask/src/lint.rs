@@ -26,7 +26,7 @@ const LONG_FILE_LINES: usize = 600;
 const TOO_LONG_FILE_LINES: usize = 700;
 
 /// Words that stand: Rust's own, and keys misspelt on purpose, as mhd names the one that was most likely meant.
-const SPELLED_RIGHT: &str = "crate,wieght,intreface,tiemout,whithin,keypair,fiel,dorp";
+const SPELLED_RIGHT: &str = "crate,wieght,intreface,tiemout,whithin,keypair,fiel,dorp,iif";
 /// What is not ours, or not prose. Hidden files are left out anyway.
 const NOT_SPELLED: &str = "./target,./.git,*.lock,./LICENSE-APACHE,*.pcap,*.svg";
 

@@ -99,6 +99,11 @@ impl Copies {
         Ok(())
     }
 
+    /// How many sets each CPU has that has any.
+    pub fn sizes(&self) -> Result<Vec<u32>, DatapathError> {
+        Ok(self.parts()?.iter().map(|part| part.sets).filter(|sets| *sets != 0).collect())
+    }
+
     /// Adds to a half what its copies have counted.
     pub fn count(&self, key: &Key<Ipv4>, half: &mut Entry<Ipv4>) {
         for part in &*self.divided.read().unwrap_or_else(PoisonError::into_inner) {

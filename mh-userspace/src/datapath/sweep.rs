@@ -340,8 +340,8 @@ impl<'a> Sweep<'a> {
     /// Withdraws permissions: one is its binding's, and the port's next host starts with none.
     fn withdraw(&mut self) -> Result<(), Halt> {
         let mut batches = self.tables.peers4.batches(STEP)?;
-        while let Some((peers, untils)) = batches.read().map_err(DatapathError::io("read the permissions"))? {
-            for (peer, until) in peers.iter().zip(untils) {
+        while let Some((peers, times)) = batches.read().map_err(DatapathError::io("read the permissions"))? {
+            for (peer, until) in peers.iter().zip(times) {
                 let bound = || self.tables.by_outside4.get(&peer.outside, 0).is_ok_and(|inside| inside.in_use());
                 if time::passed(self.now, *until) || !bound() {
                     self.tables.peers4.forget(peer)?;
