@@ -356,19 +356,22 @@ mod tests {
 
     #[test]
     fn half_full_nearly_all_find_room() {
-        // As the programs do it: the first of four places that is free.
+        // As the programs do it: in the set that has more room.
         let part = part(0, 1 << 12, [3, 4]);
         let mut used = vec![0usize; 1 << 12];
         let mut refused = 0;
         for flow in 0..1u32 << 12 {
             let sport = u16::try_from(flow % 63).unwrap() + 1024;
             let sets = place(&part, &key((flow / 63).to_be(), 7, sport.to_be(), 443u16.to_be()));
-            match sets.into_iter().find(|set| used[*set as usize] < WAYS) {
-                Some(set) => used[set as usize] += 1,
-                None => refused += 1,
+            let [first, second] = sets.map(|set| set as usize);
+            let set = if used[second] < used[first] { second } else { first };
+            if used[set] < WAYS {
+                used[set] += 1;
+            } else {
+                refused += 1;
             }
         }
-        assert!(refused < (1 << 12) / 50, "{refused} of {} found no room", 1 << 12);
+        assert!(refused < (1 << 12) / 100, "{refused} of {} found no room", 1 << 12);
     }
 
     #[test]

@@ -247,20 +247,30 @@ pub fn keep(key: &Key<Ipv4>, entry: &mut Entry<Ipv4>, arrival: &Arrival<'_>, liv
     };
 }
 
-/// Where the copy of a half is or, if there is none, may be made.
+/// Where the copy of a half is or, if there is none, may be made: in the set that has more room.
 #[inline(always)]
 fn place(key: &Key<Ipv4>, part: &Part, now: Tick) -> Option<*mut Copied> {
     let mut free: Option<*mut Copied> = None;
+    let mut most = 0;
     for set in sets(key, part) {
         // SAFETY: a live map value that only this CPU writes.
         let set = unsafe { &mut *maps::copies(set)? };
+        let mut first: Option<*mut Copied> = None;
+        let mut room = 0;
         for copy in &mut set.ways {
             if copy.tag.is_of(key) {
                 return Some(copy);
             }
-            if free.is_none() && !copy.is_good(now) {
-                free = Some(copy);
+            if !copy.is_good(now) {
+                room += 1;
+                if first.is_none() {
+                    first = Some(copy);
+                }
             }
+        }
+        if room > most {
+            most = room;
+            free = first;
         }
     }
     free
