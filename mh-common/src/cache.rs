@@ -169,11 +169,12 @@ impl Copied {
         self.until.wrapping_sub(now) as i32 > 0
     }
 
-    /// Adds what it has counted to the half that it is a copy of; if it is one of an earlier half under the same key, nothing.
+    /// Adds what it has counted to the half that it is a copy of; if it is one of an earlier half under the same key, nothing. That is so if
+    /// no packet has come by this half (copies are made when one has, and the first packet of a half ends what is there), or only later.
     #[inline(always)]
     pub const fn counted(&self, entry: &mut Entry<Ipv4>) {
         let (packets, bytes) = (self.packets() as u64, self.bytes() as u64);
-        if packets == 0 || time::since(entry.created, self.last_seen()) > 0 {
+        if packets == 0 || entry.packets == 0 || time::since(entry.created, self.last_seen()) > 0 {
             return;
         }
         entry.packets += packets;
@@ -377,13 +378,16 @@ mod tests {
     #[test]
     fn what_an_earlier_half_counted_is_not_added() {
         let at = |n| key(1, 2, n, 4);
-        let mut entry = Entry::translating(&at(3), &at(5), 0, 0, 1000);
+        let mut entry = Entry { packets: 1, bytes: 100, ..Entry::translating(&at(3), &at(5), 0, 0, 1000) };
         let copy = Copied { until: 990, seen: 980, count: Copied::increment(3, 300), ..Copied::default() };
         copy.counted(&mut entry);
-        assert_eq!(entry.packets, 0);
+        assert_eq!(entry.packets, 1);
         let copy = Copied { until: 1100, seen: 1050, ..copy };
         copy.counted(&mut entry);
-        assert_eq!((entry.packets, entry.bytes, entry.last_seen), (3, 300, 1050));
+        assert_eq!((entry.packets, entry.bytes, entry.last_seen), (4, 400, 1050));
+        let mut untouched = Entry { packets: 0, ..entry };
+        copy.counted(&mut untouched);
+        assert_eq!(untouched.packets, 0);
     }
 
     proptest! {

@@ -229,10 +229,8 @@ pub fn attend<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -
     };
     // SAFETY: as in `established_of`.
     let entry = unsafe { &mut *hit.entry };
-    // What is attended to may change what its copy says. A flow that has just begun has none.
-    if note != Note::New as u32 {
-        Fam::settle(&packet.key, Some(entry));
-    }
+    // What is attended to may change what its copy says; and to a half that has just been made, a former one's copy is of no use.
+    Fam::settle(&packet.key, Some(entry));
     if note == Note::None as u32 {
         if !takes(entry, &scene.interface) {
             return Err(maps::stage(frame, miss, Note::None));
