@@ -6,6 +6,8 @@
 //!   mid-stream and for protocols without ports, from the binding alone.
 //! - Nobody takes another flow's key.
 
+use core::ptr::null_mut;
+
 use aya_ebpf::bindings::BPF_ANY;
 use mh_common::{
     abi,
@@ -53,8 +55,8 @@ pub const fn swapped<A: Address>(key: &Key<A>) -> Key<A> {
 #[inline(always)]
 pub fn forget<Fam: Tables>(key: &Key<Fam::Address>, entry: &Entry<Fam::Address>) {
     let other = entry.other_key(key.protocol);
-    Fam::settle(key, None);
-    Fam::settle(&other, None);
+    Fam::settle(key, null_mut());
+    Fam::settle(&other, null_mut());
     // A half is in one table or the other; removing what is not there does nothing.
     let _ = Fam::flows().remove(&other);
     let _ = Fam::new_flows().remove(&other);

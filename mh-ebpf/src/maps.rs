@@ -148,7 +148,7 @@ pub trait Tables: UplinkRoute {
     /// Copies a half into the flow cache: see [`cache::keep`].
     fn copy(key: &Key<Self::Address>, entry: &mut Entry<Self::Address>, arrival: &Arrival<'_>, live: &Live, now: Tick);
     /// Ends the copy of a half: see [`cache::settle`].
-    fn settle(key: &Key<Self::Address>, entry: Option<&mut Entry<Self::Address>>);
+    fn settle(key: &Key<Self::Address>, entry: *mut Entry<Self::Address>);
     /// The outside address number `n` of an uplink.
     fn pool(uplink: u8, n: u32) -> Option<Self::Address>;
 
@@ -216,7 +216,7 @@ impl Tables for V4 {
     }
 
     #[inline(always)]
-    fn settle(key: &Key<Ipv4>, entry: Option<&mut Entry<Ipv4>>) {
+    fn settle(key: &Key<Ipv4>, entry: *mut Entry<Ipv4>) {
         cache::settle(key, entry);
     }
 

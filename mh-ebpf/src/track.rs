@@ -230,7 +230,7 @@ pub fn attend<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -
     // SAFETY: as in `established_of`.
     let entry = unsafe { &mut *hit.entry };
     // What is attended to may change what its copy says; and to a half that has just been made, a former one's copy is of no use.
-    Fam::settle(&packet.key, Some(entry));
+    Fam::settle(&packet.key, hit.entry);
     if note == Note::None as u32 {
         if !takes(entry, &scene.interface) {
             return Err(maps::stage(frame, miss, Note::None));
@@ -370,7 +370,7 @@ pub fn has_expired<Fam: Tables>(key: &Key<Fam::Address>, entry: &Entry<Fam::Addr
     let (forward, reply) = if entry.is_reply() { (other_seen, own) } else { (own, other_seen) };
     let timeout = flow::state(protocol, forward, reply).timeout(protocol, timeouts);
     // What copies in the flow cache have seen is known so much later only.
-    let timeout = timeout + cache::window(timeouts);
+    let timeout = timeout + cache::lag(timeout);
     idle > timeout && other_idle > timeout
 }
 

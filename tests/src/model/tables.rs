@@ -23,8 +23,6 @@ pub const LEAST_TIMEOUT: u32 = ICMP_TIMEOUT;
 const REST: u32 = seconds(120);
 /// How stale the time of a flow's last packet may be.
 pub const SEEN_GRANULARITY: u32 = 8;
-/// How much later the datapath knows of packets that a copy in the flow cache has seen: a part of the shortest timeout.
-const COPY_TICKS: u32 = LEAST_TIMEOUT / 4;
 /// How often a flow is maintained.
 pub const MAINTENANCE: u32 = 128;
 /// How long a datagram's fragments belong together.
@@ -316,12 +314,13 @@ impl Model {
     /// Whether the flow has been idle for too long, in both directions.
     #[must_use]
     pub fn has_expired(&self, half: &Half, now: Tick) -> bool {
-        Self::has_expired_beside(half, self.other(half), now, COPY_TICKS)
+        Self::has_expired_beside(half, self.other(half), now, |timeout| (timeout / 4).min(MAINTENANCE))
     }
 
-    /// The same for whoever knows of packets so much later.
-    fn has_expired_beside(half: &Half, other: Option<&Half>, now: Tick, late: u32) -> bool {
-        let timeout = Self::timeout_beside(half, other) + late;
+    /// The same for whoever hears of packets later: how much, by the timeout.
+    fn has_expired_beside(half: &Half, other: Option<&Half>, now: Tick, late: impl Fn(u32) -> u32) -> bool {
+        let timeout = Self::timeout_beside(half, other);
+        let timeout = timeout + late(timeout);
         let idle = |half: &Half| since(now, half.last_seen) > timeout;
         idle(half) && other.is_none_or(idle)
     }
@@ -399,7 +398,7 @@ impl Model {
             .halves
             .iter()
             .filter(|(key, half)| {
-                let expired = Self::has_expired_beside(half, self.answers(half), now, 0);
+                let expired = Self::has_expired_beside(half, self.answers(half), now, |_| 0);
                 !half.reply && (expired || self.is_stranded(key, half))
             })
             .flat_map(|(key, half)| [Some(*key), self.answers(half).map(|_| half.to.swapped())])
