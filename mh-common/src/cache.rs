@@ -227,14 +227,14 @@ impl Tag {
 
 /// Both addresses as they stand in the packet.
 #[inline(always)]
-pub const fn addresses(key: &Key<Ipv4>) -> u64 {
+const fn addresses(key: &Key<Ipv4>) -> u64 {
     let ([a, b, c, d], [e, f, g, h]) = (key.src.to_be().to_ne_bytes(), key.dst.to_be().to_ne_bytes());
     u64::from_ne_bytes([a, b, c, d, e, f, g, h])
 }
 
 /// Both ports as they stand in the packet.
 #[inline(always)]
-pub const fn ports(key: &Key<Ipv4>) -> u32 {
+const fn ports(key: &Key<Ipv4>) -> u32 {
     let ([a, b], [c, d]) = (key.sport.to_ne_bytes(), key.dport.to_ne_bytes());
     u32::from_ne_bytes([a, b, c, d])
 }
@@ -278,6 +278,12 @@ impl Part {
     #[inline(always)]
     pub const fn sets(&self, place: Place) -> [u32; 2] {
         [self.nth(place.neighbourhoods as u32, place.low), self.nth((place.neighbourhoods >> 32) as u32, place.low)]
+    }
+
+    /// The two sets of packets with this key.
+    #[inline(always)]
+    pub const fn sets_of(&self, key: &Key<Ipv4>) -> [u32; 2] {
+        self.sets(self.place(addresses(key), ports(key), key.protocol))
     }
 
     /// The set in the neighbourhood that a number falls to, of all 32 bits, as fairly as can be (Lemire, 2019).
@@ -335,10 +341,6 @@ mod tests {
         Part { first, sets, seed, ..Part::default() }
     }
 
-    fn place(part: &Part, key: &Key<Ipv4>) -> [u32; 2] {
-        part.sets(part.place(addresses(key), ports(key), key.protocol))
-    }
-
     #[test]
     fn a_window_is_a_part_of_the_shortest_timeout() {
         let timeouts = |icmp| Timeouts { udp: 10_000, tcp_established: 10_000, tcp_transitory: 10_000, icmp };
@@ -351,7 +353,7 @@ mod tests {
     fn connections_of_a_host_lie_together() {
         let part = part(0, 1 << 16, [1, 2]);
         let sets: Vec<u32> =
-            (0..16u16).map(|n| place(&part, &key(1, 2, (4096 + n).to_be(), 443u16.to_be()))[0]).collect();
+            (0..16u16).map(|n| part.sets_of(&key(1, 2, (4096 + n).to_be(), 443u16.to_be()))[0]).collect();
         let first = sets[0] / NEIGHBOURS;
         assert!(sets.iter().all(|set| set / NEIGHBOURS == first), "{sets:?}");
         let distinct: std::collections::BTreeSet<&u32> = sets.iter().collect();
@@ -366,7 +368,7 @@ mod tests {
         let mut refused = 0;
         for flow in 0..1u32 << 12 {
             let sport = u16::try_from(flow % 63).unwrap() + 1024;
-            let sets = place(&part, &key((flow / 63).to_be(), 7, sport.to_be(), 443u16.to_be()));
+            let sets = part.sets_of(&key((flow / 63).to_be(), 7, sport.to_be(), 443u16.to_be()));
             let [first, second] = sets.map(|set| set as usize);
             let set = if used[second] < used[first] { second } else { first };
             if used[set] < WAYS {
@@ -413,7 +415,7 @@ mod tests {
         #[test]
         fn places_are_within_the_part(first in 0u32..1 << 30, sets in NEIGHBOURS..1 << 20, seed: [u64; 2], src: u32, sport: u16) {
             let part = part(first, sets, seed);
-            prop_assert!(place(&part, &key(src, 9, sport, 5)).iter().all(|set| (first..first + sets).contains(set)));
+            prop_assert!(part.sets_of(&key(src, 9, sport, 5)).iter().all(|set| (first..first + sets).contains(set)));
         }
 
         #[test]

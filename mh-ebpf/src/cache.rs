@@ -8,7 +8,7 @@
 
 use mh_common::{
     abi::{self, Interface, Live},
-    address::Ipv4,
+    address::{Ipv4, V4},
     cache::{self, Copied, OUTWARD, Part, Tag, XDP},
     checksum::{Delta, TTL_DECREMENT},
     flow::{self, Entry, Key},
@@ -20,7 +20,7 @@ use mh_common::{
 use crate::{
     access::{Frame, L4Checksum},
     count::{self, Sent},
-    maps,
+    maps::{self, Tables as _},
     track::TCP_EVENTS,
 };
 
@@ -214,11 +214,8 @@ pub fn keep(key: &Key<Ipv4>, entry: &mut Entry<Ipv4>, arrival: &Arrival<'_>, liv
     let place = unsafe { &mut *place };
     if place.tag.is_of(key) {
         place.counted(entry);
-    } else if place.packets() != 0
-        && let Some(former) = maps::flow4(&place.key())
-    {
-        // SAFETY: as in `established_of`.
-        place.counted(unsafe { &mut *former });
+    } else {
+        give_back(place);
     }
     let outward = entry.leads_outside();
     let (address, port) = if outward { (entry.src, entry.sport) } else { (entry.dst, entry.dport) };
@@ -252,7 +249,7 @@ pub fn keep(key: &Key<Ipv4>, entry: &mut Entry<Ipv4>, arrival: &Arrival<'_>, liv
 fn place(key: &Key<Ipv4>, part: &Part, now: Tick) -> Option<*mut Copied> {
     let mut free: Option<*mut Copied> = None;
     let mut most = 0;
-    for set in sets(key, part) {
+    for set in part.sets_of(key) {
         // SAFETY: a live map value that only this CPU writes.
         let set = unsafe { &mut *maps::copies(set)? };
         let mut first: Option<*mut Copied> = None;
@@ -282,7 +279,7 @@ fn place(key: &Key<Ipv4>, part: &Part, now: Tick) -> Option<*mut Copied> {
 #[inline(never)]
 pub fn settle(key: &Key<Ipv4>, entry: *mut Entry<Ipv4>) {
     let Some(part) = maps::part() else { return };
-    for set in sets(key, part) {
+    for set in part.sets_of(key) {
         let Some(set) = maps::copies(set) else { return };
         // SAFETY: a live map value that only this CPU writes.
         for copy in unsafe { &mut (*set).ways } {
@@ -312,12 +309,7 @@ pub fn end<F: Frame>(frame: &F) -> i32 {
         let Some(set) = maps::copies(first) else { break };
         // SAFETY: a live map value that nobody else writes now.
         for copy in unsafe { &mut (*set).ways } {
-            if copy.packets() != 0
-                && let Some(entry) = maps::flow4(&copy.key())
-            {
-                // SAFETY: as in `established_of`.
-                copy.counted(unsafe { &mut *entry });
-            }
+            give_back(copy);
             *copy = Copied::default();
         }
         first = first.wrapping_add(1);
@@ -328,9 +320,15 @@ pub fn end<F: Frame>(frame: &F) -> i32 {
     F::PASS
 }
 
+/// Gives what a copy has counted to the half that it is of, if that is still there.
 #[inline(always)]
-fn sets(key: &Key<Ipv4>, part: &Part) -> [u32; 2] {
-    part.sets(part.place(cache::addresses(key), cache::ports(key), key.protocol))
+fn give_back(copy: &Copied) {
+    if copy.packets() != 0
+        && let Some(entry) = V4::flows().get_ptr_mut(&copy.key())
+    {
+        // SAFETY: as in `established_of`.
+        copy.counted(unsafe { &mut *entry });
+    }
 }
 
 /// Destination and source address as they stand in a frame.

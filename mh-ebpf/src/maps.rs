@@ -3,7 +3,7 @@
 //! Sizes here are the defaults; the loader sets those of the configuration. All are pinned under their names.
 
 use aya_ebpf::{
-    helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns},
+    helpers::generated::bpf_jiffies64,
     macros::map,
     maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray},
 };
@@ -20,7 +20,7 @@ use mh_common::{
     policy::{MAX_STICKY, POLICIES as MAX_POLICIES, Policy, SLOT_TABLES, Sticky, StickyKey},
     rules::{self, Classifier, Head, InterfaceKey, PrefixKey, Rule, RuleList, RuleSet},
     slots::SlotTable,
-    time::{self, Tick},
+    time::Tick,
     verdict::{COUNTERS, Verdict},
 };
 
@@ -29,7 +29,7 @@ use crate::{
     cache::{self, Arrival},
     parse::Packet,
     policy, port,
-    track::Note,
+    track::{self, Note},
 };
 
 const FLOWS: u32 = 1 << 20;
@@ -349,12 +349,6 @@ pub fn part() -> Option<&'static mut Part> {
     CACHE_PARTS.get_ptr_mut(0).map(|part| unsafe { &mut *part }).filter(|part| part.is_there())
 }
 
-/// A half that has seen a reply.
-#[inline(always)]
-pub fn flow4(key: &Key<Ipv4>) -> Option<*mut Entry<Ipv4>> {
-    FLOWS4.get_ptr_mut(key)
-}
-
 /// The time, in ticks. The clock is read at most once per jiffy and CPU: it costs more than all the rest of a packet's bookkeeping.
 #[inline(always)]
 pub fn now(part: &mut Part) -> Tick {
@@ -362,8 +356,7 @@ pub fn now(part: &mut Part) -> Tick {
     let jiffies = unsafe { bpf_jiffies64() };
     if part.jiffies != jiffies {
         part.jiffies = jiffies;
-        // SAFETY: a helper call without arguments.
-        part.now = time::tick(unsafe { bpf_ktime_get_ns() });
+        part.now = track::now();
     }
     part.now
 }

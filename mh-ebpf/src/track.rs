@@ -71,7 +71,7 @@ impl Scene {
 
 /// The time, in ticks.
 #[inline(always)]
-fn now() -> Tick {
+pub fn now() -> Tick {
     // SAFETY: a helper call without arguments.
     time::tick(unsafe { bpf_ktime_get_ns() })
 }

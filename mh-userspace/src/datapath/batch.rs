@@ -11,6 +11,8 @@ use std::{
 
 use bytemuck::{Pod, Zeroable};
 
+use super::syscall::bpf;
+
 /// `BPF_MAP_LOOKUP_BATCH`.
 const LOOKUP_BATCH: libc::c_long = 24;
 /// Entries asked for at a time by [`for_each`]; doubled if a bucket holds more.
@@ -72,9 +74,7 @@ impl<K: Pod, V: Pod> Batches<K, V> {
                 flags: 0,
             };
             // SAFETY: all pointers are to live buffers of `count` elements of the map's sizes; the kernel writes no further.
-            let result =
-                unsafe { libc::syscall(libc::SYS_bpf, LOOKUP_BATCH, &raw mut attributes, size_of::<Attributes>()) };
-            let error = (result < 0).then(io::Error::last_os_error);
+            let error = unsafe { bpf(LOOKUP_BATCH, &mut attributes) }.err();
             match error.as_ref().and_then(io::Error::raw_os_error) {
                 // ENOENT: that was the last batch.
                 None | Some(libc::ENOENT) => {

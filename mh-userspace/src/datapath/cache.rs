@@ -14,7 +14,7 @@ use std::{
 };
 
 use aya::{
-    maps::{Map, MapData, PerCpuArray, PerCpuValues},
+    maps::{MapData, PerCpuArray, PerCpuValues},
     programs::ProgramFd,
     util::{nr_cpus, online_cpus},
 };
@@ -31,7 +31,8 @@ use mh_common::{
 use super::{
     DatapathError,
     shares::{self, Load},
-    tables::Tables,
+    syscall::bpf,
+    tables::{Tables, pinned, typed},
 };
 
 /// Copies for each entry of the conntrack. A half that finds no room is handled by the conntrack, at its speed.
@@ -69,20 +70,14 @@ unsafe impl Sync for Copies {}
 impl Copies {
     /// Maps the cache that is pinned in the directory.
     pub fn open(dir: &Path) -> Result<Self, DatapathError> {
-        let pinned = |name: &str| {
-            let path = dir.join(name);
-            MapData::from_pin(&path).map_err(|source| DatapathError::Pin { path, source })
-        };
-        let data = pinned(map::CACHE4)?;
+        let data = pinned(dir, map::CACHE4, |path| MapData::from_pin(path))?;
         let sets = data.info().map_err(DatapathError::map("look at the flow cache"))?.max_entries();
         let (length, descriptor) = (sets as usize * size_of::<Set>(), data.fd().as_fd().as_raw_fd());
         // SAFETY: a new mapping of the map's whole memory, which is not written from here.
         let memory = unsafe { libc::mmap(ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, descriptor, 0) };
         let memory = NonNull::new(memory.cast::<Set>()).filter(|memory| memory.as_ptr().cast() != libc::MAP_FAILED);
         let memory = memory.ok_or_else(io::Error::last_os_error).map_err(DatapathError::io("map the flow cache"))?;
-        let parts = Map::from_map_data(pinned(map::CACHE_PARTS)?)
-            .and_then(TryInto::try_into)
-            .map_err(DatapathError::map("look at the parts of the flow cache"))?;
+        let parts = typed(dir, map::CACHE_PARTS)?;
         let copies = Self { memory, sets, parts, divided: RwLock::default() };
         copies.look()?;
         Ok(copies)
@@ -107,9 +102,8 @@ impl Copies {
     /// Adds to a half what its copies have counted.
     pub fn count(&self, key: &Key<Ipv4>, half: &mut Entry<Ipv4>) {
         for part in &*self.divided.read().unwrap_or_else(PoisonError::into_inner) {
-            let place = part.place(cache::addresses(key), cache::ports(key), key.protocol);
             // Both may be the same set.
-            let places = part.sets(place).into_iter().flat_map(|set| (0..WAYS).map(move |way| (set, way)));
+            let places = part.sets_of(key).into_iter().flat_map(|set| (0..WAYS).map(move |way| (set, way)));
             let copy = places.filter_map(|(set, way)| self.copy(set, way)).find(|copy| copy.tag.is_of(key));
             if let Some(copy) = copy {
                 copy.counted(half);
@@ -157,24 +151,23 @@ impl Keeper {
     /// For the maps that are pinned in the directory; `settle` is the program by which copies end.
     pub fn new(dir: &Path, settle: ProgramFd) -> Result<Self, DatapathError> {
         let mut keeper = Self { tables: Tables::open(dir)?, settle, before: Vec::new() };
-        keeper.before = keeper.totals()?;
+        keeper.before = keeper.totals(&keeper.tables.copies.parts()?)?;
         Ok(keeper)
     }
 
     /// By CPU, packets that were sent on and halves for which there was no room, since the maps were made.
-    fn totals(&self) -> Result<Vec<[u64; 2]>, DatapathError> {
+    fn totals(&self, parts: &[Part]) -> Result<Vec<[u64; 2]>, DatapathError> {
         let failed = || DatapathError::map("read the verdict counters");
         let sent = |verdict: Verdict| self.tables.verdicts.get(&(verdict as u32), 0).map_err(failed());
         let (forward, reply) = (sent(Verdict::Forward)?, sent(Verdict::Reply)?);
-        let parts = self.tables.copies.parts()?;
         Ok(forward.iter().zip(reply.iter()).zip(parts.iter()).map(|((f, r), part)| [f + r, part.full]).collect())
     }
 
     /// Looks how full the parts are, and divides the cache anew if that is worth it. `thorough`: counts copies, too, so that a part can
     /// shrink. Returns whether anything changed.
     pub fn look(&mut self, thorough: bool, now: Tick) -> Result<bool, DatapathError> {
-        let totals = self.totals()?;
         let parts = self.tables.copies.parts()?;
+        let totals = self.totals(&parts)?;
         let cpus: Vec<usize> = online_cpus().map_err(unreadable)?.into_iter().map(|cpu| cpu as usize).collect();
         let load = |&cpu: &usize| {
             let part = parts.get(cpu).copied().unwrap_or_default();
@@ -279,10 +272,7 @@ fn run(program: &ProgramFd, packet: &[u8], repeat: u32) -> io::Result<()> {
         ..Run::default()
     };
     // SAFETY: the kernel reads the packet, which lives, and writes the attributes.
-    match unsafe { libc::syscall(libc::SYS_bpf, TEST_RUN, &raw mut attributes, size_of::<Run>()) } {
-        0.. => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
+    unsafe { bpf(TEST_RUN, &mut attributes) }.map(drop)
 }
 
 impl Tables {

@@ -10,6 +10,8 @@ use std::{
     path::Path,
 };
 
+use super::syscall::bpf;
+
 /// Takes the link that is pinned there off what it is attached to (`BPF_LINK_DETACH`, Linux 5.9). aya has no such call.
 pub fn detach(path: &Path) -> io::Result<()> {
     /// The part of the kernel's `union bpf_attr` for pins.
@@ -22,14 +24,13 @@ pub fn detach(path: &Path) -> io::Result<()> {
     const OBJ_GET: libc::c_long = 7;
     const LINK_DETACH: libc::c_long = 34;
     let name = CString::new(path.as_os_str().as_bytes())?;
-    let get = Get { path: name.as_ptr().addr() as u64, descriptor: 0, flags: 0 };
+    let mut get = Get { path: name.as_ptr().addr() as u64, descriptor: 0, flags: 0 };
     // SAFETY: the attributes have the kernel's layout, and the name lives through the call.
-    let descriptor = unsafe { libc::syscall(libc::SYS_bpf, OBJ_GET, &raw const get, size_of::<Get>()) };
-    let descriptor = RawFd::try_from(descriptor).ok().filter(|fd| *fd >= 0).ok_or_else(io::Error::last_os_error)?;
+    let descriptor = unsafe { bpf(OBJ_GET, &mut get) }?;
+    let descriptor = RawFd::try_from(descriptor).map_err(io::Error::other)?;
     // SAFETY: the kernel has just made it for us.
     let link = unsafe { OwnedFd::from_raw_fd(descriptor) };
-    let which = link.as_raw_fd().cast_unsigned();
+    let mut which = link.as_raw_fd().cast_unsigned();
     // SAFETY: the attributes are one word, the link's descriptor, which is open.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, LINK_DETACH, &raw const which, size_of::<u32>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    unsafe { bpf(LINK_DETACH, &mut which) }.map(drop)
 }

@@ -5,7 +5,7 @@
 //! - [`attach`]: programs on interfaces, as pinned links (tcx, XDP) or clsact filters.
 //! - [`apply`]: the actions of [`crate::reconcile`].
 //! - [`cache`]: the flow cache: who has which part of it, and what it has counted; [`shares`]: how it is shared out.
-//! - `kernel`: what is read of the running kernel's own structures; `link`: links taken off at once; `forwards`: port forwards as bindings; `requests`, `qdisc`: netlink
+//! - `kernel`: what is read of the running kernel's own structures; `link`: links taken off at once; `syscall`: `bpf(2)` itself; `forwards`: port forwards as bindings; `requests`, `qdisc`: netlink
 //!   requests, and the qdisc that they are for.
 //! - [`routing`]: the kernel's routing rules by which packets are fragmented and refused.
 //! - [`tables`]: the maps by name and type, opened from their pins; [`batch`] reads large ones.
@@ -34,6 +34,7 @@ pub mod routing;
 pub mod shares;
 mod sticky;
 pub mod sweep;
+mod syscall;
 pub mod tables;
 pub mod upgrade;
 

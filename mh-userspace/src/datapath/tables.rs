@@ -140,20 +140,24 @@ pub struct Tables {
     pub copies: Copies,
 }
 
+/// What is pinned in the directory under this name.
+pub(super) fn pinned<T>(
+    dir: &Path,
+    name: &str,
+    open: impl FnOnce(&Path) -> Result<T, MapError>,
+) -> Result<T, DatapathError> {
+    let path: PathBuf = dir.join(name);
+    open(&path).map_err(|source| DatapathError::Pin { path, source })
+}
+
+/// A map that is pinned there, of the type that it has.
+pub(super) fn typed<M: TryFrom<Map, Error = MapError>>(dir: &Path, name: &str) -> Result<M, DatapathError> {
+    pinned(dir, name, |path| MapData::from_pin(path).and_then(Map::from_map_data)?.try_into())
+}
+
 impl Tables {
     /// Opens all maps that are pinned in the directory.
     pub fn open(dir: &Path) -> Result<Self, DatapathError> {
-        fn pinned<T>(
-            dir: &Path,
-            name: &str,
-            open: impl FnOnce(&Path) -> Result<T, MapError>,
-        ) -> Result<T, DatapathError> {
-            let path: PathBuf = dir.join(name);
-            open(&path).map_err(|source| DatapathError::Pin { path, source })
-        }
-        fn typed<M: TryFrom<Map, Error = MapError>>(dir: &Path, name: &str) -> Result<M, DatapathError> {
-            pinned(dir, name, |path| MapData::from_pin(path).and_then(Map::from_map_data)?.try_into())
-        }
         Ok(Self {
             flows4: pinned(dir, map::FLOWS4, Hash::open)?,
             new_flows4: pinned(dir, map::NEW_FLOWS4, Hash::open)?,

@@ -18,7 +18,7 @@ use aya::maps::{MapData, MapError, MapInfo};
 use bytemuck::{Pod, Zeroable};
 use mh_common::abi::{self, Layout, map};
 
-use super::{DatapathError, load::make_dir, unpin};
+use super::{DatapathError, load::make_dir, syscall::bpf, unpin};
 
 /// `BPF_MAP_LOOKUP_ELEM`.
 const LOOKUP: libc::c_long = 1;
@@ -230,10 +230,7 @@ fn first_word(path: &Path) -> Result<u32, MapError> {
         flags: 0,
     };
     // SAFETY: key and value are live buffers: the key of an array has four bytes, and the value as many as the kernel said.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, LOOKUP, &raw mut attributes, size_of::<Attributes>()) };
-    if result < 0 {
-        return Err(MapError::IoError(io::Error::last_os_error()));
-    }
+    unsafe { bpf(LOOKUP, &mut attributes) }.map_err(MapError::IoError)?;
     Ok(value.first_chunk().copied().map_or(0, u32::from_ne_bytes))
 }
 
