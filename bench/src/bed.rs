@@ -21,6 +21,7 @@ use mh_tests::{
 };
 
 use crate::{
+    effort::Effort,
     far::{Expected, FAR_INTERFACES, FAR_MACS, FIRST_HOST, Far, Load, ROUTER_MACS, Rate, are_nearly_all},
     programs::Programs,
     router::{Contender, Running, Site, Uplink},
@@ -32,8 +33,12 @@ const INSIDE_BITS: u8 = 8;
 const INSIDE_ROUTER: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);
 /// The uplinks' networks: the gateway is .1, the router .2, the pool the upper half.
 const NETWORKS: [[u8; 3]; 2] = [[198, 51, 100], [203, 0, 113]];
-/// How long many flows go on before they are measured.
-const WARM_UP: Duration = Duration::from_secs(4);
+/// How long flows go on before they are measured, by how many they are at least: as long as it takes mh to find out how much room they need,
+/// doubling what it gave them twice a second.
+const WARM_UP: [(u32, Duration); 3] =
+    [(1 << 18, Duration::from_secs(8)), (1 << 14, Duration::from_millis(2500)), (1 << 9, Duration::from_millis(500))];
+/// In a quick run, one in so many of that.
+const QUICK_WARM_UP: u32 = 4;
 /// From so many flows on, chance does not leave an uplink with less than one in [`UNEVEN`]: that would be seven standard deviations.
 const MANY: u32 = 512;
 const UNEVEN: u64 = 3;
@@ -124,8 +129,11 @@ impl Bed {
     ///
     /// # Errors
     /// As [`Self::rate`].
-    pub fn warm_up(&mut self, load: Load) -> Result<()> {
-        if load.flows >= MANY { self.rate(load, WARM_UP).map(drop) } else { Ok(()) }
+    pub fn warm_up(&mut self, load: Load, effort: &Effort) -> Result<()> {
+        match WARM_UP.into_iter().find(|(flows, _)| load.flows >= *flows) {
+            Some((_, time)) => self.rate(load, time / effort.pick(1, QUICK_WARM_UP)).map(drop),
+            None => Ok(()),
+        }
     }
 
     /// Takes all away. Connections that are left to a namespace's end would be cleared away while the next is measured.

@@ -3,12 +3,7 @@
 //! A part measures all its contenders once per round, in turn, and keeps each sample. `--quick` is for a first look: all parts together in
 //! two minutes.
 
-use std::time::Duration;
-
 use clap::Args;
-
-/// A part's share of a quick run of all seven, set-up included.
-pub const QUICK_SHARE: Duration = Duration::from_secs(17);
 
 /// Rounds of a full and of a quick run, if nothing else is asked for.
 const ROUNDS: usize = 9;
@@ -47,7 +42,7 @@ impl Flags {
 pub struct Effort {
     /// How often every contender is measured; at least once.
     pub rounds: usize,
-    /// Whether all parts together have two minutes, see [`QUICK_SHARE`].
+    /// Whether all parts together have two minutes: some 17 s each, set-up included.
     pub quick: bool,
     /// In lower case: parts of names of the contenders to measure; empty for all.
     pub only: Vec<String>,

@@ -22,7 +22,7 @@ use crate::{
     router::{Contender, room_for_connections},
 };
 
-/// Who is measured, in the order of the report.
+/// Who is measured, in the order of the report; last the one that forwards nothing.
 pub const CONTENDERS: [Contender; 8] = [
     Contender::BlindRedirect,
     Contender::MhXdp,
@@ -63,19 +63,18 @@ const CASES: [(Direction, FrameLen); 4] = [
 pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
     let chosen = chosen(&CONTENDERS, effort);
     let counts = effort.pick(&FLOWS[..], &QUICK_FLOWS[..]);
-    let window = effort.pick(WINDOW, QUICK_WINDOW);
     let columns = counts.iter().flat_map(|count| {
         CASES.map(|(direction, FrameLen(len))| {
             format!("{len} B, {}, {}", names::flows(u64::from(*count)), direction.name())
         })
     });
     let columns: Vec<String> = columns.collect();
-    let mut rows: Vec<Row> = chosen.iter().map(|contender| empty_row(*contender, columns.len())).collect();
+    let mut rows = empty_rows(&chosen, columns.len());
     for _ in 0..effort.rounds {
         for (at, flows) in counts.iter().enumerate() {
             let _room = room_for_connections(*flows)?;
             for (contender, row) in chosen.iter().zip(&mut rows) {
-                let rates = rates(*contender, *flows, window)
+                let rates = rates(*contender, *flows, effort)
                     .with_context(|| format!("{} with {flows} flows", contender.name()))?;
                 for (case, rate) in rates.iter().enumerate() {
                     row.samples[at * CASES.len() + case].push(rate.received / 1e6);
@@ -100,10 +99,11 @@ pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
     Ok([Some(forward)].into_iter().chain(costs).flatten().collect())
 }
 
-/// A contender's row without samples.
+/// The contenders' rows, without samples.
 #[must_use]
-pub fn empty_row(contender: Contender, columns: usize) -> Row {
-    Row { name: contender.name().into(), samples: vec![Vec::new(); columns] }
+pub fn empty_rows(contenders: &[Contender], columns: usize) -> Vec<Row> {
+    let row = |contender: &Contender| Row { name: contender.name().into(), samples: vec![Vec::new(); columns] };
+    contenders.iter().map(row).collect()
 }
 
 /// Time per packet of all contenders above that of `limit`, sample by sample; none if that was not measured.
@@ -146,14 +146,15 @@ pub fn nanoseconds(mpps: f64) -> f64 {
 }
 
 /// The rates of one contender at one number of flows, by [`CASES`].
-fn rates(contender: Contender, flows: u32, window: Duration) -> Result<Vec<Rate>> {
+fn rates(contender: Contender, flows: u32, effort: &Effort) -> Result<Vec<Rate>> {
+    let window = effort.pick(WINDOW, QUICK_WINDOW);
     let mut bed = Bed::with_flows(contender, flows, flows)?;
     let mut rates = Vec::new();
     let mut warm = None;
     for (direction, frame) in CASES {
         let load = Load { direction, frame, first: 0, flows };
         if warm != Some(direction) {
-            bed.warm_up(load)?;
+            bed.warm_up(load, effort)?;
             warm = Some(direction);
         }
         rates.push(bed.rate(load, window)?);

@@ -14,30 +14,24 @@ use crate::{
     bed::Bed,
     effort::Effort,
     far::{Direction, FrameLen, Load},
-    forward::{chosen, empty_row, nanoseconds},
+    forward::{self, chosen, empty_rows, nanoseconds},
     names::{self, table},
+    new_flows::room_for_new,
     report::{Row, Table},
     router::{Contender, room_for_connections},
 };
 
-/// Who is measured, the baseline first.
-const CONTENDERS: [Contender; 7] = [
-    Contender::BlindRedirect,
-    Contender::MhXdp,
-    Contender::MhTc,
-    Contender::Kernel,
-    Contender::Ecmp,
-    Contender::Iptables,
-    Contender::Nft,
-];
+/// Who is measured, the baseline first: who forwards anything.
+const CONTENDERS: &[Contender] = forward::CONTENDERS.split_at(forward::CONTENDERS.len() - 1).0;
 /// New flows of a sample.
-const NEW: u32 = 1 << 17;
+const NEW: u32 = 1 << 16;
+const QUICK_NEW: u32 = 1 << 15;
 
 /// The greatest number of flows, as a power of two, and the step from one to the next.
 const MOST_BITS: u32 = 22;
 const STEP_BITS: usize = 2;
 const QUICK_MOST_BITS: u32 = 16;
-const QUICK_STEP_BITS: usize = 8;
+const QUICK_STEP_BITS: usize = 16;
 /// How long a sample of packets is.
 const WINDOW: Duration = Duration::from_millis(300);
 const QUICK_WINDOW: Duration = Duration::from_millis(100);
@@ -49,17 +43,16 @@ const ROUNDS_DIVISOR: usize = 9;
 /// # Errors
 /// If a laboratory can't be built, or a contender does not do its work.
 pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
-    let chosen = chosen(&CONTENDERS, effort);
-    let (most, step, window) =
-        effort.pick((MOST_BITS, STEP_BITS, WINDOW), (QUICK_MOST_BITS, QUICK_STEP_BITS, QUICK_WINDOW));
+    let chosen = chosen(CONTENDERS, effort);
+    let (most, step) = effort.pick((MOST_BITS, STEP_BITS), (QUICK_MOST_BITS, QUICK_STEP_BITS));
     let counts: Vec<u32> = (0..=most).step_by(step).map(|bits| 1 << bits).collect();
-    let rows = |columns: usize| -> Vec<Row> { chosen.iter().map(|contender| empty_row(*contender, columns)).collect() };
-    let (mut packets, mut new_flows) = (rows(counts.len()), rows(counts.len()));
+    let rows = || empty_rows(&chosen, counts.len());
+    let (mut packets, mut new_flows) = (rows(), rows());
     for _ in 0..effort.rounds.div_ceil(ROUNDS_DIVISOR) {
         for (at, flows) in counts.iter().enumerate() {
-            let _room = room_for_connections(flows + NEW)?;
+            let _room = room_for_connections(flows + room_for_new(effort.pick(NEW, QUICK_NEW)))?;
             for (number, contender) in chosen.iter().enumerate() {
-                let (mpps, begun) = sample(*contender, *flows, window)
+                let (mpps, begun) = sample(*contender, *flows, effort)
                     .with_context(|| format!("{} with {flows} flows", contender.name()))?;
                 packets[number].samples[at].push(mpps);
                 new_flows[number].samples[at].extend(begun);
@@ -115,13 +108,15 @@ pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
 }
 
 /// Millions of packets, and thousands of new flows, a second.
-fn sample(contender: Contender, flows: u32, window: Duration) -> Result<(f64, Option<f64>)> {
-    let mut bed = Bed::with_flows(contender, flows, flows + NEW)?;
+fn sample(contender: Contender, flows: u32, effort: &Effort) -> Result<(f64, Option<f64>)> {
+    let window = effort.pick(WINDOW, QUICK_WINDOW);
+    let new = effort.pick(NEW, QUICK_NEW);
+    let mut bed = Bed::with_flows(contender, flows, flows + room_for_new(new))?;
     let load = Load { direction: Direction::Forward, frame: FrameLen::SMALL, first: 0, flows };
-    bed.warm_up(load)?;
+    bed.warm_up(load, effort)?;
     let mpps = bed.rate(load, window)?.received / 1e6;
     let begun =
-        if contender.translates() { Some(bed.far.begin(flows, NEW, &bed.expected)?.rate.received / 1e3) } else { None };
+        if contender.translates() { Some(bed.far.begin(flows, new, &bed.expected)?.rate.received / 1e3) } else { None };
     bed.stop()?;
     Ok((mpps, begun))
 }

@@ -27,6 +27,7 @@ use tokio::time::timeout;
 
 use crate::effort::Effort;
 use crate::machine;
+use crate::names::table;
 use crate::report::{Row, Table};
 use crate::site::{Needs, READY, SERVER, Site, chosen};
 
@@ -108,7 +109,7 @@ pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
             baseline: 0,
         },
         Table {
-            name: "http-latency",
+            name: table::HTTP_LATENCY,
             title: "HTTP requests, each with a connection of its own: from connecting to the end of the answer".into(),
             unit: "µs",
             more_is_better: false,

@@ -6,7 +6,6 @@
 //! Failure behaviour: a part that fails is named with its cause; the others run nevertheless, and the exit status is 1.
 
 mod bed;
-#[allow(dead_code, reason = "not every part uses all of it")]
 mod effort;
 mod failover;
 mod far;
@@ -16,7 +15,6 @@ mod goals;
 mod growth;
 mod http;
 mod machine;
-#[allow(dead_code, reason = "not every name has its goal or picture")]
 mod names;
 mod new_flows;
 mod parts;

@@ -2,7 +2,7 @@
 //!
 //! Each frame of 64 bytes is the first of its flow and nobody answers. Contenders are those that translate: each flow takes a port.
 //!
-//! - Within capacity: tables and ports have room for all. All flows must come out.
+//! - Within capacity: tables and ports have room for all; of mh's tables, the part for flows without an answer. All flows must come out.
 //! - Beyond capacity: some flows are established and used; then several times as many as there is room for try to begin. What counts is how
 //!   many are tried a second, how many of them come out, and whether the established ones still get through, both ways and translated as
 //!   they were. A NAT that throws out what is new for what is newer lets all of them out, and forgets most; one that refuses lets out as many
@@ -13,22 +13,23 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use mh_common::abi::NEW_FLOWS_DIVISOR;
 
 use crate::{
     bed::Bed,
     effort::Effort,
     far::are_nearly_all,
-    forward::{chosen, empty_row},
+    forward::{chosen, empty_rows},
     names::{self, table},
-    report::{Row, Table},
+    report::Table,
     router::{Contender, capacity, room_for_connections},
 };
 
 /// Who is measured, the baseline first.
 const CONTENDERS: [Contender; 4] = [Contender::Iptables, Contender::Nft, Contender::MhXdp, Contender::MhTc];
-/// New flows of a sample where there is room for all.
-const FLOWS: u32 = 1 << 19;
-const QUICK_FLOWS: u32 = 1 << 16;
+/// New flows of a sample where there is room for all: see [`room_for_new`].
+const FLOWS: u32 = 1 << 17;
+const QUICK_FLOWS: u32 = 1 << 15;
 /// Room for flows when it is to be too little, before [`capacity`] adds some.
 const TIGHT: u32 = 1 << 16;
 const QUICK_TIGHT: u32 = 1 << 14;
@@ -50,7 +51,7 @@ struct Sample {
 pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
     let chosen = chosen(&CONTENDERS, effort);
     let (flows, tight) = effort.pick((FLOWS, TIGHT), (QUICK_FLOWS, QUICK_TIGHT));
-    let rows = |columns: usize| -> Vec<Row> { chosen.iter().map(|contender| empty_row(*contender, columns)).collect() };
+    let rows = |columns| empty_rows(&chosen, columns);
     let (mut within, mut beyond, mut survivors) = (rows(1), rows(2), rows(1));
     for _ in 0..effort.rounds {
         for (at, contender) in chosen.iter().enumerate() {
@@ -80,9 +81,16 @@ pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
     ])
 }
 
+/// For how many flows tables have to be made so that this many find room without an answer: mh keeps those in a part of its own. Everybody gets
+/// the same.
+#[must_use]
+pub const fn room_for_new(flows: u32) -> u32 {
+    flows * NEW_FLOWS_DIVISOR
+}
+
 fn sample(contender: Contender, flows: u32, tight: u32) -> Result<Sample> {
-    let room = room_for_connections(flows)?;
-    let mut bed = Bed::new(contender, flows)?;
+    let room = room_for_connections(room_for_new(flows))?;
+    let mut bed = Bed::with_room(contender, room_for_new(flows), flows)?;
     let within = bed.far.begin(0, flows, &bed.expected)?;
     bed.stop()?;
     drop(room);

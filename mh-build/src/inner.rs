@@ -91,7 +91,9 @@ impl InnerCargo<'_> {
         // Which kernel's registers and context structures aya-ebpf describes.
         let mut flags = OsString::from(format!("--cfg=bpf_target_arch=\"{arch}\""));
         // Debug information is what the linker makes BTF of.
-        for flag in ["-Cdebuginfo=2", "-Clink-arg=--btf"] {
+        // What is zeroed or moved is so by stores and loads on the spot, and not by calls of functions that go byte by byte, with a stack.
+        let in_place = "-Clink-arg=--disable-expand-memcpy-in-order";
+        for flag in ["-Cdebuginfo=2", "-Clink-arg=--btf", in_place] {
             flags.push(FLAG_SEPARATOR);
             flags.push(flag);
         }
@@ -206,6 +208,7 @@ mod tests {
                 "--cfg=bpf_target_arch=\"riscv64\"",
                 "-Cdebuginfo=2",
                 "-Clink-arg=--btf",
+                "-Clink-arg=--disable-expand-memcpy-in-order",
                 "-Clinker=/opt/a b/bpf-linker",
                 "-Dwarnings"
             ]

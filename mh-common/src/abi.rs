@@ -11,6 +11,7 @@ pub use crate::mark;
 use crate::{
     address::{Address, Family, Ipv4, Ipv6, V4, V6},
     binding, cache, flow, fragment,
+    hop::Hop,
     policy::{Policy, Sticky, StickyKey},
     rules,
     slots::SlotTable,
@@ -109,6 +110,8 @@ pub mod map {
     pub const CACHE4: &str = "mh_cache4";
     /// Per-CPU array of one [`crate::cache::Part`].
     pub const CACHE_PARTS: &str = "mh_cache_parts";
+    /// Per-CPU array of [`crate::hop::Hop`], indexed like uplinks.
+    pub const HOPS: &str = "mh_hops";
 
     /// All of them.
     pub const ALL: &[&str] = &[
@@ -145,6 +148,7 @@ pub mod map {
         STICKY4,
         CACHE4,
         CACHE_PARTS,
+        HOPS,
     ];
 }
 
@@ -201,6 +205,7 @@ pub const LAYOUTS: &[Layout] = &[
     layout::<StickyKey<Ipv4>, Sticky>(map::STICKY4, 4),
     layout::<u32, cache::Set>(map::CACHE4, 5),
     layout::<u32, cache::Part>(map::CACHE_PARTS, 5),
+    layout::<u32, Hop>(map::HOPS, 5),
 ];
 
 /// Names of the programs.
@@ -274,7 +279,7 @@ pub struct Settings {
     pub seed: [u64; 2],
     /// Idle timeouts.
     pub timeouts: Timeouts,
-    /// [`ADDRESS_DEPENDENT`], [`HOST_TRAFFIC`].
+    /// [`ADDRESS_DEPENDENT`], [`HOST_TRAFFIC`], [`ALL_TRANSLATE`].
     pub flags: u32,
     /// The bits of `skb->mark` that are mh's.
     pub mark_mask: u32,
@@ -292,6 +297,8 @@ pub struct Settings {
 pub const ADDRESS_DEPENDENT: u32 = 1 << 0;
 /// Flows that the machine itself starts are steered too.
 pub const HOST_TRAFFIC: u32 = 1 << 1;
+/// Every uplink translates: no flow of an inside host is known outside by its own addresses.
+pub const ALL_TRANSLATE: u32 = 1 << 2;
 
 /// Idle timeouts, in ticks of [`crate::time::TICK_NS`].
 #[repr(C)]

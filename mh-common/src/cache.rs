@@ -274,29 +274,32 @@ impl Part {
         Place { neighbourhoods: x ^ (x >> 32), low: (ports ^ (ports >> 16)) & (NEIGHBOURS - 1) }
     }
 
-    /// The two sets of a place.
+    /// The two sets of a place, unless there is no room for anything. The controller may move the part at any time: these are both of where
+    /// it was, or both of where it is.
     #[inline(always)]
-    pub const fn sets(&self, place: Place) -> [u32; 2] {
-        [self.nth(place.neighbourhoods as u32, place.low), self.nth((place.neighbourhoods >> 32) as u32, place.low)]
+    pub fn sets(&self, place: Place) -> Option<[u32; 2]> {
+        // One word, as the kernel copies it on an update: never the beginning of one extent with the length of another.
+        // SAFETY: two words of this structure, which begins on eight bytes.
+        let extent = unsafe { (&raw const self.first).cast::<u64>().read_volatile() };
+        let (first, sets) = if cfg!(target_endian = "little") {
+            (extent as u32, (extent >> 32) as u32)
+        } else {
+            ((extent >> 32) as u32, extent as u32)
+        };
+        let neighbourhoods = (sets / NEIGHBOURS) as u64;
+        if neighbourhoods == 0 {
+            return None;
+        }
+        // The neighbourhood that a number of 32 bits falls to, as fairly as can be (Lemire, 2019).
+        let nth =
+            |number: u32| first.wrapping_add(((number as u64 * neighbourhoods) >> 32) as u32 * NEIGHBOURS + place.low);
+        Some([nth(place.neighbourhoods as u32), nth((place.neighbourhoods >> 32) as u32)])
     }
 
-    /// The two sets of packets with this key.
+    /// The two sets of packets with this key, unless there is no room for anything.
     #[inline(always)]
-    pub const fn sets_of(&self, key: &Key<Ipv4>) -> [u32; 2] {
+    pub fn sets_of(&self, key: &Key<Ipv4>) -> Option<[u32; 2]> {
         self.sets(self.place(addresses(key), ports(key), key.protocol))
-    }
-
-    /// The set in the neighbourhood that a number falls to, of all 32 bits, as fairly as can be (Lemire, 2019).
-    #[inline(always)]
-    const fn nth(&self, number: u32, low: u32) -> u32 {
-        let neighbourhoods = (self.sets / NEIGHBOURS) as u64;
-        self.first.wrapping_add(((number as u64 * neighbourhoods) >> 32) as u32 * NEIGHBOURS + low)
-    }
-
-    /// Whether there is room for anything.
-    #[inline(always)]
-    pub const fn is_there(&self) -> bool {
-        self.sets >= NEIGHBOURS
     }
 }
 
@@ -353,7 +356,7 @@ mod tests {
     fn connections_of_a_host_lie_together() {
         let part = part(0, 1 << 16, [1, 2]);
         let sets: Vec<u32> =
-            (0..16u16).map(|n| part.sets_of(&key(1, 2, (4096 + n).to_be(), 443u16.to_be()))[0]).collect();
+            (0..16u16).map(|n| part.sets_of(&key(1, 2, (4096 + n).to_be(), 443u16.to_be())).unwrap()[0]).collect();
         let first = sets[0] / NEIGHBOURS;
         assert!(sets.iter().all(|set| set / NEIGHBOURS == first), "{sets:?}");
         let distinct: std::collections::BTreeSet<&u32> = sets.iter().collect();
@@ -368,7 +371,7 @@ mod tests {
         let mut refused = 0;
         for flow in 0..1u32 << 12 {
             let sport = u16::try_from(flow % 63).unwrap() + 1024;
-            let sets = part.sets_of(&key((flow / 63).to_be(), 7, sport.to_be(), 443u16.to_be()));
+            let sets = part.sets_of(&key((flow / 63).to_be(), 7, sport.to_be(), 443u16.to_be())).unwrap();
             let [first, second] = sets.map(|set| set as usize);
             let set = if used[second] < used[first] { second } else { first };
             if used[set] < WAYS {
@@ -415,7 +418,8 @@ mod tests {
         #[test]
         fn places_are_within_the_part(first in 0u32..1 << 30, sets in NEIGHBOURS..1 << 20, seed: [u64; 2], src: u32, sport: u16) {
             let part = part(first, sets, seed);
-            prop_assert!(part.sets_of(&key(src, 9, sport, 5)).iter().all(|set| (first..first + sets).contains(set)));
+            let places = part.sets_of(&key(src, 9, sport, 5)).unwrap();
+            prop_assert!(places.iter().all(|set| (first..first + sets).contains(set)));
         }
 
         #[test]

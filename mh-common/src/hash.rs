@@ -114,6 +114,12 @@ pub fn flow<A: Address>(seed: Seed, mode: HashMode, src: A, dst: A, sport: u16, 
     sip.finish()
 }
 
+/// Hashes an inside host, as by [`HashMode::Source`].
+#[inline(always)]
+pub fn host<A: Address>(seed: Seed, address: A) -> u64 {
+    flow(seed, HashMode::Source, address, address, 0, 0, 0)
+}
+
 /// Another hash from a hash, for the next try: the finaliser of SplitMix64 (Steele, Lea and Flood, 2014).
 #[inline(always)]
 pub const fn again(hash: u64) -> u64 {

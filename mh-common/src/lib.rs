@@ -11,14 +11,16 @@
 //! - [`fragment`]: datagrams in fragments, and the limits that hold for them.
 //! - [`checksum`]: incremental Internet checksums (RFC 1624).
 //! - [`rules`], [`policy`]: which policy a new flow gets, and which uplink by it.
+//! - [`hop`]: the way to an uplink's gateway.
 //! - [`hash`], [`slots`]: from a packet's addresses to a slot, and from weights to slots.
 //! - [`ports`]: which outside ports a binding may try, and in which order.
-//! - [`wire`]: header layouts and the bounds that hold for them.
+//! - [`wire`]: header layouts and the bounds that hold for them; [`bytes`]: how packets are read and written.
 //! - [`verdict`]: every way in which the datapath can be done with a packet, each with a counter and a stable name.
 //!
 //! Failure behaviour: nothing here panics; functions that can fail return `Option` or a small `Copy` enum.
 
 #![cfg_attr(not(test), no_std)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 #![allow(
     clippy::cast_possible_truncation,
     reason = "arithmetic on bits of known width in const functions, where TryFrom can't be called; bounds stand beside it"
@@ -28,11 +30,13 @@
 pub mod abi;
 pub mod address;
 pub mod binding;
+pub mod bytes;
 pub mod cache;
 pub mod checksum;
 pub mod flow;
 pub mod fragment;
 pub mod hash;
+pub mod hop;
 pub mod mark;
 pub mod policy;
 pub mod ports;

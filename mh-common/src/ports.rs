@@ -2,7 +2,10 @@
 //!
 //! RFC 4787 REQ-3 (no overloading: the caller takes a port only if nobody has it), REQ-3a (well-known ports stay well-known, the
 //! rest stays the rest, where the uplink's range has such ports), REQ-4 (parity is kept where possible); RFC 6056 and RFC 6888
-//! REQ-15 (otherwise random). The first candidate is the source port itself.
+//! REQ-15 (otherwise not to be guessed). The first candidate is the source port itself. The second is the source port moved by a secret
+//! number of its host, over the whole class: what lies together inside lies together outside, so that what is kept of a host's connections
+//! is found near each other, and to whoever does not know the number it tells no more than the inside port does (RFC 6056 section 3.3.3). All
+//! others are random.
 //!
 //! Tries are bounded by [`MAX_TRIES`]: with half of the ports in use, 1 in 4 billion new flows finds none, with 90 % 1 in 29.
 
@@ -59,18 +62,19 @@ pub struct Candidates {
     wanted: u16,
     range: Range,
     class: Range,
+    host: u32,
     random: u64,
     /// Whether identifiers are handed out, which have neither class nor parity.
     plain: bool,
 }
 
 impl Candidates {
-    /// Candidates for the source port (or identifier) `wanted` within `range`, drawn from the random number `random`.
-    /// `plain` is for ICMP identifiers, which have neither class nor parity.
+    /// Candidates for the source port (or identifier) `wanted` within `range`, by the secret number `host` of the inside host and the random
+    /// number `random`. `plain` is for ICMP identifiers, which have neither class nor parity.
     #[inline(always)]
-    pub const fn new(wanted: u16, range: Range, random: u64, plain: bool) -> Self {
+    pub const fn new(wanted: u16, range: Range, host: u32, random: u64, plain: bool) -> Self {
         let class = if plain { range } else { range.same_class(wanted) };
-        Self { wanted, range, class, random, plain }
+        Self { wanted, range, class, host, random, plain }
     }
 
     /// The candidate of try number `n` (from 0 to [`MAX_TRIES`] - 1), in host byte order. It always lies within the range.
@@ -78,8 +82,12 @@ impl Candidates {
     pub fn get(&mut self, n: u32) -> u16 {
         self.random = again(self.random);
         let size = (self.class.last - self.class.first) as u64 + 1;
-        // A number below `size` by multiplication, not division (Lemire, 2019); the bias is below 2^-16.
-        let offset = (((self.random >> 32) * size) >> 32) as u16;
+        let offset = if n == 1 {
+            ((self.wanted as u64 + self.host as u64) % size) as u16
+        } else {
+            // A number below `size` by multiplication, not division (Lemire, 2019); the bias is below 2^-16.
+            (((self.random >> 32) * size) >> 32) as u16
+        };
         let port = self.class.first + offset;
         let keep_parity = (!self.plain && n < PARITY_TRIES) as u16;
         let same_parity = port ^ ((port ^ self.wanted) & keep_parity);
@@ -99,30 +107,30 @@ mod tests {
 
     proptest! {
         #[test]
-        fn candidates_lie_within(wanted: u16, range in range(), random: u64, plain: bool) {
-            let mut candidates = Candidates::new(wanted, range, random, plain);
+        fn candidates_lie_within(wanted: u16, range in range(), host: u32, random: u64, plain: bool) {
+            let mut candidates = Candidates::new(wanted, range, host, random, plain);
             for n in 0..MAX_TRIES {
                 prop_assert!(range.contains(candidates.get(n)));
             }
         }
 
         #[test]
-        fn an_identifier_is_never_that_of_probes(wanted in prop_oneof![Just(0), any::<u16>()], random: u64) {
-            let mut candidates = Candidates::new(wanted, Range::IDENTIFIERS, random, true);
+        fn an_identifier_is_never_that_of_probes(wanted in prop_oneof![Just(0), any::<u16>()], host: u32, random: u64) {
+            let mut candidates = Candidates::new(wanted, Range::IDENTIFIERS, host, random, true);
             for n in 0..MAX_TRIES {
                 prop_assert_ne!(candidates.get(n), 0);
             }
         }
 
         #[test]
-        fn the_source_port_comes_first(range in range(), random: u64, plain: bool, at in any::<prop::sample::Index>()) {
+        fn the_source_port_comes_first(range in range(), host: u32, random: u64, plain: bool, at in any::<prop::sample::Index>()) {
             let wanted = range.first + u16::try_from(at.index(usize::from(range.last - range.first) + 1)).unwrap();
-            prop_assert_eq!(Candidates::new(wanted, range, random, plain).get(0), wanted);
+            prop_assert_eq!(Candidates::new(wanted, range, host, random, plain).get(0), wanted);
         }
 
         #[test]
-        fn class_and_parity_are_kept(wanted: u16, random: u64) {
-            let mut candidates = Candidates::new(wanted, Range { first: 2, last: u16::MAX }, random, false);
+        fn class_and_parity_are_kept(wanted: u16, host: u32, random: u64) {
+            let mut candidates = Candidates::new(wanted, Range { first: 2, last: u16::MAX }, host, random, false);
             for n in 0..PARITY_TRIES {
                 let port = candidates.get(n);
                 prop_assert_eq!(port & 1, wanted & 1);
@@ -131,11 +139,26 @@ mod tests {
         }
 
         #[test]
-        fn without_such_a_class_the_range_serves(wanted in 0u16..1024, random: u64) {
+        fn without_such_a_class_the_range_serves(wanted in 0u16..1024, host: u32, random: u64) {
             let range = Range { first: 1024, last: 65535 };
-            let mut candidates = Candidates::new(wanted, range, random, false);
+            let mut candidates = Candidates::new(wanted, range, host, random, false);
             prop_assert!((0..MAX_TRIES).all(|n| range.contains(candidates.get(n))));
         }
+    }
+
+    #[test]
+    fn ports_of_a_host_stay_together_and_apart() {
+        let range = Range { first: 1024, last: 65535 };
+        for host in [0, 7, 5_000_000_001u64 as u32, u32::MAX] {
+            let mut taken: Vec<u16> =
+                (4096..4160).map(|port| Candidates::new(port, range, host, 0, false).get(1)).collect();
+            taken.sort_unstable();
+            taken.dedup();
+            assert_eq!(taken.len(), 64, "{host}: no two of them are the same");
+            assert!(taken[63] - taken[0] <= 65 || taken[63] - taken[0] > 64_000, "{host}: {taken:?}");
+        }
+        let of = |host| Candidates::new(4096, range, host, 0, false).get(1);
+        assert_ne!(of(1000), of(2000), "other hosts' ports are elsewhere");
     }
 
     #[test]
@@ -143,7 +166,7 @@ mod tests {
         let range = Range { first: 1024, last: 65535 };
         let mut buckets = [0u32; 16];
         for seed in 0..16_000u64 {
-            let port = Candidates::new(80, range, again(seed), true).get(1);
+            let port = Candidates::new(80, range, 0, again(seed), true).get(2);
             buckets[usize::from((port - 1024) / 4032)] += 1;
         }
         // 1000 expected, standard deviation 31

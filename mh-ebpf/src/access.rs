@@ -16,6 +16,7 @@ use aya_ebpf::{
 };
 use mh_common::{
     abi::{self, Interface, Settings},
+    bytes::{Head, Wire},
     checksum::Delta,
     fragment::MAX_HELD_LEN,
     wire,
@@ -130,7 +131,8 @@ pub trait Frame {
     /// The first `LEN` bytes, if all of them can be read.
     #[inline(always)]
     fn head<const LEN: usize>(&self) -> Option<Head<LEN>> {
-        self.at::<[u8; LEN]>(0).map(|start| Head { start: start as usize })
+        // SAFETY: `at` checked the bounds.
+        self.at::<[u8; LEN]>(0).map(|start| unsafe { Head::new(start as usize) })
     }
 
     /// Reads a `T` as it stands in memory.
@@ -147,112 +149,6 @@ pub trait Frame {
         // SAFETY: `at` checked the bounds; packet memory is writable at both hooks.
         unsafe { value.store::<0>(p as usize) };
         Ok(())
-    }
-}
-
-/// The first bytes of a frame: checked once, read and written at constant offsets. Not valid any more after a call that may move the packet.
-#[derive(Clone, Copy)]
-pub struct Head<const LEN: usize> {
-    start: usize,
-}
-
-impl<const LEN: usize> Head<LEN> {
-    /// Reads a `T` as it stands in memory.
-    #[inline(always)]
-    pub fn load<T: Wire, const AT: usize>(&self) -> T {
-        const { assert!(AT + size_of::<T>() <= LEN) };
-        // SAFETY: the frame has `LEN` bytes, and the packet has not moved.
-        unsafe { T::load::<AT>(self.start) }
-    }
-
-    /// Writes a `T` as it stands in memory.
-    #[inline(always)]
-    pub fn store<T: Wire, const AT: usize>(&self, value: T) {
-        const { assert!(AT + size_of::<T>() <= LEN) };
-        // SAFETY: as above; packet memory is writable at both hooks.
-        unsafe { value.store::<AT>(self.start) };
-    }
-}
-
-/// What can be read from and written to packets: any bit pattern is a value, and there is no padding.
-pub trait Wire: Copy {
-    /// Reads it at `AT` bytes from an address, however that is aligned.
-    ///
-    /// # Safety
-    /// The bytes are there and may be read.
-    unsafe fn load<const AT: usize>(start: usize) -> Self;
-
-    /// Writes it at `AT` bytes from an address, however that is aligned.
-    ///
-    /// # Safety
-    /// The bytes are there and may be written.
-    unsafe fn store<const AT: usize>(self, start: usize);
-}
-
-// One instruction each: of packets, of which it can't know how they are aligned, the compiler would read byte by byte. The processors that mh
-// is for (x86-64, arm64) don't mind, nor do their verifiers.
-macro_rules! wire {
-    ($($type:ty: $width:literal),*) => {
-        $(impl Wire for $type {
-            #[inline(always)]
-            unsafe fn load<const AT: usize>(start: usize) -> Self {
-                #[cfg(target_arch = "bpf")]
-                {
-                    let value: u64;
-                    // SAFETY: the caller's. An instruction that reads memory and does nothing else.
-                    unsafe {
-                        core::arch::asm!(
-                            concat!("{0} = *(", $width, " *)({1} + {2})"),
-                            out(reg) value, in(reg) start, const AT, options(pure, readonly, nostack)
-                        );
-                    }
-                    value as Self
-                }
-                #[cfg(not(target_arch = "bpf"))]
-                // SAFETY: the caller's.
-                unsafe {
-                    ((start + AT) as *const Self).read_unaligned()
-                }
-            }
-
-            #[inline(always)]
-            unsafe fn store<const AT: usize>(self, start: usize) {
-                #[cfg(target_arch = "bpf")]
-                // SAFETY: the caller's.
-                unsafe {
-                    core::arch::asm!(
-                        concat!("*(", $width, " *)({0} + {2}) = {1}"),
-                        in(reg) start, in(reg) self as u64, const AT, options(nostack)
-                    );
-                }
-                #[cfg(not(target_arch = "bpf"))]
-                // SAFETY: the caller's.
-                unsafe {
-                    ((start + AT) as *mut Self).write_unaligned(self);
-                }
-            }
-        })*
-    };
-}
-wire!(u8: "u8", u16: "u16", u32: "u32", u64: "u64");
-
-impl Wire for [u8; 6] {
-    #[inline(always)]
-    unsafe fn load<const AT: usize>(start: usize) -> Self {
-        // SAFETY: the caller's.
-        let (first, last) = unsafe { (u32::load::<AT>(start), u16::load::<AT>(start + 4)) };
-        let ([a, b, c, d], [e, f]) = (first.to_ne_bytes(), last.to_ne_bytes());
-        [a, b, c, d, e, f]
-    }
-
-    #[inline(always)]
-    unsafe fn store<const AT: usize>(self, start: usize) {
-        let [a, b, c, d, e, f] = self;
-        // SAFETY: the caller's.
-        unsafe {
-            u32::from_ne_bytes([a, b, c, d]).store::<AT>(start);
-            u16::from_ne_bytes([e, f]).store::<AT>(start + 4);
-        }
     }
 }
 

@@ -102,7 +102,7 @@ pub fn hit<F: Frame>(frame: &mut F) -> Option<Result<Sent, Verdict>> {
         ports: Tag::ports(ports, live.cache_epoch, protocol),
         arrival: Tag::arrival(head.load::<_, 0>(), head.load::<_, 4>(), frame.ifindex()),
     };
-    let [first, second] = part.sets(part.place(tag.addresses, ports, protocol));
+    let [first, second] = part.sets(part.place(tag.addresses, ports, protocol))?;
     let copy = match look(first, &tag) {
         Some(copy) => copy,
         None => look(second, &tag)?,
@@ -249,7 +249,7 @@ pub fn keep(key: &Key<Ipv4>, entry: &mut Entry<Ipv4>, arrival: &Arrival<'_>, liv
 fn place(key: &Key<Ipv4>, part: &Part, now: Tick) -> Option<*mut Copied> {
     let mut free: Option<*mut Copied> = None;
     let mut most = 0;
-    for set in part.sets_of(key) {
+    for set in part.sets_of(key)? {
         // SAFETY: a live map value that only this CPU writes.
         let set = unsafe { &mut *maps::copies(set)? };
         let mut first: Option<*mut Copied> = None;
@@ -278,8 +278,8 @@ fn place(key: &Key<Ipv4>, part: &Part, now: Tick) -> Option<*mut Copied> {
 // bytes (6.1).
 #[inline(never)]
 pub fn settle(key: &Key<Ipv4>, entry: *mut Entry<Ipv4>) {
-    let Some(part) = maps::part() else { return };
-    for set in part.sets_of(key) {
+    let Some(sets) = maps::part().and_then(|part| part.sets_of(key)) else { return };
+    for set in sets {
         let Some(set) = maps::copies(set) else { return };
         // SAFETY: a live map value that only this CPU writes.
         for copy in unsafe { &mut (*set).ways } {

@@ -45,6 +45,15 @@ pub fn find<Fam: Tables>(key: &Key<Fam::Address>) -> Option<Found<Fam::Address>>
     Fam::new_flows().get_ptr_mut(key).map(|entry| Found { entry, new: true })
 }
 
+/// The same for a half that has just been made: it is new, or the other half was established already.
+#[inline(always)]
+pub fn find_made<Fam: Tables>(key: &Key<Fam::Address>) -> Option<Found<Fam::Address>> {
+    if let Some(entry) = Fam::new_flows().get_ptr_mut(key) {
+        return Some(Found { entry, new: true });
+    }
+    Fam::flows().get_ptr_mut(key).map(|entry| Found { entry, new: false })
+}
+
 /// The key under which the answers to a packet with this key would arrive if nobody translated.
 #[inline(always)]
 pub const fn swapped<A: Address>(key: &Key<A>) -> Key<A> {
@@ -116,16 +125,19 @@ fn is_other_half<A: Address>(half: *const Entry<A>, key: &Key<A>, uplink: u8, fl
 
 /// The uplink and the translated key of a flow whose forward half was evicted, if what is left tells them: its reply half, or, for a
 /// TCP segment in mid-stream and for protocols without ports, its binding. Flows of an uplink that is down, or has lost their outside address, are not
-/// restored. `by_binding`: the binding alone will do; if not, only the reply half.
+/// restored. `by_binding`: the binding alone will do; if not, only the reply half. `host`: the machine itself may be the inside end, whose
+/// flows are not translated if the remote began them.
 #[inline(always)]
 pub fn evicted<Fam: Tables>(
     packet: &Packet<Fam::Address>,
     by_binding: bool,
+    host: bool,
     scene: &Scene,
 ) -> Option<(u8, Key<Fam::Address>)> {
     let key = &packet.key;
     // Without translation, the reply half is known by the flow's own addresses.
-    if let Some(uplink) = reply_uplink::<Fam>(&swapped(key))
+    if (host || scene.settings.flags & abi::ALL_TRANSLATE == 0)
+        && let Some(uplink) = reply_uplink::<Fam>(&swapped(key))
         && scene.is_healthy(uplink)
     {
         return Some((uplink, *key));

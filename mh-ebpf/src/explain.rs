@@ -167,7 +167,7 @@ fn begin<Fam: Tables + Header>(
     answer.rule = policy::rule::<Fam, _>(frame, packet, by_host);
     answer.flags |= explained::RULE;
     let admitted = policy::admit(&answer.rule);
-    if let Some((uplink, sent)) = conntrack::evicted::<Fam>(packet, admitted.is_ok(), scene) {
+    if let Some((uplink, sent)) = conntrack::evicted::<Fam>(packet, admitted.is_ok(), by_host, scene) {
         answer.uplink = uplink;
         answer.flags |= explained::RESTORED;
         answer.address = Fam::words(sent.src);

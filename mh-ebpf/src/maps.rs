@@ -17,6 +17,7 @@ use mh_common::{
     cache::{Part, Set},
     flow::{Entry, Key},
     fragment::{self, Held, HeldKey, Waiting},
+    hop::Hop,
     policy::{MAX_STICKY, POLICIES as MAX_POLICIES, Policy, SLOT_TABLES, Sticky, StickyKey},
     rules::{self, Classifier, Head, InterfaceKey, PrefixKey, Rule, RuleList, RuleSet},
     slots::SlotTable,
@@ -112,6 +113,9 @@ const CACHE_SETS: u32 = FLOWS / 2;
 static CACHE4: Array<Set> = Array::pinned(CACHE_SETS, aya_ebpf::bindings::BPF_F_MMAPABLE);
 #[map(name = "mh_cache_parts")]
 static CACHE_PARTS: PerCpuArray<Part> = PerCpuArray::pinned(1, 0);
+
+#[map(name = "mh_hops")]
+static HOPS: PerCpuArray<Hop> = PerCpuArray::pinned(MAX_UPLINKS as u32, 0);
 
 /// The tables of one address family.
 pub trait Tables: UplinkRoute {
@@ -342,11 +346,11 @@ pub fn copies(set: u32) -> Option<*mut Set> {
     CACHE4.get_ptr_mut(set)
 }
 
-/// This CPU's part of the flow cache, if it has one.
+/// This CPU's part of the flow cache, and what it knows of the time.
 #[inline(always)]
 pub fn part() -> Option<&'static mut Part> {
     // SAFETY: a per-CPU value, and programs on one CPU don't interrupt each other here (softirq).
-    CACHE_PARTS.get_ptr_mut(0).map(|part| unsafe { &mut *part }).filter(|part| part.is_there())
+    CACHE_PARTS.get_ptr_mut(0).map(|part| unsafe { &mut *part })
 }
 
 /// The time, in ticks. The clock is read at most once per jiffy and CPU: it costs more than all the rest of a packet's bookkeeping.
@@ -359,6 +363,13 @@ pub fn now(part: &mut Part) -> Tick {
         part.now = track::now();
     }
     part.now
+}
+
+/// What this CPU knows of the way to an uplink's gateway.
+#[inline(always)]
+pub fn hop(uplink: u8) -> Option<&'static mut Hop> {
+    // SAFETY: as in `part`.
+    HOPS.get_ptr_mut(uplink as u32).map(|hop| unsafe { &mut *hop })
 }
 
 /// Voids all copies in the flow cache, those of other CPUs too.

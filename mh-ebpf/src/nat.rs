@@ -11,8 +11,7 @@ use mh_common::{
     abi::{self, Uplink},
     binding::{self, End, Inside, Outside, Peer, PortRequest},
     flow::State,
-    hash::{self, HashMode},
-    time,
+    hash, time,
     verdict::Verdict,
 };
 
@@ -35,9 +34,7 @@ const TCP_CLOSE: u32 = 7;
 /// The outside address that all bindings of the packet's source on this uplink get.
 #[inline(always)]
 pub fn outside_address<Fam: Tables>(packet: &Packet<Fam::Address>, index: u8, scene: &Scene) -> Option<Fam::Address> {
-    let src = packet.key.src;
-    let number = hash::flow(scene.settings.seed, HashMode::Source, src, src, 0, 0, 0) as u32;
-    Fam::pool(index, number)
+    Fam::pool(index, hash::host(scene.settings.seed, packet.key.src) as u32)
 }
 
 /// The binding that the packet's source has on this uplink, if it can serve a new flow.

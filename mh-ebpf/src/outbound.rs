@@ -76,7 +76,7 @@ pub fn begin<Fam: Tables + Header, const EGRESS: bool>(
     scene: &Scene,
 ) -> Result<Note, Verdict> {
     let rule = policy::rule::<Fam, _>(frame, packet, EGRESS);
-    if let Some((uplink, sent)) = conntrack::evicted::<Fam>(packet, rule.is_policy(), scene) {
+    if let Some((uplink, sent)) = conntrack::evicted::<Fam>(packet, rule.is_policy(), EGRESS, scene) {
         conntrack::insert::<Fam>(&packet.key, &sent, uplink, flags, scene.now)?;
         return Ok(Note::Restored);
     }

@@ -9,6 +9,7 @@ use aya_ebpf::{
 use mh_common::{
     address::{Ipv4, V4},
     binding::{End, Inside, PortRequest},
+    hash,
     ports::{Candidates, MAX_TRIES, Range},
     verdict::Verdict,
 };
@@ -63,7 +64,9 @@ fn search<Fam: Tables + Header>(frame: &TcFrame<false>, request: &mut PortReques
     let wanted = request.inside.port;
     // SAFETY: a helper call without arguments.
     let random = unsafe { bpf_get_prandom_u32() } as u64;
-    let mut candidates = Candidates::new(u16::from_be(wanted), range, random, identifiers);
+    // The half of the host's number by which its outside address is not chosen.
+    let host = maps::settings().map_or(0, |settings| hash::host(settings.seed, request.inside.address) >> 32) as u32;
+    let mut candidates = Candidates::new(u16::from_be(wanted), range, host, random, identifiers);
     for n in 0..MAX_TRIES {
         let mut port = candidates.get(n).to_be();
         if own && n == 0 {

@@ -6,6 +6,7 @@
 use mh_common::{
     abi::{self, Live},
     flow::{self, Entry},
+    hop::Hop,
     time::Tick,
     verdict::Verdict,
     wire,
@@ -37,6 +38,9 @@ pub fn resolve<Fam: Tables + Header, F: Frame>(
             settle(entry, live, now);
             return Ok(());
         }
+        if take_hop::<Fam>(entry, live, now) {
+            return Ok(());
+        }
         query.src = Fam::words(entry.src);
         query.dst = next_hop_address::<Fam>(entry);
         query.ifindex = entry.ifindex;
@@ -59,15 +63,56 @@ pub fn resolve<Fam: Tables + Header, F: Frame>(
         entry.ifindex = hop.ifindex;
     }
     // Where there are no neighbours, none is missing.
-    if hop.is_resolved() || egress.is_some_and(|e| e.flags & abi::INTERFACE_L3 != 0) {
+    // VERIFIER: a number for what there may not be: of an option's content, the compiler may look at bits before it looks whether it is there.
+    let device = egress.map_or(0, |e| e.flags);
+    if hop.is_resolved() || device & abi::INTERFACE_L3 != 0 {
         entry.dst_mac = hop.dst_mac;
         entry.src_mac = hop.src_mac;
         settle(entry, live, now);
-        if egress.is_some_and(|e| e.flags & abi::INTERFACE_XDP != 0) {
+        if device & abi::INTERFACE_XDP != 0 {
             entry.flags |= flow::XDP;
+        }
+        if outside {
+            keep_hop::<Fam>(entry, live, now);
         }
     }
     Ok(())
+}
+
+/// The address of the gateway of the half's uplink, its first word; zero: it has none.
+#[inline(always)]
+fn gateway<Fam: Tables + Header>(entry: &Entry<Fam::Address>) -> u32 {
+    maps::uplink(entry.uplink).map_or(0, |uplink| Fam::words(Fam::route(uplink).gateway)[0])
+}
+
+/// Gives the half the way to its uplink's gateway that this CPU knows, if it does.
+#[inline(always)]
+fn take_hop<Fam: Tables + Header>(entry: &mut Entry<Fam::Address>, live: &Live, now: Tick) -> bool {
+    let Some(hop) = maps::hop(entry.uplink) else { return false };
+    if !hop.leads_to(gateway::<Fam>(entry), entry.ifindex, live.neighbour_epoch, now) {
+        return false;
+    }
+    entry.dst_mac = hop.dst_mac;
+    entry.src_mac = hop.src_mac;
+    entry.flags |= hop.flags as u8;
+    settle(entry, live, now);
+    true
+}
+
+/// Remembers the half's way out for others of its uplink.
+#[inline(always)]
+fn keep_hop<Fam: Tables + Header>(entry: &Entry<Fam::Address>, live: &Live, now: Tick) {
+    let Some(hop) = maps::hop(entry.uplink) else { return };
+    *hop = Hop {
+        gateway: gateway::<Fam>(entry),
+        ifindex: entry.ifindex,
+        learned: now,
+        epoch: live.neighbour_epoch,
+        flags: (entry.flags & flow::XDP) as u16,
+        dst_mac: entry.dst_mac,
+        src_mac: entry.src_mac,
+        reserved: 0,
+    };
 }
 
 /// Notes that the half needs no attention for a while.

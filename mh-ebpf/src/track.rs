@@ -124,6 +124,7 @@ pub fn quick(frame: &mut TcFrame<false>) -> Result<Sent, Verdict> {
     };
     match outcome {
         Err(Verdict::ToTc) => Err(maps::stage(frame, Stage::Attend, Note::None)),
+        Err(Verdict::Stage) => Err(maps::stage(frame, Stage::Outbound, Note::None)),
         outcome => outcome,
     }
 }
@@ -139,10 +140,18 @@ fn established_of<Fam: Tables + Header, F: Frame>(frame: &mut F, interface: &Int
         Err(Verdict::Protocol) => return Err(Verdict::ToTc),
         parsed => parsed?,
     };
-    if packet.tcp & TCP_EVENTS != 0 {
+    let events = packet.tcp & TCP_EVENTS;
+    if !F::COMPLETE && events != 0 {
         return Err(Verdict::ToTc);
     }
-    let entry = Fam::flows().get_ptr_mut(&packet.key).ok_or(Verdict::ToTc)?;
+    let Some(entry) = Fam::flows().get_ptr_mut(&packet.key) else {
+        // What belongs to no flow needs no attention, but a new one.
+        let begins = F::COMPLETE && interface.role == abi::ROLE_LAN && Fam::new_flows().get_ptr(&packet.key).is_none();
+        return Err(if begins { Verdict::Stage } else { Verdict::ToTc });
+    };
+    if events != 0 {
+        return Err(Verdict::ToTc);
+    }
     // SAFETY: a live map value. Another CPU may write counters and timestamps of the same half at the same time; each field
     // is read and written as one word, so the worst is a lost count.
     let entry = unsafe { &mut *entry };
@@ -222,16 +231,17 @@ pub fn attend<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -
         return Err(Verdict::HostUntouched);
     }
     let miss = if from_lan { Stage::Outbound } else { Stage::Inbound };
-    let Some(hit) = conntrack::find::<Fam>(&packet.key) else {
+    let made = note != Note::None as u32;
+    let hit = if made { conntrack::find_made::<Fam>(&packet.key) } else { conntrack::find::<Fam>(&packet.key) };
+    let Some(hit) = hit else {
         // What was inserted a moment ago is gone.
-        let lost = note != Note::None as u32;
-        return Err(if lost { Verdict::ConntrackFull } else { maps::stage(frame, miss, Note::None) });
+        return Err(if made { Verdict::ConntrackFull } else { maps::stage(frame, miss, Note::None) });
     };
     // SAFETY: as in `established_of`.
     let entry = unsafe { &mut *hit.entry };
     // What is attended to may change what its copy says; and to a half that has just been made, a former one's copy is of no use.
     Fam::settle(&packet.key, hit.entry);
-    if note == Note::None as u32 {
+    if !made {
         if !takes(entry, &scene.interface) {
             return Err(maps::stage(frame, miss, Note::None));
         }

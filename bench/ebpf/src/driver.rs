@@ -12,6 +12,7 @@ use aya_ebpf::{
 use mh_bench_ebpf::case::{
     AGAINST, Case, FIRST_HOST, FIRST_PORT, HOSTS, IDENTIFICATION, LONG, SHORT, SOURCE_LOW, SOURCE_PORT,
 };
+use mh_common::bytes::Head;
 
 /// `TC_ACT_SHOT`.
 const TC_SHOT: i32 = 2;
@@ -25,28 +26,18 @@ static UNDER_TEST_XDP: ProgramArray = ProgramArray::with_max_entries(1, 0);
 #[map(name = "bench_tc")]
 static UNDER_TEST_TC: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
-/// Writes words `FROM` to `TO` of the packet.
-///
-/// # Safety
-/// The packet must have as many.
-#[inline(always)]
-unsafe fn write<const FROM: usize, const TO: usize>(start: usize, case: &Case) {
-    let mut word = FROM;
-    while word < TO {
-        // SAFETY: the caller's promise; unaligned writes are allowed for.
-        unsafe { ((start + word * 8) as *mut u64).write_unaligned(case.head[word]) };
-        word += 1;
-    }
+/// Writes these words of eight bytes.
+macro_rules! write {
+    ($frame:ident, $case:ident, $($word:literal)*) => {
+        $($frame.store::<u64, { $word * 8 }>($case.head[$word]);)*
+    };
 }
 
-/// Writes a word of two bytes.
-///
-/// # Safety
-/// The packet must have it.
+/// The packet's first bytes, if it has as many.
 #[inline(always)]
-unsafe fn put(start: usize, offset: usize, value: u16) {
-    // SAFETY: the caller's promise; unaligned writes are allowed for.
-    unsafe { ((start + offset) as *mut u16).write_unaligned(value) };
+fn first<const LEN: usize>(start: usize, end: usize) -> Option<Head<LEN>> {
+    // SAFETY: the bounds are checked, and packet memory may be written.
+    (start + LEN <= end).then(|| unsafe { Head::new(start) })
 }
 
 /// Restores the packet.
@@ -54,31 +45,22 @@ unsafe fn put(start: usize, offset: usize, value: u16) {
 fn restore(start: usize, end: usize) -> Option<()> {
     // SAFETY: one driver runs at a time, and the benchmark writes only between runs.
     let case = unsafe { &mut *CASE.get_ptr_mut(0)? };
-    if start + SHORT > end {
-        return None;
-    }
-    // SAFETY: the bounds have been checked.
-    unsafe { write::<0, { SHORT / 8 }>(start, case) };
+    let frame = first::<SHORT>(start, end)?;
+    write!(frame, case, 0 1 2 3 4 5 6 7);
     if case.long != 0 {
-        if start + LONG > end {
-            return None;
-        }
-        // SAFETY: the bounds have been checked.
-        unsafe { write::<{ SHORT / 8 }, { LONG / 8 }>(start, case) };
+        let frame = first::<LONG>(start, end)?;
+        write!(frame, case, 8 9 10 11 12 13 14 15);
     }
     if case.vary != 0 {
         let run = case.next;
         case.next = run + 1;
         let host = ((FIRST_HOST + run % HOSTS) as u16).to_be();
         let port = ((FIRST_PORT + run) as u16).to_be();
-        // SAFETY: the bounds have been checked; all offsets lie within what is always restored.
-        unsafe {
-            put(start, IDENTIFICATION, !host);
-            put(start, SOURCE_LOW, host);
-            put(start, SOURCE_PORT, port);
-            put(start, AGAINST, !host);
-            put(start, AGAINST + 2, !port);
-        }
+        frame.store::<_, IDENTIFICATION>(!host);
+        frame.store::<_, SOURCE_LOW>(host);
+        frame.store::<_, SOURCE_PORT>(port);
+        frame.store::<_, AGAINST>(!host);
+        frame.store::<_, { AGAINST + 2 }>(!port);
     }
     Some(())
 }

@@ -31,7 +31,10 @@ use mh_bench_ebpf::{
     DROPPED, FLOW_OFFSET, FORWARD, HEAD_LEN, LAN, Learned, MAGIC, MAGIC_OFFSET, PORTS, PORTS_PER_HOST, Port, REVERSE,
     Seen, Traffic, WAN1, WAN2, mode,
 };
-use mh_common::checksum::fold;
+use mh_common::{
+    bytes::{Head, Wire},
+    checksum::fold,
+};
 
 #[map(name = "bench_traffic")]
 static TRAFFIC: Array<Traffic> = Array::with_max_entries(2, 0);
@@ -61,49 +64,55 @@ const UDP: u16 = 17;
 
 /// The first bytes of a frame.
 #[derive(Clone, Copy)]
-struct Head(usize);
+struct Frame(Head<HEAD_LEN>);
 
-impl Head {
+impl Frame {
     /// If the frame has as many.
     #[inline(always)]
     fn of(ctx: &XdpContext) -> Option<Self> {
         let start = ctx.data();
         // VERIFIER: the comparison must be on the pointer that is dereferenced.
-        (start + HEAD_LEN <= ctx.data_end()).then_some(Self(start))
+        // SAFETY: the bounds are checked, and packet memory may be written.
+        (start + HEAD_LEN <= ctx.data_end()).then(|| Self(unsafe { Head::new(start) }))
     }
 
     #[inline(always)]
-    fn get<T: Copy>(self, offset: usize) -> T {
-        // SAFETY: `of` checked the bounds, all offsets here are constants within, and unaligned reads are allowed for. Every `T` used
-        // is an integer or an array of bytes.
-        unsafe { ((self.0 + offset) as *const T).read_unaligned() }
+    fn get<T: Wire, const AT: usize>(self) -> T {
+        self.0.load::<T, AT>()
     }
 
     #[inline(always)]
-    fn set<T: Copy>(self, offset: usize, value: T) {
-        // SAFETY: as above.
-        unsafe { ((self.0 + offset) as *mut T).write_unaligned(value) }
+    fn set<T: Wire, const AT: usize>(self, value: T) {
+        self.0.store::<T, AT>(value);
     }
 
     /// Whether it is one of the benchmark's frames.
     #[inline(always)]
     fn is_ours(self) -> bool {
-        self.get::<u16>(MAGIC_OFFSET) == MAGIC
-            && self.get::<u16>(ETHERTYPE) == 0x0800u16.to_be()
-            && self.get::<u8>(IP) == IPV4
+        self.get::<u16, MAGIC_OFFSET>() == MAGIC
+            && self.get::<u16, ETHERTYPE>() == 0x0800u16.to_be()
+            && self.get::<u8, IP>() == IPV4
+    }
+
+    /// The sum of two words.
+    #[inline(always)]
+    fn sum<const AT: usize>(self) -> u32 {
+        halves(self.get::<u32, AT>())
     }
 
     /// Whether the checksums are right; `payload_sum`: see [`Port::payload_sum`].
     #[inline(always)]
     fn sums_are_right(self, payload_sum: u32) -> bool {
-        let word = |offset: usize| u32::from(self.get::<u16>(offset));
-        let addresses = word(26) + word(28) + word(30) + word(32);
-        let ip = word(14) + word(16) + word(18) + word(20) + word(22) + word(24) + addresses;
+        let addresses = self.sum::<SOURCE>() + self.sum::<DESTINATION>();
+        let ip = self.sum::<IP>() + self.sum::<{ IP + 4 }>() + self.sum::<{ IP + 8 }>() + addresses;
         // The pseudo-header has the length once more.
-        let udp = addresses + u32::from(UDP.to_be()) + word(34) + word(36) + 2 * word(UDP_LEN) + word(UDP_SUM);
-        let payload = payload_sum + word(FLOW_OFFSET) + word(FLOW_OFFSET + 2);
+        let len: u16 = self.get::<_, UDP_LEN>();
+        let sent: u16 = self.get::<_, UDP_SUM>();
+        let header = self.sum::<SOURCE_PORT>() + self.sum::<UDP_LEN>();
+        let udp = addresses + u32::from(UDP.to_be()) + u32::from(len) + header;
+        let payload = payload_sum + self.sum::<FLOW_OFFSET>();
         // A UDP checksum of zero would be none.
-        fold(ip) == 0xffff && word(UDP_SUM) != 0 && fold(udp + payload) == 0xffff
+        fold(ip) == 0xffff && sent != 0 && fold(udp + payload) == 0xffff
     }
 }
 
@@ -130,41 +139,46 @@ const fn inside(first_address: u32, first_port: u32, flow: u32) -> (u32, u16) {
 
 /// Writes the next flow's frame and sends it.
 #[inline(always)]
-fn generate(ctx: &XdpContext, index: u32) -> Option<u32> {
-    let head = Head::of(ctx)?;
+fn generate<const INDEX: u32>(ctx: &XdpContext) -> Option<u32> {
+    let frame = Frame::of(ctx)?;
     // SAFETY: only one generator runs at a time, and the benchmark writes only between runs.
-    let traffic = unsafe { &mut *TRAFFIC.get_ptr_mut(index)? };
+    let traffic = unsafe { &mut *TRAFFIC.get_ptr_mut(INDEX)? };
     let flow = traffic.next;
     traffic.next = if flow + 1 < traffic.end { flow + 1 } else { traffic.first };
-    let (port, address, l4_port, address_at, port_at) = if index == FORWARD {
+    let (port, address, l4_port) = if INDEX == FORWARD {
         let (address, port) = inside(traffic.first_address, traffic.first_port, flow);
-        (LAN, address.to_be(), port.to_be(), SOURCE, SOURCE_PORT)
+        (LAN, address.to_be(), port.to_be())
     } else {
         let learned = LEARNED.get(flow)?;
         if !learned.is_of(traffic.generation as u16) {
             return None;
         }
-        (learned.at(), learned.address, learned.port, DESTINATION, DESTINATION_PORT)
+        (learned.at(), learned.address, learned.port)
     };
     let (lead, ifindex) = match port {
         LAN => (traffic.lead[0], traffic.ifindex[0]),
         WAN1 => (traffic.lead[1], traffic.ifindex[1]),
         _ => (traffic.lead[2], traffic.ifindex[2]),
     };
-    head.set(0, lead);
-    head.set(8, traffic.template[1]);
-    head.set(16, traffic.template[2]);
-    head.set(24, traffic.template[3]);
-    head.set(32, traffic.template[4]);
-    head.set(40, traffic.template[5]);
-    head.set(48, traffic.template[6]);
+    frame.set::<_, 0>(lead);
+    frame.set::<_, 8>(traffic.template[1]);
+    frame.set::<_, 16>(traffic.template[2]);
+    frame.set::<_, 24>(traffic.template[3]);
+    frame.set::<_, 32>(traffic.template[4]);
+    frame.set::<_, 40>(traffic.template[5]);
+    frame.set::<_, 48>(traffic.template[6]);
     let address_sum = halves(address);
-    head.set(IP_SUM, !fold(traffic.ip_sum + address_sum));
-    head.set(address_at, address);
-    head.set(port_at, l4_port);
+    frame.set::<_, IP_SUM>(!fold(traffic.ip_sum + address_sum));
+    if INDEX == FORWARD {
+        frame.set::<_, SOURCE>(address);
+        frame.set::<_, SOURCE_PORT>(l4_port);
+    } else {
+        frame.set::<_, DESTINATION>(address);
+        frame.set::<_, DESTINATION_PORT>(l4_port);
+    }
     let changed = address_sum + u32::from(l4_port) + halves(flow);
-    head.set(UDP_SUM, udp_checksum(traffic.udp_sum + changed));
-    head.set(FLOW_OFFSET, flow);
+    frame.set::<_, UDP_SUM>(udp_checksum(traffic.udp_sum + changed));
+    frame.set::<_, FLOW_OFFSET>(flow);
     traffic.sent += 1;
     // SAFETY: a helper without pointers.
     Some(unsafe { bpf_redirect(ifindex, 0) } as u32)
@@ -172,12 +186,12 @@ fn generate(ctx: &XdpContext, index: u32) -> Option<u32> {
 
 #[xdp]
 pub fn generate_forward(ctx: XdpContext) -> u32 {
-    generate(&ctx, FORWARD).unwrap_or(xdp_action::XDP_DROP)
+    generate::<FORWARD>(&ctx).unwrap_or(xdp_action::XDP_DROP)
 }
 
 #[xdp]
 pub fn generate_reverse(ctx: XdpContext) -> u32 {
-    generate(&ctx, REVERSE).unwrap_or(xdp_action::XDP_DROP)
+    generate::<REVERSE>(&ctx).unwrap_or(xdp_action::XDP_DROP)
 }
 
 /// Receives a frame at a port of the far side.
@@ -186,20 +200,20 @@ fn receive(ctx: &XdpContext, at: u32) -> Option<u32> {
     let port = PORT.get(at)?;
     // SAFETY: the entry is this core's, and XDP programs don't interrupt each other.
     let seen = unsafe { &mut *SEEN.get_ptr_mut(at)? };
-    let Some(head) = Head::of(ctx).filter(|head| head.is_ours()) else {
+    let Some(frame) = Frame::of(ctx).filter(|frame| frame.is_ours()) else {
         seen.others += 1;
         return None;
     };
     seen.packets += 1;
-    let source = head.get::<u32>(SOURCE);
-    if source & port.source_mask == port.source && head.get::<u64>(0) & port.to_mask == port.to {
+    let source = frame.get::<u32, SOURCE>();
+    if source & port.source_mask == port.source && frame.get::<u64, 0>() & port.to_mask == port.to {
         seen.expected += 1;
     }
     if port.mode == mode::SINK {
         return None;
     }
-    let flow = head.get::<u32>(FLOW_OFFSET);
-    if !head.sums_are_right(port.payload_sum) {
+    let flow = frame.get::<u32, FLOW_OFFSET>();
+    if !frame.sums_are_right(port.payload_sum) {
         seen.wrong += 1;
         return None;
     }
@@ -208,7 +222,8 @@ fn receive(ctx: &XdpContext, at: u32) -> Option<u32> {
     let generation = port.generation as u16;
     if port.mode == mode::VERIFY {
         let (address, l4_port) = inside(port.first_address, port.first_port, flow);
-        if head.get::<u32>(DESTINATION) != address.to_be() || head.get::<u16>(DESTINATION_PORT) != l4_port.to_be() {
+        if frame.get::<u32, DESTINATION>() != address.to_be() || frame.get::<u16, DESTINATION_PORT>() != l4_port.to_be()
+        {
             seen.wrong += 1;
         } else if learned.is_of(generation) && !learned.is_answered() {
             learned.set_answered();
@@ -216,7 +231,7 @@ fn receive(ctx: &XdpContext, at: u32) -> Option<u32> {
         }
         return None;
     }
-    let now = Learned::new(source, head.get(SOURCE_PORT), at, generation);
+    let now = Learned::new(source, frame.get::<_, SOURCE_PORT>(), at, generation);
     if !learned.is_of(generation) {
         seen.flows += 1;
         *learned = now;
@@ -224,13 +239,13 @@ fn receive(ctx: &XdpContext, at: u32) -> Option<u32> {
         // A flow that changes its translation is none that was established.
         seen.wrong += 1;
     }
-    let (to, from) = (head.get::<[u8; 6]>(0), head.get::<[u8; 6]>(6));
-    head.set(0, from);
-    head.set(6, to);
-    let (destination, l4_ports) = (head.get::<u32>(DESTINATION), head.get::<u32>(SOURCE_PORT));
-    head.set(SOURCE, destination);
-    head.set(DESTINATION, source);
-    head.set(SOURCE_PORT, l4_ports.rotate_left(16));
+    let (to, from) = (frame.get::<[u8; 6], 0>(), frame.get::<[u8; 6], 6>());
+    frame.set::<_, 0>(from);
+    frame.set::<_, 6>(to);
+    let (destination, l4_ports) = (frame.get::<u32, DESTINATION>(), frame.get::<u32, SOURCE_PORT>());
+    frame.set::<_, SOURCE>(destination);
+    frame.set::<_, DESTINATION>(source);
+    frame.set::<_, SOURCE_PORT>(l4_ports.rotate_left(16));
     // Not XDP_TX: a veth end without an XDP program is not woken up by that.
     // SAFETY: a helper without pointers.
     Some(unsafe { bpf_redirect(port.ifindex, 0) } as u32)

@@ -63,6 +63,9 @@ pub fn settings(config: &Config) -> abi::Settings {
     if config.datapath.host_traffic {
         flags |= abi::HOST_TRAFFIC;
     }
+    if config.uplinks.iter().all(|uplink| uplink.nat) {
+        flags |= abi::ALL_TRANSLATE;
+    }
     // From a second to the window in which the datapath counts.
     let window_ns = u64::from(time::SEEN_GRANULARITY_TICKS) * time::TICK_NS;
     let per_window = (u64::from(config.limits.new_flows_per_source) * window_ns).div_ceil(1_000_000_000);

@@ -4,12 +4,9 @@
 //!
 //! Failure behaviour: a look that fails is logged once, until one succeeds; without a share packets go by the conntrack.
 
-use std::{
-    sync::mpsc::{RecvTimeoutError, Sender, channel},
-    thread::{self, JoinHandle},
-    time::Duration,
-};
+use std::time::Duration;
 
+use super::worker::Worker;
 use crate::datapath::{cache::Keeper, flows};
 
 /// How often it looks whether parts are full.
@@ -19,16 +16,13 @@ const THOROUGH: u32 = 60;
 
 /// Looks after the flow cache as long as it lives.
 pub struct CacheKeeper {
-    /// Dropped first, which ends the thread.
-    stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    _worker: Worker,
 }
 
 impl CacheKeeper {
     /// Begins to look after it.
     pub fn new(mut keeper: Keeper) -> std::io::Result<Self> {
-        let (stop, stopped) = channel::<()>();
-        let thread = thread::Builder::new().name("cache".into()).spawn(move || {
+        let worker = Worker::begin("cache", move |stop| {
             let mut failing = false;
             for number in 0u32.. {
                 match keeper.look(number % THOROUGH == THOROUGH - 1, flows::now()) {
@@ -44,20 +38,11 @@ impl CacheKeeper {
                     }
                     Err(_) => {}
                 }
-                if stopped.recv_timeout(INTERVAL) != Err(RecvTimeoutError::Timeout) {
+                if stop.wait(INTERVAL) {
                     break;
                 }
             }
         })?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for CacheKeeper {
-    fn drop(&mut self) {
-        self.stop = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        Ok(Self { _worker: worker })
     }
 }

@@ -21,6 +21,7 @@ mod ruling;
 mod saved;
 mod supervisor;
 mod sweeper;
+mod worker;
 
 use std::{
     net::Ipv4Addr,

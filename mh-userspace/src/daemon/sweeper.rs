@@ -5,20 +5,20 @@
 //! has expired has been over for the datapath before. Only where sources stick to uplinks for seconds, it hurries when its time is up:
 //! they are kept there by sweeps alone.
 //!
-//! Invariants: one sweep at a time. None outlives its [`Sweeper`], whose drop stops it and waits for the slice at hand.
+//! Invariants: one sweep at a time. None outlives its [`Sweeper`].
 //!
 //! Failure behaviour: a sweep that fails is logged; the next one is due as if it had not.
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Condvar, Mutex, PoisonError},
-    thread::{self, JoinHandle},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use mh_common::{abi::Timeouts, time::Tick};
 use nix::time::{ClockId, clock_gettime};
 
+use super::worker::{Stop, Worker};
 use crate::datapath::{flows, sweep, tables::Tables};
 
 /// How much processor time a sweep takes without a rest.
@@ -31,35 +31,9 @@ const NICE: libc::c_int = 10;
 /// Runs sweeps, one at a time.
 pub struct Sweeper {
     dir: PathBuf,
-    running: Option<Running>,
+    running: Option<Worker>,
     /// When the last one began.
     began: Option<Instant>,
-}
-
-struct Running {
-    thread: JoinHandle<()>,
-    stop: Arc<Stop>,
-}
-
-/// Tells a sweep to stop, also while it rests.
-#[derive(Default)]
-struct Stop {
-    told: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Stop {
-    fn tell(&self) {
-        *self.told.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        self.changed.notify_all();
-    }
-
-    /// Waits for so long, or until it is told. Returns whether it is.
-    fn wait(&self, rest: Duration) -> bool {
-        let told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.changed.wait_timeout_while(told, rest, |told| !*told);
-        *waited.unwrap_or_else(PoisonError::into_inner).0
-    }
 }
 
 /// A sweep's pace. It belongs to the sweep's thread.
@@ -122,25 +96,13 @@ impl Sweeper {
     /// Begins a sweep, unless the one before is still running. `hurry_after`: after this time it rests no more.
     pub fn begin(&mut self, timeouts: Timeouts, hurry_after: Option<Duration>) {
         self.began = Some(Instant::now());
-        if self.running.as_ref().is_some_and(|running| !running.thread.is_finished()) {
+        if self.running.as_ref().is_some_and(|running| !running.is_finished()) {
             return;
         }
-        let (dir, stop) = (self.dir.clone(), Arc::new(Stop::default()));
-        let told = stop.clone();
-        let work = move || run(&dir, &timeouts, Pace::new(told, hurry_after));
-        match thread::Builder::new().name("sweep".into()).spawn(work) {
-            Ok(thread) => self.running = Some(Running { thread, stop }),
+        let dir = self.dir.clone();
+        match Worker::begin("sweep", move |stop| run(&dir, &timeouts, Pace::new(stop, hurry_after))) {
+            Ok(running) => self.running = Some(running),
             Err(error) => tracing::error!("cannot expire idle flows: no thread: {error}"),
-        }
-    }
-}
-
-impl Drop for Sweeper {
-    fn drop(&mut self) {
-        if let Some(Running { thread, stop }) = self.running.take() {
-            stop.tell();
-            // Its panic, if that was its end, is on stderr already.
-            let _ = thread.join();
         }
     }
 }
@@ -195,15 +157,5 @@ mod tests {
         work();
         assert_eq!(pace.rest(), Duration::ZERO);
         assert!(pace.step().is_some());
-    }
-
-    #[test]
-    fn a_rest_ends_when_it_is_told_to_stop() {
-        let stop = Arc::new(Stop::default());
-        let waits = stop.clone();
-        let resting = thread::spawn(move || waits.wait(Duration::from_secs(3600)));
-        stop.tell();
-        assert!(resting.join().unwrap());
-        assert!(Pace::new(stop, None).step().is_none());
     }
 }

@@ -30,7 +30,7 @@ use mh_common::{
 
 use super::{
     DatapathError,
-    shares::{self, Load},
+    shares::{self, Extent, Load},
     syscall::bpf,
     tables::{Tables, pinned, typed},
 };
@@ -89,7 +89,7 @@ impl Copies {
 
     /// Takes note of how the cache is divided now.
     pub fn look(&self) -> Result<(), DatapathError> {
-        let divided = self.parts()?.iter().copied().filter(|part| part.is_there()).collect();
+        let divided = self.parts()?.iter().copied().filter(|part| part.sets != 0).collect();
         *self.divided.write().unwrap_or_else(PoisonError::into_inner) = divided;
         Ok(())
     }
@@ -103,7 +103,7 @@ impl Copies {
     pub fn count(&self, key: &Key<Ipv4>, half: &mut Entry<Ipv4>) {
         for part in &*self.divided.read().unwrap_or_else(PoisonError::into_inner) {
             // Both may be the same set.
-            let places = part.sets_of(key).into_iter().flat_map(|set| (0..WAYS).map(move |way| (set, way)));
+            let places = part.sets_of(key).into_iter().flatten().flat_map(|set| (0..WAYS).map(move |way| (set, way)));
             let copy = places.filter_map(|(set, way)| self.copy(set, way)).find(|copy| copy.tag.is_of(key));
             if let Some(copy) = copy {
                 copy.counted(half);
@@ -183,46 +183,49 @@ impl Keeper {
         let loads: Vec<Load> = cpus.iter().map(load).collect();
         self.before = totals;
         let shares = shares::share_out(self.tables.copies.sets, &loads);
-        let mut wanted = vec![Part::default(); nr_cpus().map_err(unreadable)?];
-        let mut first = 0;
-        for (cpu, sets) in cpus.into_iter().zip(shares) {
-            if let Some(part) = wanted.get_mut(cpu) {
-                *part = Part { first, sets, ..Part::default() };
+        let mut sets = vec![0; nr_cpus().map_err(unreadable)?];
+        for (cpu, share) in cpus.into_iter().zip(shares) {
+            if let Some(sets) = sets.get_mut(cpu) {
+                *sets = share;
             }
-            first += sets;
         }
-        self.divide(wanted, &parts)
+        self.divide(&sets, &parts)
     }
 
-    /// Divides the cache, CPU by CPU, from how it is `found`.
-    fn divide(&mut self, mut wanted: Vec<Part>, found: &[Part]) -> Result<bool, DatapathError> {
+    /// Gives each CPU so many sets, from how they are `found`.
+    fn divide(&mut self, sets: &[u32], found: &[Part]) -> Result<bool, DatapathError> {
         let settings = self.tables.settings.get(&0, 0).map_err(DatapathError::map("read the settings"))?;
         let window = cache::window(&settings.timeouts);
-        let mut moved = Vec::new();
-        let mut stays = true;
-        for (wanted, found) in wanted.iter_mut().zip(found) {
-            if (wanted.first, wanted.sets) != (found.first, found.sets) && found.sets != 0 {
-                moved.push(*found);
-            }
-            stays &= (wanted.first, wanted.sets, window, settings.seed)
-                == (found.first, found.sets, found.window, found.seed);
-            *wanted = Part { window, seed: settings.seed, full: found.full, ..*wanted };
-        }
-        if stays {
+        let extents: Vec<Extent> = found.iter().map(|part| Extent { first: part.first, sets: part.sets }).collect();
+        let (wanted, apart) = shares::lay_out(self.tables.copies.sets, &extents, sets);
+        let same = |found: &Part| (found.window, found.seed) == (window, settings.seed);
+        if wanted == extents && found.iter().all(same) {
             return Ok(false);
         }
-        if !moved.is_empty() {
-            // Nobody may use what was another CPU's while that may still do so.
-            let off = found.iter().map(|part| Part { full: part.full, ..Part::default() }).collect();
-            self.write_parts(off)?;
-            // SAFETY: a system call without pointers.
-            if unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_GLOBAL, 0, 0) } != 0 {
-                let what = "wait until no program uses the flow cache".to_owned();
-                return Err(DatapathError::Io { what, source: io::Error::last_os_error() });
+        let parts = |extents: &[Extent]| {
+            let part = |(extent, found): (&Extent, &Part)| {
+                let &Extent { first, sets } = extent;
+                Part { first, sets, window, seed: settings.seed, full: found.full, ..Part::default() }
+            };
+            extents.iter().zip(found).map(part).collect::<Vec<Part>>()
+        };
+        let moved = |(wanted, found): &(&Extent, &Extent)| wanted != found;
+        let (come, gone): (Vec<Extent>, Vec<Extent>) = wanted.iter().zip(&extents).filter(moved).unzip();
+        if apart {
+            // What nobody has may hold what a controller left there that did not come to its end.
+            come.iter().try_for_each(|extent| self.settle(*extent))?;
+            self.write_parts(parts(&wanted))?;
+            if gone.iter().any(|extent| extent.sets != 0) {
+                wait_for_programs()?;
             }
-            moved.iter().try_for_each(|part| self.settle(part))?;
+            gone.iter().try_for_each(|extent| self.settle(*extent))?;
+        } else {
+            // Nobody may use what was another CPU's while that may still do so.
+            self.write_parts(parts(&vec![Extent::default(); wanted.len()]))?;
+            wait_for_programs()?;
+            gone.iter().chain(&come).try_for_each(|extent| self.settle(*extent))?;
+            self.write_parts(parts(&wanted))?;
         }
-        self.write_parts(wanted)?;
         Ok(true)
     }
 
@@ -231,9 +234,9 @@ impl Keeper {
         self.tables.copies.parts.set(0, parts, 0).map_err(DatapathError::map("divide the flow cache"))
     }
 
-    /// Ends all copies of a part that nobody uses: what they have counted goes to their halves.
-    fn settle(&mut self, part: &Part) -> Result<(), DatapathError> {
-        let (mut first, mut left) = (part.first, part.sets);
+    /// Ends all copies where nobody uses them: what they have counted goes to their halves.
+    fn settle(&mut self, extent: Extent) -> Result<(), DatapathError> {
+        let Extent { mut first, sets: mut left } = extent;
         while left > 0 {
             let sets = left.min(SETS_PER_CALL);
             let mut span = [0u8; SPAN_END];
@@ -244,6 +247,15 @@ impl Keeper {
             (first, left) = (first + sets, left - sets);
         }
         Ok(())
+    }
+}
+
+/// Waits until all programs that run now have ended.
+fn wait_for_programs() -> Result<(), DatapathError> {
+    // SAFETY: a system call without pointers.
+    match unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_GLOBAL, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(DatapathError::io("wait until no program uses the flow cache")(io::Error::last_os_error())),
     }
 }
 

@@ -75,6 +75,50 @@ pub fn share_out(total: u32, loads: &[Load]) -> Vec<u32> {
     if shares.iter().zip(&found).any(differs) { shares } else { found }
 }
 
+/// Consecutive sets. None of them: wherever it begins.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// The first.
+    pub first: u32,
+    /// How many.
+    pub sets: u32,
+}
+
+impl Extent {
+    const fn end(self) -> u32 {
+        self.first.saturating_add(self.sets)
+    }
+}
+
+/// Where parts of these sizes are to be, of `total` sets, and whether each that moves does so to where none has been: then all CPUs may go on
+/// meanwhile. Parts that keep their size stay where they are, if that is possible.
+pub fn lay_out(total: u32, found: &[Extent], sizes: &[u32]) -> (Vec<Extent>, bool) {
+    let mut taken: Vec<Extent> = found.iter().copied().filter(|extent| extent.sets != 0).collect();
+    let mut place = |sets: u32| {
+        taken.sort_unstable_by_key(|extent| extent.first);
+        let begins = std::iter::once(0).chain(taken.iter().map(|extent| extent.end()));
+        let ends = taken.iter().map(|extent| extent.first).chain(std::iter::once(total));
+        let first = begins.zip(ends).find(|(begin, end)| begin.saturating_add(sets) <= *end)?.0;
+        taken.push(Extent { first, sets });
+        taken.last().copied()
+    };
+    let apart = found.iter().zip(sizes).map(|(extent, sets)| match *sets {
+        0 => Some(Extent::default()),
+        sets if sets == extent.sets => Some(*extent),
+        sets => place(sets),
+    });
+    if let Some(extents) = apart.collect() {
+        return (extents, true);
+    }
+    let mut first = 0;
+    let behind_each_other = sizes.iter().map(|sets| {
+        let extent = Extent { first, sets: *sets };
+        first += sets;
+        extent
+    });
+    (behind_each_other.collect(), false)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -118,7 +162,40 @@ mod tests {
         assert_eq!(share_out(1 << 20, &[part(0)]), [LEAST_SETS]);
     }
 
+    #[test]
+    fn a_part_moves_to_where_none_has_been() {
+        let extent = |first, sets| Extent { first, sets };
+        let found = [extent(0, 100), extent(100, 100), Extent::default()];
+        assert_eq!(lay_out(1000, &found, &[100, 100, 0]), (found.to_vec(), true));
+        let grown = vec![found[0], extent(200, 400), Extent::default()];
+        assert_eq!(lay_out(1000, &found, &[100, 400, 0]), (grown.clone(), true));
+        assert_eq!(lay_out(1000, &grown, &[50, 400, 100]), (vec![extent(100, 50), grown[1], extent(600, 100)], true));
+        // Too large to be beside what is there.
+        let full = vec![extent(0, 100), extent(100, 900), extent(1000, 0)];
+        assert_eq!(lay_out(1000, &grown, &[100, 900, 0]), (full, false));
+    }
+
     proptest! {
+        #[test]
+        fn parts_lie_beside_each_other(
+            found in prop::collection::vec(0u32..1 << 10, 1..16),
+            sizes in prop::collection::vec(0u32..1 << 10, 1..16),
+        ) {
+            let (none, total) = (vec![Extent::default(); found.len()], found.iter().sum::<u32>() + (1 << 12));
+            let (found, _) = lay_out(total, &none, &found);
+            prop_assume!(sizes.iter().sum::<u32>() <= total);
+            let sizes: Vec<u32> = sizes.into_iter().chain(std::iter::repeat(0)).take(found.len()).collect();
+            let (extents, apart) = lay_out(total, &found, &sizes);
+            prop_assert_eq!(extents.iter().map(|extent| extent.sets).collect::<Vec<_>>(), sizes);
+            let overlap = |a: &Extent, b: &Extent| a.sets != 0 && b.sets != 0 && a.first < b.end() && b.first < a.end();
+            for (n, extent) in extents.iter().enumerate() {
+                prop_assert!(extent.end() <= total);
+                prop_assert!(!extents[..n].iter().any(|other| overlap(extent, other)));
+                let moved = *extent != found[n];
+                prop_assert!(!(apart && moved && found.iter().any(|other| overlap(extent, other))));
+            }
+        }
+
         #[test]
         fn there_is_never_more_than_there_is(
             total in 1u32..1 << 24,

@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::ops::Range;
 use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -216,12 +217,21 @@ impl UdpFlow {
     }
 }
 
-/// Opens `count` flows from `host`, each with a port of its own, and keeps them.
+/// Ports of [`udp_flows`]: below those that the kernel hands out, so that only who asks for one of them has it.
+const FLOW_PORTS: Range<u16> = 10_000..32_000;
+
+/// Opens `count` flows from `host`, each with a port of its own, and keeps them. None has the port of an earlier flow of this process that it could
+/// be taken for, even if that has been closed, until all 22,000 have been used.
 ///
 /// # Errors
 /// If one gets no answer.
 pub fn udp_flows(host: &Host, to: SocketAddrV4, count: usize) -> Result<Vec<UdpFlow>> {
-    let any = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
-    host.enter(|| (0..count).map(|_| UdpFlow::open_here(any, to)).collect::<Result<Vec<_>>>())?
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let open = |_| {
+        let ports = u64::from(FLOW_PORTS.end - FLOW_PORTS.start);
+        let port = FLOW_PORTS.start + u16::try_from(NEXT.fetch_add(1, Ordering::Relaxed) % ports)?;
+        UdpFlow::open_here(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port), to)
+    };
+    host.enter(|| (0..count).map(open).collect::<Result<Vec<_>>>())?
         .with_context(|| format!("{} to udp {to}", host.name()))
 }
