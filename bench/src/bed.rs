@@ -34,7 +34,7 @@ const INSIDE_ROUTER: Ipv4Addr = Ipv4Addr::new(192, 168, 0, 2);
 /// The uplinks' networks: the gateway is .1, the router .2, the pool the upper half.
 const NETWORKS: [[u8; 3]; 2] = [[198, 51, 100], [203, 0, 113]];
 /// How long flows go on before they are measured, by how many they are at least: as long as it takes mh to find out how much room they need,
-/// doubling what it gave them twice a second.
+/// giving them more twice a second.
 const WARM_UP: [(u32, Duration); 3] =
     [(1 << 18, Duration::from_secs(8)), (1 << 14, Duration::from_millis(2500)), (1 << 9, Duration::from_millis(500))];
 /// In a quick run, one in so many of that.

@@ -12,6 +12,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use mh_common::time;
 
 use crate::{
     bed::Bed,
@@ -39,6 +40,10 @@ const FLOWS: [u32; 4] = [1, 1 << 10, 1 << 16, 1 << 20];
 const QUICK_FLOWS: [u32; 2] = [1 << 10, 1 << 16];
 /// How long a sample is.
 const WINDOW: Duration = Duration::from_millis(500);
+/// From so many flows on, a sample of small frames takes as long as it takes mh to maintain each flow once. They began together, and so are due
+/// together: a short sample would see all of that or nothing.
+const MAINTAINED: u32 = 1 << 18;
+const MAINTENANCE: Duration = Duration::from_nanos(time::MAINTENANCE_TICKS as u64 * time::TICK_NS);
 const QUICK_WINDOW: Duration = Duration::from_millis(100);
 
 /// Those of a list that are to be measured; always the first, which others are compared with.
@@ -147,7 +152,6 @@ pub fn nanoseconds(mpps: f64) -> f64 {
 
 /// The rates of one contender at one number of flows, by [`CASES`].
 fn rates(contender: Contender, flows: u32, effort: &Effort) -> Result<Vec<Rate>> {
-    let window = effort.pick(WINDOW, QUICK_WINDOW);
     let mut bed = Bed::with_flows(contender, flows, flows)?;
     let mut rates = Vec::new();
     let mut warm = None;
@@ -157,6 +161,8 @@ fn rates(contender: Contender, flows: u32, effort: &Effort) -> Result<Vec<Rate>>
             bed.warm_up(load, effort)?;
             warm = Some(direction);
         }
+        let whole = flows >= MAINTAINED && frame == FrameLen::SMALL;
+        let window = effort.pick(if whole { MAINTENANCE } else { WINDOW }, QUICK_WINDOW);
         rates.push(bed.rate(load, window)?);
     }
     bed.stop()?;

@@ -23,6 +23,7 @@ use crate::{
 
 /// Who is measured, the baseline first: who forwards anything.
 const CONTENDERS: &[Contender] = forward::CONTENDERS.split_at(forward::CONTENDERS.len() - 1).0;
+const _: () = assert!(matches!(forward::CONTENDERS[CONTENDERS.len()], Contender::XdpDrop));
 /// New flows of a sample.
 const NEW: u32 = 1 << 16;
 const QUICK_NEW: u32 = 1 << 15;

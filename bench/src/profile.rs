@@ -26,6 +26,7 @@ use crate::{
     effort::Flags,
     far::{Direction, FrameLen, Load},
     forward, names,
+    new_flows::room_for_new,
     report::facts::Facts,
     router::{Contender, room_for_connections},
 };
@@ -105,11 +106,12 @@ pub fn profile(arguments: &Arguments) -> Result<()> {
 /// Has frames go through while `perf` looks; returns the rate in millions per second.
 fn sample(arguments: &Arguments, contender: Contender, samples: &Path) -> Result<f64> {
     let (flows, frame) = (arguments.flows, FrameLen::SMALL);
-    let _room = room_for_connections(flows)?;
+    let room = if matches!(arguments.packets, Packets::New) { room_for_new(flows) } else { flows };
+    let _room = room_for_connections(room)?;
     let direction = match arguments.packets {
         Packets::New => {
             ensure!(contender.translates(), "{} knows no flows that could be new", contender.name());
-            let mut bed = Bed::new(contender, flows)?;
+            let mut bed = Bed::with_room(contender, room, flows)?;
             let mut perf = Perf::start(samples)?;
             let begun = bed.far.begin(0, flows, &bed.expected)?;
             perf.finish()?;

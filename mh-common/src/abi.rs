@@ -19,8 +19,8 @@ use crate::{
 };
 
 /// The version of everything in this module. 3: two more stages; [`flow::ASKED`] in every flow that the remote end began. 4: rules, and
-/// policies with names, tiers and sources that stick. 5: the flow cache and its epoch.
-pub const VERSION: u32 = 5;
+/// policies with names, tiers and sources that stick. 5: the flow cache and its epoch. 6: its parts move while programs run.
+pub const VERSION: u32 = 6;
 
 /// The most uplinks; one health bit each.
 pub const MAX_UPLINKS: usize = 32;
@@ -203,9 +203,9 @@ pub const LAYOUTS: &[Layout] = &[
     layout::<rules::InterfaceKey, rules::RuleSet>(map::RULE_INTERFACES, 4),
     layout::<u32, u64>(map::RULE_HITS, 4),
     layout::<StickyKey<Ipv4>, Sticky>(map::STICKY4, 4),
-    layout::<u32, cache::Set>(map::CACHE4, 5),
-    layout::<u32, cache::Part>(map::CACHE_PARTS, 5),
-    layout::<u32, Hop>(map::HOPS, 5),
+    layout::<u32, cache::Set>(map::CACHE4, 6),
+    layout::<u32, cache::Part>(map::CACHE_PARTS, 6),
+    layout::<u32, Hop>(map::HOPS, 6),
 ];
 
 /// Names of the programs.
@@ -297,7 +297,7 @@ pub struct Settings {
 pub const ADDRESS_DEPENDENT: u32 = 1 << 0;
 /// Flows that the machine itself starts are steered too.
 pub const HOST_TRAFFIC: u32 = 1 << 1;
-/// Every uplink translates: no flow of an inside host is known outside by its own addresses.
+/// Every uplink translates: no flow of an inside host that begins now is known outside by its own addresses. One that began before may be.
 pub const ALL_TRANSLATE: u32 = 1 << 2;
 
 /// Idle timeouts, in ticks of [`crate::time::TICK_NS`].

@@ -103,7 +103,7 @@ pub struct Part {
     pub jiffies: u64,
     /// The key of the hash.
     pub seed: [u64; 2],
-    /// Counts halves for which there was no room; likewise.
+    /// Counts halves for which there was no room, or no part; likewise.
     pub full: u64,
 }
 

@@ -6,15 +6,18 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::{
-    time::{self, SEEN_GRANULARITY_TICKS, Tick},
+    time::{self, Tick},
     wire::Mac,
 };
+
+/// How long it is good: 1.07 s.
+const GOOD_TICKS: u32 = 8;
 
 /// What was learned. 32 bytes. All zero: nothing.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Hop {
-    /// The gateway's address in its first words, as in memory; zero: nothing is known.
+    /// The gateway's IPv4 address, as in memory; zero: nothing is known.
     pub gateway: u32,
     /// The uplink's interface.
     pub ifindex: u32,
@@ -39,7 +42,7 @@ impl Hop {
         self.gateway == gateway
             && self.ifindex == ifindex
             && self.epoch == epoch
-            && time::since(now, self.learned) < SEEN_GRANULARITY_TICKS
+            && time::since(now, self.learned) < GOOD_TICKS
             && gateway != 0
     }
 }

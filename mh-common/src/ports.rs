@@ -4,8 +4,8 @@
 //! rest stays the rest, where the uplink's range has such ports), REQ-4 (parity is kept where possible); RFC 6056 and RFC 6888
 //! REQ-15 (otherwise not to be guessed). The first candidate is the source port itself. The second is the source port moved by a secret
 //! number of its host, over the whole class: what lies together inside lies together outside, so that what is kept of a host's connections
-//! is found near each other, and to whoever does not know the number it tells no more than the inside port does (RFC 6056 section 3.3.3). All
-//! others are random.
+//! is found near each other. To whoever knows the number, from one port inside and outside, it tells what the first candidate tells anybody: the
+//! inside port. All others are random.
 //!
 //! Tries are bounded by [`MAX_TRIES`]: with half of the ports in use, 1 in 4 billion new flows finds none, with 90 % 1 in 29.
 

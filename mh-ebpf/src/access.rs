@@ -1,4 +1,5 @@
-//! Packet access: the only place that turns packet offsets into pointers, and the only one that knows the hooks apart.
+//! Packet access: the only place that turns packet offsets into pointers (which [`mh_common::bytes`] reads and writes by), and the only one that
+//! knows the hooks apart.
 //!
 //! Invariant: [`Frame::at`] gives out a pointer only after comparing its end with `data_end`; offsets are bounded by
 //! [`mh_common::wire::MAX_HEADERS_LEN`]. Pointers don't live longer than the next call that may move the packet

@@ -126,7 +126,8 @@ fn is_other_half<A: Address>(half: *const Entry<A>, key: &Key<A>, uplink: u8, fl
 /// The uplink and the translated key of a flow whose forward half was evicted, if what is left tells them: its reply half, or, for a
 /// TCP segment in mid-stream and for protocols without ports, its binding. Flows of an uplink that is down, or has lost their outside address, are not
 /// restored. `by_binding`: the binding alone will do; if not, only the reply half. `host`: the machine itself may be the inside end, whose
-/// flows are not translated if the remote began them.
+/// flows are not translated if the remote began them; of others, what begins is not looked for under its own addresses if all uplinks
+/// translate.
 #[inline(always)]
 pub fn evicted<Fam: Tables>(
     packet: &Packet<Fam::Address>,
@@ -135,15 +136,15 @@ pub fn evicted<Fam: Tables>(
     scene: &Scene,
 ) -> Option<(u8, Key<Fam::Address>)> {
     let key = &packet.key;
+    let portless = packet.transport == Transport::OTHER;
+    let midstream = portless || packet.transport == Transport::TCP && packet.tcp & wire::TCP_SYN == 0;
     // Without translation, the reply half is known by the flow's own addresses.
-    if (host || scene.settings.flags & abi::ALL_TRANSLATE == 0)
+    if (host || midstream || scene.settings.flags & abi::ALL_TRANSLATE == 0)
         && let Some(uplink) = reply_uplink::<Fam>(&swapped(key))
         && scene.is_healthy(uplink)
     {
         return Some((uplink, *key));
     }
-    let portless = packet.transport == Transport::OTHER;
-    let midstream = portless || packet.transport == Transport::TCP && packet.tcp & wire::TCP_SYN == 0;
     let address = if portless { key.dst } else { key.src };
     let mut end = End { address, port: key.sport, protocol: key.protocol, uplink: 0 };
     let mut bound = 0u64;

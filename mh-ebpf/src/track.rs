@@ -124,10 +124,13 @@ pub fn quick(frame: &mut TcFrame<false>) -> Result<Sent, Verdict> {
     };
     match outcome {
         Err(Verdict::ToTc) => Err(maps::stage(frame, Stage::Attend, Note::None)),
-        Err(Verdict::Stage) => Err(maps::stage(frame, Stage::Outbound, Note::None)),
+        Err(BEGINS) => Err(maps::stage(frame, Stage::Outbound, Note::None)),
         outcome => outcome,
     }
 }
+
+/// What [`established_of`] says of a packet that belongs to no flow and may begin one. It does not leave [`quick`].
+const BEGINS: Verdict = Verdict::Stage;
 
 #[inline(always)]
 fn established_of<Fam: Tables + Header, F: Frame>(frame: &mut F, interface: &Interface) -> Result<Sent, Verdict> {
@@ -147,7 +150,7 @@ fn established_of<Fam: Tables + Header, F: Frame>(frame: &mut F, interface: &Int
     let Some(entry) = Fam::flows().get_ptr_mut(&packet.key) else {
         // What belongs to no flow needs no attention, but a new one.
         let begins = F::COMPLETE && interface.role == abi::ROLE_LAN && Fam::new_flows().get_ptr(&packet.key).is_none();
-        return Err(if begins { Verdict::Stage } else { Verdict::ToTc });
+        return Err(if begins { BEGINS } else { Verdict::ToTc });
     };
     if events != 0 {
         return Err(Verdict::ToTc);

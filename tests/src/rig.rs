@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, TestRunResult, Xdp};
 use mh_common::{
     abi::{self, map, program},
@@ -111,6 +111,7 @@ pub struct Rig {
     fragments: HashMap<MapData, fragment::Key<Ipv4>, Entry<Ipv4>>,
     waiting: HashMap<MapData, fragment::Key<Ipv4>, fragment::Waiting>,
     cache: Array<MapData, cache::Set>,
+    parts: PerCpuArray<MapData, cache::Part>,
 }
 
 const CONFIG: &str = r#"
@@ -226,7 +227,8 @@ impl Rig {
         let fragments = Map::from_map_data(MapData::from_pin(pins.join(map::FRAGMENTS4))?)?.try_into()?;
         let waiting = Map::from_map_data(MapData::from_pin(pins.join(map::WAITING4))?)?.try_into()?;
         let cache = Map::from_map_data(MapData::from_pin(pins.join(map::CACHE4))?)?.try_into()?;
-        Ok(Self { datapath, tables, desired, ifindex, counters, fragments, waiting, cache })
+        let parts = Map::from_map_data(MapData::from_pin(pins.join(map::CACHE_PARTS))?)?.try_into()?;
+        Ok(Self { datapath, tables, desired, ifindex, counters, fragments, waiting, cache, parts })
     }
 
     /// Who shares the flow cache out.
@@ -235,6 +237,16 @@ impl Rig {
     /// If a map can't be opened.
     pub fn keeper(&mut self) -> Result<Keeper> {
         Ok(self.datapath.keeper()?)
+    }
+
+    /// Takes all CPUs' parts of the flow cache away and leaves what is in them, as a controller does that is killed while it moves them.
+    ///
+    /// # Errors
+    /// If a map can't be read or written.
+    pub fn abandon_parts(&mut self) -> Result<()> {
+        let found = self.parts.get(&0, 0)?;
+        let without: Vec<_> = found.iter().map(|part| cache::Part { first: 0, sets: 0, ..*part }).collect();
+        Ok(self.parts.set(0, PerCpuValues::try_from(without)?, 0)?)
     }
 
     /// Ends all copies in the flow cache; what they have counted goes to their halves.

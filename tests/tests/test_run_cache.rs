@@ -127,6 +127,25 @@ fn tcp_events_end_copies() {
 }
 
 #[test]
+fn what_a_killed_controller_left_is_not_lost() {
+    on_rig(|rig| {
+        let key = established(rig)?;
+        for _ in 0..10 {
+            rig.xdp("lan0", &out(UDP).build())?;
+        }
+        let before = known(rig, &key);
+        rig.abandon_parts()?;
+        // Without a part packets go by the conntrack.
+        assert_done(&rig.xdp("lan0", &out(UDP).build())?, XDP_REDIRECT, &out_sent(UDP).build(), "forward");
+        assert_eq!(known(rig, &key), before + 1);
+        assert!(rig.keeper()?.look(false, now())?);
+        assert_eq!(known(rig, &key), 3 + 10 + 1, "the first look gives it to the half");
+        assert!(!rig.keeper()?.look(false, now())?, "and all is as it should be");
+        Ok(())
+    });
+}
+
+#[test]
 fn the_cache_grows_and_nothing_is_lost() {
     on_rig(|rig| {
         // More flows than the least part has places for.

@@ -26,6 +26,8 @@ static UNDER_TEST_XDP: ProgramArray = ProgramArray::with_max_entries(1, 0);
 #[map(name = "bench_tc")]
 static UNDER_TEST_TC: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
+const _: () = assert!(SHORT == 8 * 8 && LONG == 16 * 8, "restore() names all words");
+
 /// Writes these words of eight bytes.
 macro_rules! write {
     ($frame:ident, $case:ident, $($word:literal)*) => {

@@ -124,6 +124,8 @@ fn run(dir: &Path, timeouts: &Timeouts, mut pace: Pace) {
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests may")]
 
+    use std::sync::mpsc::channel;
+
     use super::*;
 
     /// Takes processor time until it has been a slice.
@@ -157,5 +159,19 @@ mod tests {
         work();
         assert_eq!(pace.rest(), Duration::ZERO);
         assert!(pace.step().is_some());
+    }
+
+    #[test]
+    fn it_stops_where_it_is_told_to() {
+        let (stepped, steps) = channel();
+        let worker = Worker::begin("test", move |stop| {
+            let mut pace = Pace::new(stop, None);
+            stepped.send(()).unwrap();
+            while pace.step().is_some() {}
+            stepped.send(()).unwrap();
+        });
+        steps.recv().unwrap();
+        drop(worker.unwrap());
+        steps.try_recv().unwrap();
     }
 }

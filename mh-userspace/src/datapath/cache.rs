@@ -1,9 +1,10 @@
 //! The flow cache from outside: who has which part of it, and what it has counted. See [`mh_common::cache`].
 //!
-//! Invariants: programs alone write copies, each on its own CPU; here they are only read, from memory that the kernel shares. A CPU's part
-//! changes only when no program uses it, and after what it holds was given to the halves by a program (`mh_settle`).
+//! Invariants: programs alone write copies, each on its own CPU; here they are only read, from memory that the kernel shares. No set becomes
+//! part of a CPU's part while a program may be using it, nor before what it holds was given to the halves by a program (`mh_settle`).
 //!
-//! Failure behaviour: whatever fails in the middle leaves CPUs without a part, which the next look mends; packets go by the conntrack then.
+//! Failure behaviour: what could not be settled is, by the next look; what an earlier controller left unsettled, by the first. Parts stay as they
+//! are until then, or CPUs are without one, and packets go by the conntrack.
 
 use std::{
     io,
@@ -41,7 +42,9 @@ const COPIES_PER_ENTRY: u32 = 1;
 const SETS_PER_CALL: u32 = 1 << 14;
 /// `BPF_PROG_TEST_RUN`.
 const TEST_RUN: libc::c_long = 10;
-/// `MEMBARRIER_CMD_GLOBAL`: returns when every CPU has been through a point at which no program runs.
+/// `MEMBARRIER_CMD_QUERY`: which of the others there are.
+const MEMBARRIER_QUERY: libc::c_int = 0;
+/// `MEMBARRIER_CMD_GLOBAL`: returns when every CPU has been through a point at which no program runs. Not with `nohz_full`.
 const MEMBARRIER_GLOBAL: libc::c_int = 1;
 
 /// How many sets the cache has for a conntrack of so many entries.
@@ -145,12 +148,20 @@ pub struct Keeper {
     settle: ProgramFd,
     /// Packets sent on and halves refused so far, by CPU.
     before: Vec<[u64; 2]>,
+    /// What is nobody's part, and may hold what has not been given to the halves; a program may be using it still. None: it has not been looked
+    /// for yet.
+    unsettled: Option<Vec<Extent>>,
+    /// Whether it can be known that no program uses a part any more. If not, parts stay as they were first.
+    can_wait: bool,
 }
 
 impl Keeper {
     /// For the maps that are pinned in the directory; `settle` is the program by which copies end.
     pub fn new(dir: &Path, settle: ProgramFd) -> Result<Self, DatapathError> {
-        let mut keeper = Self { tables: Tables::open(dir)?, settle, before: Vec::new() };
+        // SAFETY: a system call without pointers.
+        let barriers = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_QUERY, 0, 0) };
+        let can_wait = barriers >= 0 && barriers & libc::c_long::from(MEMBARRIER_GLOBAL) != 0;
+        let mut keeper = Self { tables: Tables::open(dir)?, settle, before: Vec::new(), unsettled: None, can_wait };
         keeper.before = keeper.totals(&keeper.tables.copies.parts()?)?;
         Ok(keeper)
     }
@@ -182,7 +193,11 @@ impl Keeper {
         };
         let loads: Vec<Load> = cpus.iter().map(load).collect();
         self.before = totals;
-        let shares = shares::share_out(self.tables.copies.sets, &loads);
+        let shares = if self.can_wait {
+            shares::share_out(self.tables.copies.sets, &loads)
+        } else {
+            shares::for_good(self.tables.copies.sets, &loads)
+        };
         let mut sets = vec![0; nr_cpus().map_err(unreadable)?];
         for (cpu, share) in cpus.into_iter().zip(shares) {
             if let Some(sets) = sets.get_mut(cpu) {
@@ -196,8 +211,13 @@ impl Keeper {
     fn divide(&mut self, sets: &[u32], found: &[Part]) -> Result<bool, DatapathError> {
         let settings = self.tables.settings.get(&0, 0).map_err(DatapathError::map("read the settings"))?;
         let window = cache::window(&settings.timeouts);
-        let extents: Vec<Extent> = found.iter().map(|part| Extent { first: part.first, sets: part.sets }).collect();
-        let (wanted, apart) = shares::lay_out(self.tables.copies.sets, &extents, sets);
+        let total = self.tables.copies.sets;
+        let extents: Vec<Extent> = found.iter().map(|part| Extent::within(total, part.first, part.sets)).collect();
+        if self.can_wait {
+            self.unsettled.get_or_insert_with(|| shares::gaps(total, &extents));
+            self.settle_all()?;
+        }
+        let (wanted, apart) = shares::lay_out(total, &extents, sets);
         let same = |found: &Part| (found.window, found.seed) == (window, settings.seed);
         if wanted == extents && found.iter().all(same) {
             return Ok(false);
@@ -205,28 +225,39 @@ impl Keeper {
         let parts = |extents: &[Extent]| {
             let part = |(extent, found): (&Extent, &Part)| {
                 let &Extent { first, sets } = extent;
-                Part { first, sets, window, seed: settings.seed, full: found.full, ..Part::default() }
+                // The time stays: a program may just be about to read it.
+                Part { first, sets, window, seed: settings.seed, ..*found }
             };
             extents.iter().zip(found).map(part).collect::<Vec<Part>>()
         };
         let moved = |(wanted, found): &(&Extent, &Extent)| wanted != found;
-        let (come, gone): (Vec<Extent>, Vec<Extent>) = wanted.iter().zip(&extents).filter(moved).unzip();
-        if apart {
-            // What nobody has may hold what a controller left there that did not come to its end.
-            come.iter().try_for_each(|extent| self.settle(*extent))?;
-            self.write_parts(parts(&wanted))?;
-            if gone.iter().any(|extent| extent.sets != 0) {
-                wait_for_programs()?;
-            }
-            gone.iter().try_for_each(|extent| self.settle(*extent))?;
-        } else {
+        let gone = wanted.iter().zip(&extents).filter(moved).map(|(_, found)| *found);
+        let gone: Vec<Extent> = gone.filter(|extent| extent.sets != 0).collect();
+        if !apart {
             // Nobody may use what was another CPU's while that may still do so.
             self.write_parts(parts(&vec![Extent::default(); wanted.len()]))?;
-            wait_for_programs()?;
-            gone.iter().chain(&come).try_for_each(|extent| self.settle(*extent))?;
+            self.unsettled.get_or_insert_default().extend(gone);
+            self.settle_all()?;
             self.write_parts(parts(&wanted))?;
+            return Ok(true);
         }
+        self.write_parts(parts(&wanted))?;
+        self.unsettled.get_or_insert_default().extend(gone);
+        self.settle_all()?;
         Ok(true)
+    }
+
+    /// Gives to the halves what is nobody's part any more.
+    fn settle_all(&mut self) -> Result<(), DatapathError> {
+        if self.unsettled.as_ref().is_none_or(Vec::is_empty) {
+            return Ok(());
+        }
+        wait_for_programs()?;
+        while let Some(extent) = self.unsettled.as_ref().and_then(|left| left.last().copied()) {
+            self.settle(extent)?;
+            self.unsettled.as_mut().and_then(Vec::pop);
+        }
+        Ok(())
     }
 
     fn write_parts(&mut self, parts: Vec<Part>) -> Result<(), DatapathError> {

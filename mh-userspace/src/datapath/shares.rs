@@ -16,6 +16,8 @@ const TOLERATED: u64 = 64;
 const GROWTH: [(u64, u32); 3] = [(75, 8), (33, 4), (0, 2)];
 /// A part shrinks if less than one in so many of its places is in use.
 const SPARSE: u64 = 16;
+/// Parts are made of whole pages: of so many sets.
+const PAGE: u32 = 2 * NEIGHBOURS;
 /// Changes of less than one in so many sets are not worth making all copies anew.
 const WORTH: u32 = 4;
 
@@ -68,14 +70,21 @@ pub fn share_out(total: u32, loads: &[Load]) -> Vec<u32> {
             *share = least + u32::try_from(rest * beyond / wanted).unwrap_or(0);
         }
     }
-    // Whole pages.
-    const PAGE: u32 = 2 * NEIGHBOURS;
     shares.iter_mut().for_each(|share| *share -= *share % PAGE);
     let differs = |(share, found): (&u32, &u32)| share.abs_diff(*found) > found / WORTH;
     if shares.iter().zip(&found).any(differs) { shares } else { found }
 }
 
-/// Consecutive sets. None of them: wherever it begins.
+/// How many sets each CPU gets if that can't be changed later: the same for all that have none, and all have none at first.
+pub fn for_good(total: u32, loads: &[Load]) -> Vec<u32> {
+    if loads.iter().any(|load| load.sets != 0) {
+        return loads.iter().map(|load| load.sets).collect();
+    }
+    let share = total / u32::try_from(loads.len()).unwrap_or(u32::MAX).max(1);
+    vec![share - share % PAGE; loads.len()]
+}
+
+/// Consecutive sets. None of them: all zero.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Extent {
     /// The first.
@@ -85,21 +94,34 @@ pub struct Extent {
 }
 
 impl Extent {
+    /// These, unless there are none, or not all of them are among the first `total`.
+    pub fn within(total: u32, first: u32, sets: u32) -> Self {
+        let extent = Self { first, sets };
+        if sets == 0 || extent.end() > total { Self::default() } else { extent }
+    }
+
     const fn end(self) -> u32 {
         self.first.saturating_add(self.sets)
     }
 }
 
+/// What is between these extents, of `total` sets.
+pub fn gaps(total: u32, taken: &[Extent]) -> Vec<Extent> {
+    let mut taken: Vec<Extent> = taken.iter().copied().filter(|extent| extent.sets != 0).collect();
+    taken.sort_unstable_by_key(|extent| extent.first);
+    let begins = std::iter::once(0).chain(taken.iter().map(|extent| extent.end()));
+    let ends = taken.iter().map(|extent| extent.first).chain(std::iter::once(total));
+    let gap = |(first, end): (u32, u32)| Extent { first, sets: end.saturating_sub(first) };
+    begins.zip(ends).map(gap).filter(|gap| gap.sets != 0).collect()
+}
+
 /// Where parts of these sizes are to be, of `total` sets, and whether each that moves does so to where none has been: then all CPUs may go on
 /// meanwhile. Parts that keep their size stay where they are, if that is possible.
 pub fn lay_out(total: u32, found: &[Extent], sizes: &[u32]) -> (Vec<Extent>, bool) {
-    let mut taken: Vec<Extent> = found.iter().copied().filter(|extent| extent.sets != 0).collect();
+    let mut taken = found.to_vec();
     let mut place = |sets: u32| {
-        taken.sort_unstable_by_key(|extent| extent.first);
-        let begins = std::iter::once(0).chain(taken.iter().map(|extent| extent.end()));
-        let ends = taken.iter().map(|extent| extent.first).chain(std::iter::once(total));
-        let first = begins.zip(ends).find(|(begin, end)| begin.saturating_add(sets) <= *end)?.0;
-        taken.push(Extent { first, sets });
+        let gap = gaps(total, &taken).into_iter().find(|gap| gap.sets >= sets)?;
+        taken.push(Extent { sets, ..gap });
         taken.last().copied()
     };
     let apart = found.iter().zip(sizes).map(|(extent, sets)| match *sets {
@@ -112,7 +134,7 @@ pub fn lay_out(total: u32, found: &[Extent], sizes: &[u32]) -> (Vec<Extent>, boo
     }
     let mut first = 0;
     let behind_each_other = sizes.iter().map(|sets| {
-        let extent = Extent { first, sets: *sets };
+        let extent = Extent::within(u32::MAX, first, *sets);
         first += sets;
         extent
     });
@@ -171,8 +193,23 @@ mod tests {
         assert_eq!(lay_out(1000, &found, &[100, 400, 0]), (grown.clone(), true));
         assert_eq!(lay_out(1000, &grown, &[50, 400, 100]), (vec![extent(100, 50), grown[1], extent(600, 100)], true));
         // Too large to be beside what is there.
-        let full = vec![extent(0, 100), extent(100, 900), extent(1000, 0)];
+        let full = vec![extent(0, 100), extent(100, 900), Extent::default()];
         assert_eq!(lay_out(1000, &grown, &[100, 900, 0]), (full, false));
+    }
+
+    #[test]
+    fn parts_that_can_not_move_are_equal_from_the_beginning() {
+        assert_eq!(for_good(1000, &[Load::default(); 3]), [320; 3]);
+        let given = [load(320, 1000, 900, None), load(0, 0, 0, None)];
+        assert_eq!(for_good(1000, &given), [320, 0], "a CPU that came later has none");
+    }
+
+    #[test]
+    fn gaps_are_what_nobody_has() {
+        let extent = |first, sets| Extent { first, sets };
+        assert_eq!(gaps(100, &[extent(60, 10), Extent::default(), extent(0, 20)]), [extent(20, 40), extent(70, 30)]);
+        assert_eq!(gaps(100, &[extent(0, 100)]), []);
+        assert_eq!(Extent::within(100, 90, 11), Extent::default(), "of a larger cache");
     }
 
     proptest! {
