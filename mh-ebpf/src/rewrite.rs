@@ -79,17 +79,11 @@ pub fn resolve<Fam: Tables + Header, F: Frame>(
     Ok(())
 }
 
-/// The address of the gateway of the half's uplink, its first word; zero: it has none.
-#[inline(always)]
-fn gateway<Fam: Tables + Header>(entry: &Entry<Fam::Address>) -> u32 {
-    maps::uplink(entry.uplink).map_or(0, |uplink| Fam::words(Fam::route(uplink).gateway)[0])
-}
-
 /// Gives the half the way to its uplink's gateway that this CPU knows, if it does.
 #[inline(always)]
 fn take_hop<Fam: Tables + Header>(entry: &mut Entry<Fam::Address>, live: &Live, now: Tick) -> bool {
     let Some(hop) = maps::hop(entry.uplink) else { return false };
-    if !hop.leads_to(gateway::<Fam>(entry), entry.ifindex, live.neighbour_epoch, now) {
+    if !hop.leads_to(steer::gateway::<Fam>(entry.uplink)[0], entry.ifindex, live.neighbour_epoch, now) {
         return false;
     }
     entry.dst_mac = hop.dst_mac;
@@ -104,7 +98,7 @@ fn take_hop<Fam: Tables + Header>(entry: &mut Entry<Fam::Address>, live: &Live, 
 fn keep_hop<Fam: Tables + Header>(entry: &Entry<Fam::Address>, live: &Live, now: Tick) {
     let Some(hop) = maps::hop(entry.uplink) else { return };
     *hop = Hop {
-        gateway: gateway::<Fam>(entry),
+        gateway: steer::gateway::<Fam>(entry.uplink)[0],
         ifindex: entry.ifindex,
         learned: now,
         epoch: live.neighbour_epoch,
@@ -126,7 +120,7 @@ fn settle<A>(entry: &mut Entry<A>, live: &Live, now: Tick) {
 /// The address to resolve for a forward half: the gateway, or the destination itself on an uplink without one.
 #[inline(always)]
 pub fn next_hop_address<Fam: Tables + Header>(entry: &Entry<Fam::Address>) -> [u32; 4] {
-    let gateway = maps::uplink(entry.uplink).map_or([0; 4], |uplink| Fam::words(Fam::route(uplink).gateway));
+    let gateway = steer::gateway::<Fam>(entry.uplink);
     if gateway == [0; 4] { Fam::words(entry.dst) } else { gateway }
 }
 

@@ -126,6 +126,12 @@ pub struct Route {
     pub on_link: u8,
 }
 
+/// The address of an uplink's gateway, as words for helpers; all zero: it has none.
+#[inline(always)]
+pub fn gateway<Fam: Tables + Header>(uplink: u8) -> [u32; 4] {
+    maps::uplink(uplink).map_or([0; 4], |uplink| Fam::words(Fam::route(uplink).gateway))
+}
+
 /// Asks where the packet should go. `output`: the machine itself sends it by the frame's interface.
 #[inline(always)]
 pub fn route<Fam: Tables + Header, F: Frame>(frame: &F, ip: &Ip<Fam::Address>, output: bool) -> Route {
@@ -139,7 +145,7 @@ pub fn route<Fam: Tables + Header, F: Frame>(frame: &F, ip: &Ip<Fam::Address>, o
         {
             route.by_uplink = true;
             // Where there is neither Ethernet nor a gateway everything is on the link, and that says nothing.
-            let gateway = maps::uplink(interface.uplink).map_or(0, |uplink| Fam::words(Fam::route(uplink).gateway)[0]);
+            let gateway = gateway::<Fam>(interface.uplink)[0];
             let ethernet = !interface.flags & abi::INTERFACE_L3;
             if hop.address[0] == dst[0] && gateway | ethernet as u32 != 0 {
                 route.on_link = interface.uplink;

@@ -239,6 +239,14 @@ impl Rig {
         Ok(self.datapath.keeper()?)
     }
 
+    /// How many sets of the flow cache each CPU has that has any.
+    ///
+    /// # Errors
+    /// If a map can't be read.
+    pub fn part_sizes(&self) -> Result<Vec<u32>> {
+        Ok(self.parts.get(&0, 0)?.iter().map(|part| part.sets).filter(|sets| *sets != 0).collect())
+    }
+
     /// Takes all CPUs' parts of the flow cache away and leaves what is in them, as a controller does that is killed while it moves them.
     ///
     /// # Errors

@@ -157,7 +157,7 @@ fn the_cache_grows_and_nothing_is_lost() {
                 Packet::new(LAN, HOST, &inside, "192.0.2.10:443", UDP).build()
             })
             .collect();
-        let parts = |rig: &Rig| rig.tables.copies.sizes().unwrap();
+        let parts = |rig: &Rig| rig.part_sizes().unwrap();
         let mut keeper = rig.keeper()?;
         keeper.look(false, now())?;
         assert!(parts(rig).iter().all(|sets| *sets == LEAST_SETS), "{:?}", parts(rig));

@@ -12,7 +12,8 @@ use aya_ebpf::{
 use mh_bench_ebpf::case::{
     AGAINST, Case, FIRST_HOST, FIRST_PORT, HOSTS, IDENTIFICATION, LONG, SHORT, SOURCE_LOW, SOURCE_PORT,
 };
-use mh_common::bytes::Head;
+
+use crate::first;
 
 /// `TC_ACT_SHOT`.
 const TC_SHOT: i32 = 2;
@@ -33,13 +34,6 @@ macro_rules! write {
     ($frame:ident, $case:ident, $($word:literal)*) => {
         $($frame.store::<u64, { $word * 8 }>($case.head[$word]);)*
     };
-}
-
-/// The packet's first bytes, if it has as many.
-#[inline(always)]
-fn first<const LEN: usize>(start: usize, end: usize) -> Option<Head<LEN>> {
-    // SAFETY: the bounds are checked, and packet memory may be written.
-    (start + LEN <= end).then(|| unsafe { Head::new(start) })
 }
 
 /// Restores the packet.

@@ -62,6 +62,14 @@ const IPV4: u8 = 0x45;
 /// The protocol field's value for UDP.
 const UDP: u16 = 17;
 
+/// The first bytes of what lies between two addresses, if there are as many.
+#[inline(always)]
+fn first<const LEN: usize>(start: usize, end: usize) -> Option<Head<LEN>> {
+    // VERIFIER: the comparison must be on the pointer that is dereferenced.
+    // SAFETY: the bounds are checked, and packet memory may be written.
+    (start + LEN <= end).then(|| unsafe { Head::new(start) })
+}
+
 /// The first bytes of a frame.
 #[derive(Clone, Copy)]
 struct Frame(Head<HEAD_LEN>);
@@ -70,10 +78,7 @@ impl Frame {
     /// If the frame has as many.
     #[inline(always)]
     fn of(ctx: &XdpContext) -> Option<Self> {
-        let start = ctx.data();
-        // VERIFIER: the comparison must be on the pointer that is dereferenced.
-        // SAFETY: the bounds are checked, and packet memory may be written.
-        (start + HEAD_LEN <= ctx.data_end()).then(|| Self(unsafe { Head::new(start) }))
+        first(ctx.data(), ctx.data_end()).map(Self)
     }
 
     #[inline(always)]

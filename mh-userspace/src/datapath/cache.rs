@@ -97,11 +97,6 @@ impl Copies {
         Ok(())
     }
 
-    /// How many sets each CPU has that has any.
-    pub fn sizes(&self) -> Result<Vec<u32>, DatapathError> {
-        Ok(self.parts()?.iter().map(|part| part.sets).filter(|sets| *sets != 0).collect())
-    }
-
     /// Adds to a half what its copies have counted.
     pub fn count(&self, key: &Key<Ipv4>, half: &mut Entry<Ipv4>) {
         for part in &*self.divided.read().unwrap_or_else(PoisonError::into_inner) {
@@ -148,9 +143,8 @@ pub struct Keeper {
     settle: ProgramFd,
     /// Packets sent on and halves refused so far, by CPU.
     before: Vec<[u64; 2]>,
-    /// What is nobody's part, and may hold what has not been given to the halves; a program may be using it still. None: it has not been looked
-    /// for yet.
-    unsettled: Option<Vec<Extent>>,
+    /// What is nobody's part, and may hold what has not been given to the halves; a program may be using it still.
+    unsettled: Vec<Extent>,
     /// Whether it can be known that no program uses a part any more. If not, parts stay as they were first.
     can_wait: bool,
 }
@@ -158,12 +152,22 @@ pub struct Keeper {
 impl Keeper {
     /// For the maps that are pinned in the directory; `settle` is the program by which copies end.
     pub fn new(dir: &Path, settle: ProgramFd) -> Result<Self, DatapathError> {
-        // SAFETY: a system call without pointers.
-        let barriers = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_QUERY, 0, 0) };
-        let can_wait = barriers >= 0 && barriers & libc::c_long::from(MEMBARRIER_GLOBAL) != 0;
-        let mut keeper = Self { tables: Tables::open(dir)?, settle, before: Vec::new(), unsettled: None, can_wait };
-        keeper.before = keeper.totals(&keeper.tables.copies.parts()?)?;
+        let can_wait =
+            membarrier(MEMBARRIER_QUERY).is_ok_and(|known| known & libc::c_long::from(MEMBARRIER_GLOBAL) != 0);
+        let mut keeper =
+            Self { tables: Tables::open(dir)?, settle, before: Vec::new(), unsettled: Vec::new(), can_wait };
+        let parts = keeper.tables.copies.parts()?;
+        keeper.before = keeper.totals(&parts)?;
+        if can_wait {
+            // An earlier controller may not have come to its end.
+            keeper.unsettled = shares::gaps(keeper.tables.copies.sets, &keeper.extents(&parts));
+        }
         Ok(keeper)
+    }
+
+    /// Where the parts are.
+    fn extents(&self, parts: &[Part]) -> Vec<Extent> {
+        parts.iter().map(|part| Extent::within(self.tables.copies.sets, part.first, part.sets)).collect()
     }
 
     /// By CPU, packets that were sent on and halves for which there was no room, since the maps were made.
@@ -211,13 +215,9 @@ impl Keeper {
     fn divide(&mut self, sets: &[u32], found: &[Part]) -> Result<bool, DatapathError> {
         let settings = self.tables.settings.get(&0, 0).map_err(DatapathError::map("read the settings"))?;
         let window = cache::window(&settings.timeouts);
-        let total = self.tables.copies.sets;
-        let extents: Vec<Extent> = found.iter().map(|part| Extent::within(total, part.first, part.sets)).collect();
-        if self.can_wait {
-            self.unsettled.get_or_insert_with(|| shares::gaps(total, &extents));
-            self.settle_all()?;
-        }
-        let (wanted, apart) = shares::lay_out(total, &extents, sets);
+        self.settle_all()?;
+        let extents = self.extents(found);
+        let (wanted, apart) = shares::lay_out(self.tables.copies.sets, &extents, sets);
         let same = |found: &Part| (found.window, found.seed) == (window, settings.seed);
         if wanted == extents && found.iter().all(same) {
             return Ok(false);
@@ -232,30 +232,27 @@ impl Keeper {
         };
         let moved = |(wanted, found): &(&Extent, &Extent)| wanted != found;
         let gone = wanted.iter().zip(&extents).filter(moved).map(|(_, found)| *found);
-        let gone: Vec<Extent> = gone.filter(|extent| extent.sets != 0).collect();
-        if !apart {
-            // Nobody may use what was another CPU's while that may still do so.
-            self.write_parts(parts(&vec![Extent::default(); wanted.len()]))?;
-            self.unsettled.get_or_insert_default().extend(gone);
-            self.settle_all()?;
-            self.write_parts(parts(&wanted))?;
-            return Ok(true);
-        }
-        self.write_parts(parts(&wanted))?;
-        self.unsettled.get_or_insert_default().extend(gone);
+        let gone = gone.filter(|extent| extent.sets != 0);
+        // Nobody may use what was another CPU's while that may still do so.
+        self.write_parts(if apart { parts(&wanted) } else { parts(&vec![Extent::default(); wanted.len()]) })?;
+        self.unsettled.extend(gone);
         self.settle_all()?;
+        if !apart {
+            self.write_parts(parts(&wanted))?;
+        }
         Ok(true)
     }
 
     /// Gives to the halves what is nobody's part any more.
     fn settle_all(&mut self) -> Result<(), DatapathError> {
-        if self.unsettled.as_ref().is_none_or(Vec::is_empty) {
+        if self.unsettled.is_empty() {
             return Ok(());
         }
-        wait_for_programs()?;
-        while let Some(extent) = self.unsettled.as_ref().and_then(|left| left.last().copied()) {
+        // Until all programs that run now have ended.
+        membarrier(MEMBARRIER_GLOBAL).map_err(DatapathError::io("wait until no program uses the flow cache"))?;
+        while let Some(extent) = self.unsettled.last().copied() {
             self.settle(extent)?;
-            self.unsettled.as_mut().and_then(Vec::pop);
+            self.unsettled.pop();
         }
         Ok(())
     }
@@ -281,12 +278,12 @@ impl Keeper {
     }
 }
 
-/// Waits until all programs that run now have ended.
-fn wait_for_programs() -> Result<(), DatapathError> {
+/// `membarrier(2)`.
+fn membarrier(command: libc::c_int) -> io::Result<libc::c_long> {
     // SAFETY: a system call without pointers.
-    match unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_GLOBAL, 0, 0) } {
-        0 => Ok(()),
-        _ => Err(DatapathError::io("wait until no program uses the flow cache")(io::Error::last_os_error())),
+    match unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) } {
+        result @ 0.. => Ok(result),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
