@@ -20,7 +20,7 @@ use crate::{
 
 /// The version of everything in this module. 3: two more stages; [`flow::ASKED`] in every flow that the remote end began. 4: rules, and
 /// policies with names, tiers and sources that stick. 5: the flow cache and its epoch. 6: its parts move while programs run.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// The most uplinks; one health bit each.
 pub const MAX_UPLINKS: usize = 32;
@@ -106,8 +106,10 @@ pub mod map {
     /// LRU hash, [`crate::policy::StickyKey`] to [`crate::policy::Sticky`]: sources that keep their uplink.
     pub const STICKY4: &str = "mh_sticky4";
 
-    /// Array of [`crate::cache::Set`], which can be mapped into memory: the flow cache of IPv4.
+    /// Array of [`crate::cache::Copied`], which can be mapped into memory: the flow cache of IPv4.
     pub const CACHE4: &str = "mh_cache4";
+    /// Array of [`crate::cache::Set`], likewise: which copies are whose.
+    pub const CACHE_INDEX4: &str = "mh_cache_index4";
     /// Per-CPU array of one [`crate::cache::Part`].
     pub const CACHE_PARTS: &str = "mh_cache_parts";
     /// Per-CPU array of [`crate::hop::Hop`], indexed like uplinks.
@@ -147,6 +149,7 @@ pub mod map {
         RULE_HITS,
         STICKY4,
         CACHE4,
+        CACHE_INDEX4,
         CACHE_PARTS,
         HOPS,
     ];
@@ -203,8 +206,9 @@ pub const LAYOUTS: &[Layout] = &[
     layout::<rules::InterfaceKey, rules::RuleSet>(map::RULE_INTERFACES, 4),
     layout::<u32, u64>(map::RULE_HITS, 4),
     layout::<StickyKey<Ipv4>, Sticky>(map::STICKY4, 4),
-    layout::<u32, cache::Set>(map::CACHE4, 6),
-    layout::<u32, cache::Part>(map::CACHE_PARTS, 6),
+    layout::<u32, cache::Copied>(map::CACHE4, 7),
+    layout::<u32, cache::Set>(map::CACHE_INDEX4, 7),
+    layout::<u32, cache::Part>(map::CACHE_PARTS, 7),
     layout::<u32, Hop>(map::HOPS, 6),
 ];
 
@@ -546,8 +550,8 @@ const _: () = {
     assert!(size_of::<binding::Inside<Ipv6>>() == 24);
     assert!(size_of::<Settings>() == 64);
     assert!(size_of::<Live>() == 16);
-    assert!(size_of::<cache::Set>() == 128);
-    assert!(size_of::<cache::Part>() == 48);
+    assert!(size_of::<cache::Copied>() == 64);
+    assert!(size_of::<cache::Part>() == 56);
     assert!(size_of::<Uplink>() == 92);
     assert!(size_of::<Interface>() == 16);
     assert!(size_of::<Pool>() == 136);
@@ -580,6 +584,7 @@ mod user {
     pod!(
         Settings,
         Live,
+        cache::Copied,
         cache::Set,
         cache::Part,
         Uplink,

@@ -3,8 +3,9 @@
 //! A hash map costs three to four cache and TLB misses per packet once flows outgrow the caches; here a packet finds all it needs in one
 //! line, at a place that its addresses and ports tell.
 //!
-//! Shape: an array of [`Set`]s of [`WAYS`] [`Copied`] halves. Every CPU has a [`Part`] of it for itself. A half has
-//! two sets in which its copy may be (two choices, as in Azar et al., 1994), so that sets overflow late.
+//! Shape: an array of [`Copied`] halves, of which every CPU has a [`Part`] for itself. Copies are taken in turn, so that flows that begin together
+//! lie together, as closely as can be. Which one is a half's says an index of [`Set`]s, a sixteenth as large for each half: a half has two
+//! sets in which its copy may be entered (two choices, as in Azar et al., 1994), so that sets overflow late.
 //!
 //! Invariants:
 //! - A copy is used, written and replaced by its own CPU only, so there are neither locks nor torn reads. The controller reads.
@@ -23,10 +24,12 @@ use crate::{
     wire::Mac,
 };
 
-/// How many copies a set holds: two adjacent cache lines, which processors fetch together.
-pub const WAYS: usize = 2;
-/// The same as a number of copies.
-pub const WAYS_U32: u32 = WAYS as u32;
+/// How many copies a set tells.
+pub const WAYS: u32 = 4;
+/// How many copies there are for each set: half as many as all sets can tell.
+pub const COPIES_PER_SET: u32 = 2;
+/// How many copies are looked at for one that is free.
+pub const TRIES: u32 = 8;
 
 /// Sets that one run of `mh_settle` ends.
 pub const SETS_PER_RUN: u32 = 8;
@@ -79,15 +82,25 @@ pub struct Tag {
     pub arrival: u64,
 }
 
-/// Copies at the same place.
+/// Which copies have their place here. 16 bytes. Each way tells one, see [`Place::entry`]; zero: none.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Set {
     /// The copies.
-    pub ways: [Copied; WAYS],
+    pub ways: [u32; WAYS as usize],
 }
 
-/// What one CPU has of the cache, and what it knows of the time. 48 bytes.
+/// Consecutive sets, and the copies that go with them. None: all zero.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Extent {
+    /// The first set.
+    pub first: u32,
+    /// How many.
+    pub sets: u32,
+}
+
+/// What one CPU has of the cache, and what it knows of the time. 56 bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 pub struct Part {
@@ -105,6 +118,10 @@ pub struct Part {
     pub seed: [u64; 2],
     /// Counts halves for which there was no room, or no part; likewise.
     pub full: u64,
+    /// The number within the part of the copy that is looked at next for one that is free; likewise.
+    pub next: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// How far the packets are shifted in [`Copied::count`]; below are the bytes.
@@ -167,6 +184,12 @@ impl Copied {
     #[inline(always)]
     pub const fn is_good(&self, now: Tick) -> bool {
         self.until.wrapping_sub(now) as i32 > 0
+    }
+
+    /// Whether it is a half's, and its time is not over.
+    #[inline(always)]
+    pub const fn is_used(&self, now: Tick) -> bool {
+        self.tag.addresses != 0 && self.is_good(now)
     }
 
     /// Adds what it has counted to the half that it is a copy of; if it is one of an earlier half under the same key, nothing. That is so if
@@ -251,13 +274,15 @@ const fn words(word: u64) -> [u32; 2] {
     [u32::from_ne_bytes([a, b, c, d]), u32::from_ne_bytes([e, f, g, h])]
 }
 
-/// How many sets lie together, with one for each value of the low bits of ports: a page has twice as many.
+/// How many sets lie together, with one for each value of the low bits of ports: four cache lines.
 pub const NEIGHBOURS: u32 = 16;
 /// The part of both ports that tells sets that lie together apart, in host byte order.
 const LOW_BITS: u32 = ((NEIGHBOURS - 1) << 16) | (NEIGHBOURS - 1);
+/// The part of an entry that says which copy it is, and so the number of copies that can be told.
+pub const LINE: u32 = (1 << 24) - 1;
 
 impl Part {
-    /// Where packets with these addresses, ports and protocol have their place: see [`Part::sets`]. Ports as they stand in the packet.
+    /// Where packets with these addresses, ports and protocol have their place: see [`Extent::sets_of`]. Ports as they stand in the packet.
     ///
     /// The connections of a host have consecutive ports, and their packets come together: so their places lie together, where one address
     /// translation does for all of them, and processors fetch ahead. All else decides by chance which neighbourhood that is.
@@ -274,32 +299,73 @@ impl Part {
         Place { neighbourhoods: x ^ (x >> 32), low: (ports ^ (ports >> 16)) & (NEIGHBOURS - 1) }
     }
 
-    /// The two sets of a place, unless there is no room for anything. The controller may move the part at any time: these are both of where
-    /// it was, or both of where it is.
+    /// Where packets with this key have their place.
     #[inline(always)]
-    pub fn sets(&self, place: Place) -> Option<[u32; 2]> {
+    pub const fn place_of(&self, key: &Key<Ipv4>) -> Place {
+        self.place(addresses(key), ports(key), key.protocol)
+    }
+
+    /// What it has. The controller may move the part at any time: this is where it was, or where it is.
+    #[inline(always)]
+    pub fn extent(&self) -> Extent {
         // One word, as the kernel copies it on an update: never the beginning of one extent with the length of another.
         // SAFETY: two words of this structure, which begins on eight bytes.
         let extent = unsafe { (&raw const self.first).cast::<u64>().read_volatile() };
-        let (first, sets) = if cfg!(target_endian = "little") {
-            (extent as u32, (extent >> 32) as u32)
+        if cfg!(target_endian = "little") {
+            Extent { first: extent as u32, sets: (extent >> 32) as u32 }
         } else {
-            ((extent >> 32) as u32, extent as u32)
-        };
-        let neighbourhoods = (sets / NEIGHBOURS) as u64;
+            Extent { first: (extent >> 32) as u32, sets: extent as u32 }
+        }
+    }
+
+    /// The copy of its extent that is to be looked at next for one that is free: all in turn.
+    #[inline(always)]
+    pub const fn next_line(&mut self, extent: Extent) -> u32 {
+        let at = if self.next < extent.lines() { self.next } else { 0 };
+        self.next = at + 1;
+        extent.first_line().wrapping_add(at)
+    }
+}
+
+impl Extent {
+    /// So many sets from `first` on, unless there are none, or not all of them are among the first `total`.
+    pub const fn within(total: u32, first: u32, sets: u32) -> Self {
+        let extent = Self { first, sets };
+        if sets == 0 || extent.end() > total { Self { first: 0, sets: 0 } } else { extent }
+    }
+
+    /// The set behind the last.
+    pub const fn end(self) -> u32 {
+        self.first.saturating_add(self.sets)
+    }
+
+    /// Its first copy.
+    #[inline(always)]
+    pub const fn first_line(self) -> u32 {
+        self.first.wrapping_mul(COPIES_PER_SET)
+    }
+
+    /// How many copies it has.
+    #[inline(always)]
+    pub const fn lines(self) -> u32 {
+        self.sets.wrapping_mul(COPIES_PER_SET)
+    }
+
+    /// The two sets of a place, unless there is no room for anything.
+    #[inline(always)]
+    pub const fn sets_of(self, place: Place) -> Option<[u32; 2]> {
+        let neighbourhoods = (self.sets / NEIGHBOURS) as u64;
         if neighbourhoods == 0 {
             return None;
         }
-        // The neighbourhood that a number of 32 bits falls to, as fairly as can be (Lemire, 2019).
-        let nth =
-            |number: u32| first.wrapping_add(((number as u64 * neighbourhoods) >> 32) as u32 * NEIGHBOURS + place.low);
-        Some([nth(place.neighbourhoods as u32), nth((place.neighbourhoods >> 32) as u32)])
+        let [a, b] = [place.neighbourhoods as u32, (place.neighbourhoods >> 32) as u32];
+        Some([self.nth(a, neighbourhoods) + place.low, self.nth(b, neighbourhoods) + place.low])
     }
 
-    /// The two sets of packets with this key, unless there is no room for anything.
+    /// The first set of the neighbourhood that a number falls to, as fairly as can be (Lemire, 2019).
     #[inline(always)]
-    pub fn sets_of(&self, key: &Key<Ipv4>) -> Option<[u32; 2]> {
-        self.sets(self.place(addresses(key), ports(key), key.protocol))
+    const fn nth(self, number: u32, neighbourhoods: u64) -> u32 {
+        self.first.wrapping_add(((number as u64 * neighbourhoods) >> 32) as u32 * NEIGHBOURS)
     }
 }
 
@@ -310,6 +376,23 @@ pub struct Place {
     neighbourhoods: u64,
     /// The set in both.
     low: u32,
+}
+
+impl Place {
+    /// What a set says of a copy: which one it is, below [`LINE`], and above that seven bits of the hash, so that few copies are looked at
+    /// in vain, and a one.
+    #[inline(always)]
+    pub const fn entry(self, line: u32) -> u32 {
+        // The high bits choose the neighbourhood.
+        ((self.neighbourhoods as u32) << 24) | 1 << 31 | line & LINE
+    }
+
+    /// The copy that an entry says, if it may be for this place's packets.
+    #[inline(always)]
+    pub const fn line(self, entry: u32) -> Option<u32> {
+        let line = entry ^ self.entry(0);
+        if line > LINE { None } else { Some(line) }
+    }
 }
 
 /// How long a copy may be good, in ticks: as long as a flow may go without maintenance, but, so that flows expire in time, no longer than
@@ -340,6 +423,10 @@ mod tests {
         Key::new(Ipv4::from_be(src), Ipv4::from_be(dst), sport, dport, PROTOCOL_UDP)
     }
 
+    fn sets_of(part: &Part, key: &Key<Ipv4>) -> [u32; 2] {
+        part.extent().sets_of(part.place_of(key)).unwrap()
+    }
+
     fn part(first: u32, sets: u32, seed: [u64; 2]) -> Part {
         Part { first, sets, seed, ..Part::default() }
     }
@@ -356,7 +443,7 @@ mod tests {
     fn connections_of_a_host_lie_together() {
         let part = part(0, 1 << 16, [1, 2]);
         let sets: Vec<u32> =
-            (0..16u16).map(|n| part.sets_of(&key(1, 2, (4096 + n).to_be(), 443u16.to_be())).unwrap()[0]).collect();
+            (0..16u16).map(|n| sets_of(&part, &key(1, 2, (4096 + n).to_be(), 443u16.to_be()))[0]).collect();
         let first = sets[0] / NEIGHBOURS;
         assert!(sets.iter().all(|set| set / NEIGHBOURS == first), "{sets:?}");
         let distinct: std::collections::BTreeSet<&u32> = sets.iter().collect();
@@ -364,23 +451,35 @@ mod tests {
     }
 
     #[test]
-    fn half_full_nearly_all_find_room() {
+    fn nearly_all_copies_can_be_told() {
         // As the programs do it: in the set that has more room.
         let part = part(0, 1 << 12, [3, 4]);
         let mut used = vec![0usize; 1 << 12];
         let mut refused = 0;
-        for flow in 0..1u32 << 12 {
+        for flow in 0..COPIES_PER_SET << 12 {
             let sport = u16::try_from(flow % 63).unwrap() + 1024;
-            let sets = part.sets_of(&key((flow / 63).to_be(), 7, sport.to_be(), 443u16.to_be())).unwrap();
+            let sets = sets_of(&part, &key((flow / 63).to_be(), 7, sport.to_be(), 443u16.to_be()));
             let [first, second] = sets.map(|set| set as usize);
             let set = if used[second] < used[first] { second } else { first };
-            if used[set] < WAYS {
+            if used[set] < WAYS as usize {
                 used[set] += 1;
             } else {
                 refused += 1;
             }
         }
-        assert!(refused < (1 << 12) / 100, "{refused} of {} found no room", 1 << 12);
+        assert!(refused < (1 << 12) / 1000, "{refused} of {} found no room", COPIES_PER_SET << 12);
+    }
+
+    #[test]
+    fn copies_are_looked_at_in_turn() {
+        let mut part = part(64, 32, [1, 2]);
+        let extent = part.extent();
+        let first: Vec<u32> = (0..64).map(|_| part.next_line(extent)).collect();
+        assert_eq!(first, (128..192).collect::<Vec<u32>>());
+        assert_eq!(part.next_line(extent), 128);
+        // A part that has become smaller.
+        part.next = 40;
+        assert_eq!(part.next_line(Extent { first: 0, sets: 16 }), 0);
     }
 
     #[test]
@@ -418,8 +517,17 @@ mod tests {
         #[test]
         fn places_are_within_the_part(first in 0u32..1 << 30, sets in NEIGHBOURS..1 << 20, seed: [u64; 2], src: u32, sport: u16) {
             let part = part(first, sets, seed);
-            let places = part.sets_of(&key(src, 9, sport, 5)).unwrap();
+            let places = sets_of(&part, &key(src, 9, sport, 5));
             prop_assert!(places.iter().all(|set| (first..first + sets).contains(set)));
+        }
+
+        #[test]
+        fn entries_tell_copies(neighbourhoods: u64, low in 0..NEIGHBOURS, line in 0..=LINE) {
+            let place = Place { neighbourhoods, low };
+            prop_assert_eq!(place.line(place.entry(line)), Some(line));
+            prop_assert_eq!(place.line(0), None);
+            let other = Place { neighbourhoods: neighbourhoods ^ 1, low };
+            prop_assert_eq!(other.line(place.entry(line)), None);
         }
 
         #[test]

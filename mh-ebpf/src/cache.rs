@@ -9,7 +9,7 @@
 use mh_common::{
     abi::{self, Interface, Live},
     address::{Ipv4, V4},
-    cache::{self, Copied, OUTWARD, Part, Tag, XDP},
+    cache::{self, COPIES_PER_SET, Copied, Extent, OUTWARD, Part, Place, TRIES, Tag, XDP},
     checksum::{Delta, TTL_DECREMENT},
     flow::{self, Entry, Key},
     time::{self, Tick},
@@ -102,13 +102,8 @@ pub fn hit<F: Frame>(frame: &mut F) -> Option<Result<Sent, Verdict>> {
         ports: Tag::ports(ports, live.cache_epoch, protocol),
         arrival: Tag::arrival(head.load::<_, 0>(), head.load::<_, 4>(), frame.ifindex()),
     };
-    let [first, second] = part.sets(part.place(tag.addresses, ports, protocol))?;
-    let copy = match look(first, &tag) {
-        Some(copy) => copy,
-        None => look(second, &tag)?,
-    };
-    // SAFETY: a live map value that only this CPU writes.
-    let copy = unsafe { &mut *copy };
+    let place = part.place(tag.addresses, ports, protocol);
+    let copy = find(part.extent(), place, |found| *found == tag)?.copy;
     let now = maps::now(part);
     let packets = frame.segments();
     let size = match frame.segment_payload() {
@@ -170,12 +165,34 @@ pub fn hit<F: Frame>(frame: &mut F) -> Option<Result<Sent, Verdict>> {
 /// The most packets that one may stand for.
 const MOST_SEGMENTS: u32 = 1 << 14;
 
-/// The copy with this tag in a set.
+/// A copy, and what says that it is there.
+struct Found {
+    entry: &'static mut u32,
+    copy: &'static mut Copied,
+}
+
+/// The copy of a place's packets whose tag `is` what is looked for.
 #[inline(always)]
-fn look(set: u32, tag: &Tag) -> Option<*mut Copied> {
-    // SAFETY: a live map value that only this CPU writes.
-    let set = unsafe { &mut *maps::copies(set)? };
-    set.ways.iter_mut().find(|copy| copy.tag == *tag).map(|copy| &raw mut *copy)
+fn find(extent: Extent, place: Place, is: impl Fn(&Tag) -> bool) -> Option<Found> {
+    let [first, second] = extent.sets_of(place)?;
+    match look(first, place, &is) {
+        Some(found) => Some(found),
+        None => look(second, place, &is),
+    }
+}
+
+/// The same in one set.
+#[inline(always)]
+fn look(set: u32, place: Place, is: impl Fn(&Tag) -> bool) -> Option<Found> {
+    for entry in &mut maps::copies(set)?.ways {
+        if let Some(line) = place.line(*entry) {
+            let copy = maps::copy(line)?;
+            if is(&copy.tag) {
+                return Some(Found { entry, copy });
+            }
+        }
+    }
+    None
 }
 
 /// What a copy is made for.
@@ -206,17 +223,20 @@ pub fn keep(key: &Key<Ipv4>, entry: &mut Entry<Ipv4>, arrival: &Arrival<'_>, liv
     {
         return;
     }
-    let Some(place) = place(key, part, now) else {
-        part.full += 1;
-        return;
+    let (extent, place) = (part.extent(), part.place_of(key));
+    let copy = match find(extent, place, |tag| tag.is_of(key)) {
+        Some(found) => {
+            found.copy.counted(entry);
+            found.copy
+        }
+        None => match begin(part, extent, place, now) {
+            Some(copy) => copy,
+            None => {
+                part.full += 1;
+                return;
+            }
+        },
     };
-    // SAFETY: a live map value that only this CPU writes.
-    let place = unsafe { &mut *place };
-    if place.tag.is_of(key) {
-        place.counted(entry);
-    } else {
-        give_back(place);
-    }
     let outward = entry.leads_outside();
     let (address, port) = if outward { (entry.src, entry.sport) } else { (entry.dst, entry.dport) };
     let mut flags = 0;
@@ -229,7 +249,7 @@ pub fn keep(key: &Key<Ipv4>, entry: &mut Entry<Ipv4>, arrival: &Arrival<'_>, liv
     // Not beyond the time when the half is due for maintenance.
     let left = time::MAINTENANCE_TICKS.wrapping_sub(time::since(now, entry.maintained));
     let window = if part.window < left { part.window } else { left };
-    *place = Copied {
+    *copy = Copied {
         tag: Tag::new(key, live.cache_epoch, arrival.ifindex, arrival.interface.mac),
         ethernet: ethernet(&entry.dst_mac, &entry.src_mac),
         address: address.to_be(),
@@ -244,25 +264,19 @@ pub fn keep(key: &Key<Ipv4>, entry: &mut Entry<Ipv4>, arrival: &Arrival<'_>, liv
     };
 }
 
-/// Where the copy of a half is or, if there is none, may be made: in the set that has more room.
+/// Finds room for a copy of this place's packets, and enters it: in the set that has more room.
 #[inline(always)]
-fn place(key: &Key<Ipv4>, part: &Part, now: Tick) -> Option<*mut Copied> {
-    let mut free: Option<*mut Copied> = None;
+fn begin(part: &mut Part, extent: Extent, place: Place, now: Tick) -> Option<&'static mut Copied> {
+    // Pointers: taking a copy from another half may change the same set.
+    let mut free: Option<*mut u32> = None;
     let mut most = 0;
-    for set in part.sets_of(key)? {
-        // SAFETY: a live map value that only this CPU writes.
-        let set = unsafe { &mut *maps::copies(set)? };
-        let mut first: Option<*mut Copied> = None;
+    for set in extent.sets_of(place)? {
+        let mut first: Option<*mut u32> = None;
         let mut room = 0;
-        for copy in &mut set.ways {
-            if copy.tag.is_of(key) {
-                return Some(copy);
-            }
-            if !copy.is_good(now) {
+        for entry in &mut maps::copies(set)?.ways {
+            if *entry == 0 {
                 room += 1;
-                if first.is_none() {
-                    first = Some(copy);
-                }
+                first = Some(entry);
             }
         }
         if room > most {
@@ -270,7 +284,36 @@ fn place(key: &Key<Ipv4>, part: &Part, now: Tick) -> Option<*mut Copied> {
             free = first;
         }
     }
-    free
+    let free = free?;
+    for _ in 0..TRIES {
+        let line = part.next_line(extent);
+        let copy = maps::copy(line)?;
+        if !copy.is_used(now) {
+            if copy.tag.addresses != 0 {
+                give_back(copy);
+                forget(part, extent, line, copy);
+            }
+            // SAFETY: a live map value that only this CPU writes.
+            unsafe { *free = place.entry(line) };
+            return Some(copy);
+        }
+    }
+    None
+}
+
+/// Takes out of its set what tells of a copy.
+#[inline(always)]
+fn forget(part: &Part, extent: Extent, line: u32, copy: &Copied) {
+    let place = part.place_of(&copy.key());
+    let Some(sets) = extent.sets_of(place) else { return };
+    for set in sets {
+        let Some(set) = maps::copies(set) else { return };
+        for entry in &mut set.ways {
+            if *entry == place.entry(line) {
+                *entry = 0;
+            }
+        }
+    }
 }
 
 /// Ends this CPU's copy of a half, if there is one, and adds what it has counted to the half; `entry` may be null.
@@ -278,22 +321,17 @@ fn place(key: &Key<Ipv4>, part: &Part, now: Tick) -> Option<*mut Copied> {
 // bytes (6.1).
 #[inline(never)]
 pub fn settle(key: &Key<Ipv4>, entry: *mut Entry<Ipv4>) {
-    let Some(sets) = maps::part().and_then(|part| part.sets_of(key)) else { return };
-    for set in sets {
-        let Some(set) = maps::copies(set) else { return };
-        // SAFETY: a live map value that only this CPU writes.
-        for copy in unsafe { &mut (*set).ways } {
-            if copy.tag.is_of(key) {
-                // SAFETY: null, or as in `established_of`.
-                if let Some(entry) = unsafe { entry.as_mut() } {
-                    copy.counted(entry);
-                }
-                copy.tag.addresses = 0;
-                copy.count = 0;
-                return;
-            }
-        }
+    let Some(part) = maps::part() else { return };
+    let Some(Found { entry: told, copy }) = find(part.extent(), part.place_of(key), |tag| tag.is_of(key)) else {
+        return;
+    };
+    // SAFETY: null, or as in `established_of`.
+    if let Some(entry) = unsafe { entry.as_mut() } {
+        copy.counted(entry);
     }
+    *told = 0;
+    copy.tag.addresses = 0;
+    copy.count = 0;
 }
 
 /// Ends the copies of the sets that the packet names, which no CPU uses: see [`cache::SPAN_AT`].
@@ -307,8 +345,9 @@ pub fn end<F: Frame>(frame: &F) -> i32 {
             break;
         }
         let Some(set) = maps::copies(first) else { break };
-        // SAFETY: a live map value that nobody else writes now.
-        for copy in unsafe { &mut (*set).ways } {
+        *set = cache::Set::default();
+        for nth in 0..COPIES_PER_SET {
+            let Some(copy) = maps::copy(first.wrapping_mul(COPIES_PER_SET).wrapping_add(nth)) else { break };
             give_back(copy);
             *copy = Copied::default();
         }

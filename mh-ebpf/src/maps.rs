@@ -14,7 +14,7 @@ use mh_common::{
     },
     address::{Ipv4, V4},
     binding::{End, Inside, Outside, Peer, PortRequest},
-    cache::{Part, Set},
+    cache::{COPIES_PER_SET, Copied, Part, Set},
     flow::{Entry, Key},
     fragment::{self, Held, HeldKey, Waiting},
     hop::Hop,
@@ -105,12 +105,11 @@ static RULE_HITS: PerCpuArray<u64> = PerCpuArray::pinned(rules::HIT_COUNTERS, 0)
 #[map(name = "mh_sticky4")]
 static STICKY4: LruHashMap<StickyKey<Ipv4>, Sticky> = LruHashMap::pinned(MAX_STICKY, 0);
 
-/// Sets of the flow cache.
-const CACHE_SETS: u32 = FLOWS / 2;
-
 // Mapped memory begins on a page, so a copy is one cache line.
 #[map(name = "mh_cache4")]
-static CACHE4: Array<Set> = Array::pinned(CACHE_SETS, aya_ebpf::bindings::BPF_F_MMAPABLE);
+static CACHE4: Array<Copied> = Array::pinned(FLOWS, aya_ebpf::bindings::BPF_F_MMAPABLE);
+#[map(name = "mh_cache_index4")]
+static CACHE_INDEX4: Array<Set> = Array::pinned(FLOWS / COPIES_PER_SET, aya_ebpf::bindings::BPF_F_MMAPABLE);
 #[map(name = "mh_cache_parts")]
 static CACHE_PARTS: PerCpuArray<Part> = PerCpuArray::pinned(1, 0);
 
@@ -342,8 +341,16 @@ pub fn uplink_counters(index: u8) -> Option<*mut UplinkCounters> {
 
 /// A set of the flow cache.
 #[inline(always)]
-pub fn copies(set: u32) -> Option<*mut Set> {
-    CACHE4.get_ptr_mut(set)
+pub fn copies(set: u32) -> Option<&'static mut Set> {
+    // SAFETY: as in `copy`.
+    CACHE_INDEX4.get_ptr_mut(set).map(|set| unsafe { &mut *set })
+}
+
+/// A copy in the flow cache.
+#[inline(always)]
+pub fn copy(line: u32) -> Option<&'static mut Copied> {
+    // SAFETY: a live map value that only the CPU whose part it lies in writes.
+    CACHE4.get_ptr_mut(line).map(|copy| unsafe { &mut *copy })
 }
 
 /// This CPU's part of the flow cache, and what it knows of the time.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, TestRunResult, Xdp};
 use mh_common::{
     abi::{self, map, program},
@@ -110,7 +110,7 @@ pub struct Rig {
     counters: Counters,
     fragments: HashMap<MapData, fragment::Key<Ipv4>, Entry<Ipv4>>,
     waiting: HashMap<MapData, fragment::Key<Ipv4>, fragment::Waiting>,
-    cache: Array<MapData, cache::Set>,
+    cache_sets: u32,
     parts: PerCpuArray<MapData, cache::Part>,
 }
 
@@ -226,9 +226,9 @@ impl Rig {
         let counters = Counters::open(&pins.join(map::VERDICTS))?;
         let fragments = Map::from_map_data(MapData::from_pin(pins.join(map::FRAGMENTS4))?)?.try_into()?;
         let waiting = Map::from_map_data(MapData::from_pin(pins.join(map::WAITING4))?)?.try_into()?;
-        let cache = Map::from_map_data(MapData::from_pin(pins.join(map::CACHE4))?)?.try_into()?;
+        let cache_sets = MapData::from_pin(pins.join(map::CACHE_INDEX4))?.info()?.max_entries();
         let parts = Map::from_map_data(MapData::from_pin(pins.join(map::CACHE_PARTS))?)?.try_into()?;
-        Ok(Self { datapath, tables, desired, ifindex, counters, fragments, waiting, cache, parts })
+        Ok(Self { datapath, tables, desired, ifindex, counters, fragments, waiting, cache_sets, parts })
     }
 
     /// Who shares the flow cache out.
@@ -262,18 +262,8 @@ impl Rig {
     /// # Errors
     /// If a map can't be read or written.
     pub fn end_copies(&mut self) -> Result<()> {
-        let mut halves = Vec::new();
-        self.tables.flows4.walk(|key, half| halves.push((key, half)))?;
-        for (key, mut half) in halves {
-            self.tables.copies.count(&key, &mut half);
-            self.tables.flows4.insert(key, half, 0)?;
-        }
-        for set in 0..self.cache.len() {
-            if self.cache.get(&set, 0)? != cache::Set::default() {
-                self.cache.set(set, cache::Set::default(), 0)?;
-            }
-        }
-        Ok(())
+        let all = cache::Extent { first: 0, sets: self.cache_sets };
+        Ok(self.keeper()?.settle(all)?)
     }
 
     /// Takes a half out of the conntrack, and its copies with it.

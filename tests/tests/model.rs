@@ -23,7 +23,7 @@ fn compare(isp2: &str, change: impl Fn(&mut Setup) + Sync, share: u64) {
     if skipped() {
         return;
     }
-    let mut left = number("MH_MODEL_STEPS", 60_000) / share;
+    let mut left = number("MH_MODEL_STEPS", 120_000) / share;
     let fresh = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
     let mut seed = number("MH_MODEL_SEED", fresh.into());
     while left > 0 {

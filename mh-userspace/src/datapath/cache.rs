@@ -8,6 +8,7 @@
 
 use std::{
     io,
+    marker::PhantomData,
     os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
     ptr::{self, NonNull},
@@ -23,7 +24,7 @@ use bytemuck::{Pod, Zeroable};
 use mh_common::{
     abi::{Live, map},
     address::Ipv4,
-    cache::{self, Copied, Part, SPAN_AT, SPAN_END, Set, WAYS},
+    cache::{self, COPIES_PER_SET, Copied, Extent, Part, SPAN_AT, SPAN_END, Set},
     flow::{Entry, Key},
     time::Tick,
     verdict::Verdict,
@@ -31,7 +32,7 @@ use mh_common::{
 
 use super::{
     DatapathError,
-    shares::{self, Extent, Load},
+    shares::{self, Load},
     syscall::bpf,
     tables::{Tables, pinned, typed},
 };
@@ -47,41 +48,89 @@ const MEMBARRIER_QUERY: libc::c_int = 0;
 /// `MEMBARRIER_CMD_GLOBAL`: returns when every CPU has been through a point at which no program runs. Not with `nohz_full`.
 const MEMBARRIER_GLOBAL: libc::c_int = 1;
 
-/// How many sets the cache has for a conntrack of so many entries.
-pub fn sets(entries: u32) -> u32 {
-    (entries.saturating_mul(COPIES_PER_ENTRY) / cache::WAYS_U32).max(1)
+/// How many copies the cache has room for, with a conntrack of so many entries.
+pub fn copies(entries: u32) -> u32 {
+    entries.saturating_mul(COPIES_PER_ENTRY).clamp(COPIES_PER_SET, cache::LINE)
+}
+
+/// How many sets tell so many copies.
+pub const fn sets(copies: u32) -> u32 {
+    copies / COPIES_PER_SET
 }
 
 fn unreadable((file, source): (&str, io::Error)) -> DatapathError {
     DatapathError::Io { what: format!("read {file}"), source }
 }
 
+/// The memory of an array that the kernel shares, of entries of `WORDS` words.
+struct Shared<T, const WORDS: usize> {
+    memory: NonNull<[u64; WORDS]>,
+    entries: u32,
+    entry: PhantomData<T>,
+}
+
+// SAFETY: the memory is only read, and stays mapped as long as this lives.
+unsafe impl<T, const WORDS: usize> Send for Shared<T, WORDS> {}
+// SAFETY: as above.
+unsafe impl<T, const WORDS: usize> Sync for Shared<T, WORDS> {}
+
+impl<T: Pod, const WORDS: usize> Shared<T, WORDS> {
+    /// Maps the array that is pinned in the directory.
+    fn open(dir: &Path, name: &'static str) -> Result<Self, DatapathError> {
+        const { assert!(size_of::<T>() == size_of::<[u64; WORDS]>()) };
+        let data = pinned(dir, name, |path| MapData::from_pin(path))?;
+        let entries = data.info().map_err(DatapathError::map("look at the flow cache"))?.max_entries();
+        let descriptor = data.fd().as_fd().as_raw_fd();
+        let length = Self::length(entries);
+        // SAFETY: a new mapping of the map's whole memory, which is not written from here.
+        let memory = unsafe { libc::mmap(ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, descriptor, 0) };
+        let memory = NonNull::new(memory.cast()).filter(|_| memory != libc::MAP_FAILED);
+        let memory = memory.ok_or_else(io::Error::last_os_error).map_err(DatapathError::io("map the flow cache"))?;
+        Ok(Self { memory, entries, entry: PhantomData })
+    }
+
+    const fn length(entries: u32) -> usize {
+        entries as usize * size_of::<T>()
+    }
+
+    /// An entry, unless there is none of that number.
+    fn get(&self, index: u32) -> Option<T> {
+        if index >= self.entries {
+            return None;
+        }
+        // SAFETY: within the mapping; a program may write at the same time, so words are read one by one, and each is one or the other.
+        let words = unsafe {
+            let start = self.memory.as_ptr().add(index as usize).cast::<u64>();
+            std::array::from_fn::<u64, WORDS, _>(|n| start.add(n).read_volatile())
+        };
+        Some(bytemuck::pod_read_unaligned(bytemuck::cast_slice(&words)))
+    }
+}
+
+impl<T, const WORDS: usize> Drop for Shared<T, WORDS> {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `open` made, which nothing refers to any more.
+        unsafe { libc::munmap(self.memory.as_ptr().cast(), self.entries as usize * size_of::<T>()) };
+    }
+}
+
 /// All copies, and whose they are.
 pub struct Copies {
-    memory: NonNull<Set>,
+    copies: Shared<Copied, 8>,
+    index: Shared<Set, 2>,
     sets: u32,
     parts: PerCpuArray<MapData, Part>,
     /// The parts as they were divided when they were last looked at; CPUs without one are left out.
     divided: RwLock<Vec<Part>>,
 }
 
-// SAFETY: the memory is only read, and stays mapped as long as this lives.
-unsafe impl Send for Copies {}
-// SAFETY: as above.
-unsafe impl Sync for Copies {}
-
 impl Copies {
     /// Maps the cache that is pinned in the directory.
     pub fn open(dir: &Path) -> Result<Self, DatapathError> {
-        let data = pinned(dir, map::CACHE4, |path| MapData::from_pin(path))?;
-        let sets = data.info().map_err(DatapathError::map("look at the flow cache"))?.max_entries();
-        let (length, descriptor) = (sets as usize * size_of::<Set>(), data.fd().as_fd().as_raw_fd());
-        // SAFETY: a new mapping of the map's whole memory, which is not written from here.
-        let memory = unsafe { libc::mmap(ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, descriptor, 0) };
-        let memory = NonNull::new(memory.cast::<Set>()).filter(|memory| memory.as_ptr().cast() != libc::MAP_FAILED);
-        let memory = memory.ok_or_else(io::Error::last_os_error).map_err(DatapathError::io("map the flow cache"))?;
+        let (copies, index) = (Shared::open(dir, map::CACHE4)?, Shared::open(dir, map::CACHE_INDEX4)?);
+        let sets = sets(copies.entries).min(index.entries);
         let parts = typed(dir, map::CACHE_PARTS)?;
-        let copies = Self { memory, sets, parts, divided: RwLock::default() };
+        let copies = Self { copies, index, sets, parts, divided: RwLock::default() };
         copies.look()?;
         Ok(copies)
     }
@@ -100,40 +149,22 @@ impl Copies {
     /// Adds to a half what its copies have counted.
     pub fn count(&self, key: &Key<Ipv4>, half: &mut Entry<Ipv4>) {
         for part in &*self.divided.read().unwrap_or_else(PoisonError::into_inner) {
+            let place = part.place_of(key);
             // Both may be the same set.
-            let places = part.sets_of(key).into_iter().flatten().flat_map(|set| (0..WAYS).map(move |way| (set, way)));
-            let copy = places.filter_map(|(set, way)| self.copy(set, way)).find(|copy| copy.tag.is_of(key));
+            let sets = part.extent().sets_of(place).into_iter().flatten().filter_map(|set| self.index.get(set));
+            let lines = sets.flat_map(|set| set.ways).filter_map(|entry| place.line(entry));
+            let copy = lines.filter_map(|line| self.copies.get(line)).find(|copy| copy.tag.is_of(key));
             if let Some(copy) = copy {
                 copy.counted(half);
             }
         }
     }
 
-    /// A copy, unless there is no such set.
-    fn copy(&self, set: u32, way: usize) -> Option<Copied> {
-        if set >= self.sets {
-            return None;
-        }
-        // SAFETY: within the mapping; a program may write at the same time, so words are read one by one, and each is one or the other.
-        let words = unsafe {
-            let start = self.memory.as_ptr().add(set as usize).cast::<Copied>().add(way).cast::<u64>();
-            std::array::from_fn::<u64, { size_of::<Copied>() / size_of::<u64>() }, _>(|n| start.add(n).read_volatile())
-        };
-        Some(bytemuck::cast(words))
-    }
-
     /// How many of a part's copies are good.
     fn good(&self, part: &Part, now: Tick) -> u64 {
-        let places =
-            (part.first..part.first.saturating_add(part.sets)).flat_map(|set| (0..WAYS).map(move |way| (set, way)));
-        places.filter(|(set, way)| self.copy(*set, *way).is_some_and(|copy| copy.is_good(now))).count() as u64
-    }
-}
-
-impl Drop for Copies {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that `open` made, which nothing refers to any more.
-        unsafe { libc::munmap(self.memory.as_ptr().cast(), self.sets as usize * size_of::<Set>()) };
+        let extent = part.extent();
+        let lines = extent.first_line()..extent.first_line().saturating_add(extent.lines());
+        lines.filter(|line| self.copies.get(*line).is_some_and(|copy| copy.is_used(now))).count() as u64
     }
 }
 
@@ -263,7 +294,7 @@ impl Keeper {
     }
 
     /// Ends all copies where nobody uses them: what they have counted goes to their halves.
-    fn settle(&mut self, extent: Extent) -> Result<(), DatapathError> {
+    pub fn settle(&mut self, extent: Extent) -> Result<(), DatapathError> {
         let Extent { mut first, sets: mut left } = extent;
         while left > 0 {
             let sets = left.min(SETS_PER_CALL);

@@ -69,6 +69,7 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
     });
     let level: u8 = if debug { 0xff } else { 0 };
     let new_flows = (sizes.conntrack_entries / NEW_FLOWS_DIVISOR).max(1);
+    let copies = cache::copies(sizes.conntrack_entries);
     let mut loader = EbpfLoader::new();
     let renewed = if let Pins::Older(upgrade) = &pins { upgrade.prepare()? } else { Vec::new() };
     for (name, path) in renewed {
@@ -81,7 +82,8 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
         .map_max_entries(map::BY_INSIDE4, sizes.bindings)
         .map_max_entries(map::BY_OUTSIDE4, sizes.bindings.saturating_mul(RESTING_FACTOR))
         .map_max_entries(map::PEERS4, sizes.bindings)
-        .map_max_entries(map::CACHE4, cache::sets(sizes.conntrack_entries))
+        .map_max_entries(map::CACHE4, copies)
+        .map_max_entries(map::CACHE_INDEX4, cache::sets(copies))
         .override_global("AYA_LOG_LEVEL", &level, true)
         .override_global("MH_SOCK_USERLOCKS", &userlocks, true)
         .load(OBJECT)?;

@@ -6,9 +6,9 @@
 //!
 //! A pure function of what was observed; nothing here knows of maps or threads.
 
-use mh_common::cache::{NEIGHBOURS, WAYS_U32};
+use mh_common::cache::{COPIES_PER_SET, Copied, Extent};
 
-/// The fewest sets of a part.
+/// The fewest sets of a part: 8192 copies.
 pub const LEAST_SETS: u32 = 4096;
 /// Of so many packets one may find no room without need for more.
 const TOLERATED: u64 = 64;
@@ -16,8 +16,9 @@ const TOLERATED: u64 = 64;
 const GROWTH: [(u64, u32); 3] = [(75, 8), (33, 4), (0, 2)];
 /// A part shrinks if less than one in so many of its places is in use.
 const SPARSE: u64 = 16;
-/// Parts are made of whole pages: of so many sets.
-const PAGE: u32 = 2 * NEIGHBOURS;
+/// Parts are made of whole pages of copies, which go with so many sets.
+const PAGE: u32 = 32;
+const _: () = assert!((PAGE * COPIES_PER_SET) as usize * size_of::<Copied>() == 4096);
 /// Changes of less than one in so many sets are not worth making all copies anew.
 const WORTH: u32 = 4;
 
@@ -41,11 +42,11 @@ impl Load {
             let growth = GROWTH.iter().find(|(percent, _)| self.refused * 100 > self.packets * percent);
             return self.sets.saturating_mul(growth.map_or(1, |(_, factor)| *factor)).max(LEAST_SETS);
         }
-        let ways = u64::from(WAYS_U32);
+        let copies = u64::from(COPIES_PER_SET);
         match self.good {
-            Some(good) if good * SPARSE < u64::from(self.sets) * ways => {
+            Some(good) if good * SPARSE < u64::from(self.sets) * copies => {
                 // Twice the room that they take.
-                u32::try_from(good * 2 / ways)
+                u32::try_from(good * 2 / copies)
                     .unwrap_or(u32::MAX)
                     .next_power_of_two()
                     .clamp(LEAST_SETS, self.sets.max(LEAST_SETS))
@@ -82,27 +83,6 @@ pub fn for_good(total: u32, loads: &[Load]) -> Vec<u32> {
     }
     let share = total / u32::try_from(loads.len()).unwrap_or(u32::MAX).max(1);
     vec![share - share % PAGE; loads.len()]
-}
-
-/// Consecutive sets. None of them: all zero.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Extent {
-    /// The first.
-    pub first: u32,
-    /// How many.
-    pub sets: u32,
-}
-
-impl Extent {
-    /// These, unless there are none, or not all of them are among the first `total`.
-    pub fn within(total: u32, first: u32, sets: u32) -> Self {
-        let extent = Self { first, sets };
-        if sets == 0 || extent.end() > total { Self::default() } else { extent }
-    }
-
-    const fn end(self) -> u32 {
-        self.first.saturating_add(self.sets)
-    }
 }
 
 /// What is between these extents, of `total` sets.

@@ -23,7 +23,7 @@ impl Model {
         now: Tick,
         lot: Lot<'_>,
     ) -> Result<&'static str, Refusal> {
-        if let Some((uplink, sent)) = self.evicted(key, frame) {
+        if let Some((uplink, sent)) = self.evicted(key, frame, kind) {
             self.insert(key, &sent, uplink, kind, now)?;
             return Ok("restored");
         }
@@ -83,11 +83,13 @@ impl Model {
 
     /// The uplink and the outside form of a flow of which a half is gone, if something tells them: the answer's half, or the binding in
     /// mid-stream. An uplink that is down restores nothing.
-    pub(super) fn evicted(&self, key: &Key, frame: &Frame) -> Option<(u8, Key)> {
+    pub(super) fn evicted(&self, key: &Key, frame: &Frame, kind: Kind) -> Option<(u8, Key)> {
         let plain = has_ports(key.protocol);
         let midstream = !plain || key.protocol == TCP && frame.datagram.tcp_flags() & SYN == 0;
         let answered_by = |sent: &Key| self.halves.get(&sent.swapped()).filter(|half| half.reply).map(|h| h.uplink);
-        if let Some(uplink) = answered_by(key).filter(|uplink| self.is_up(*uplink)) {
+        // All uplinks translate: what begins inside has no answers to its own addresses. The machine itself may have been asked.
+        let untranslated = answered_by(key).filter(|uplink| self.is_up(*uplink) && (kind == Kind::Host || midstream));
+        if let Some(uplink) = untranslated {
             return Some((uplink, *key));
         }
         (0..2).filter(|uplink| self.is_up(*uplink)).find_map(|uplink| {

@@ -93,7 +93,7 @@ impl Model {
         if self.halves.get(&key).is_some_and(|half| frame.len() > self.mtu(half)) {
             return drop("too_big");
         }
-        let half = self.account(&key, side, frame, now)?;
+        let half = self.account(&key, side, frame, Some(begun), now)?;
         Ok(out(&half, begun, self.translated(frame, &half)))
     }
 

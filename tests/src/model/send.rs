@@ -18,8 +18,15 @@ impl Model {
         if half.leads_outside() { self.setup.mtu[usize::from(half.uplink)].into() } else { self.setup.lan_mtu }
     }
 
-    /// Counts the packet in its half, and does what is due. What is too large for its uplink is not counted.
-    pub(super) fn account(&mut self, key: &Key, side: Side, frame: &Frame, now: Tick) -> Result<Half, Refusal> {
+    /// Counts the packet in its half, and does what is due. What is too large for its uplink is not counted. `begun` as for [`Self::send`].
+    pub(super) fn account(
+        &mut self,
+        key: &Key,
+        side: Side,
+        frame: &Frame,
+        begun: Option<&'static str>,
+        now: Tick,
+    ) -> Result<Half, Refusal> {
         let epoch = self.epoch;
         let Some(mut half) = self.halves.get(key).cloned() else { return drop("conntrack_full") };
         let due = self.is_due(&half, now);
@@ -63,10 +70,15 @@ impl Model {
         }
         self.halves.insert(*key, half.clone());
         let closing = flags & (FIN | RST) != 0;
-        if due || closing || revived {
+        // A binding that has just been made, or asked for, lasts as long as a new flow.
+        let fresh = begun == Some("new") && has_ports(key.protocol);
+        if due && !fresh || closing || revived {
             self.extend_binding(key, closing, now);
         }
-        self.confirm(key);
+        // What a former flow's answers left says nothing of one that begins.
+        if begun != Some("new") {
+            self.confirm(key);
+        }
         if let Part::First(_) = frame.part {
             self.fragments.insert(whose(frame, side), (half.clone(), now));
         }
@@ -93,7 +105,7 @@ impl Model {
         begun: Option<&'static str>,
         now: Tick,
     ) -> Result<Expected, Refusal> {
-        let half = self.account(key, side, frame, now)?;
+        let half = self.account(key, side, frame, begun, now)?;
         let size = frame.len();
         let whole = if frame.datagram.df { "too_big" } else { "pass_to_fragment" };
         let translated = self.translated(frame, &half);
