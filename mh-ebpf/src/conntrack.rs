@@ -8,7 +8,7 @@
 
 use core::ptr::null_mut;
 
-use aya_ebpf::bindings::BPF_ANY;
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use mh_common::{
     abi,
     address::Address,
@@ -90,24 +90,26 @@ pub fn insert<Fam: Tables>(
     let forward = Entry::translating(key, sent, uplink, flags, now);
     let reply_key = forward.other_key(key.protocol);
     let mut table = Fam::new_flows();
-    let found = find::<Fam>(&reply_key);
-    let established = found.as_ref().is_some_and(|reply| !reply.new);
-    match found {
-        Some(reply) if is_other_half(reply.entry, key, uplink, flags) => {
-            // The halves of a flow live in the same table.
-            if established {
-                table = Fam::flows();
-            }
-        }
-        _ => {
+    match Fam::flows().get_ptr(&reply_key) {
+        // The halves of a flow live in the same table.
+        Some(reply) if is_other_half(reply, key, uplink, flags) => table = Fam::flows(),
+        established => {
             // What a former flow left, of which the other half was evicted, would take the answers to its inside host.
-            if established {
+            if established.is_some() {
                 let _ = Fam::flows().remove(&reply_key);
                 maps::void_copies();
             }
             let answer = swapped(key);
             let reply = Entry::translating(&reply_key, &answer, uplink, flags | flow::REPLY, now);
-            table.insert(&reply_key, &reply, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)?;
+            // Nearly always there is none, and it takes no lookup to know that.
+            let mut inserted = table.insert(&reply_key, &reply, BPF_NOEXIST as u64);
+            if inserted == Err(maps::EEXIST) {
+                inserted = match table.get_ptr(&reply_key) {
+                    Some(half) if is_other_half(half, key, uplink, flags) => Ok(()),
+                    _ => table.insert(&reply_key, &reply, BPF_ANY as u64),
+                };
+            }
+            inserted.map_err(|_| Verdict::ConntrackFull)?;
         }
     }
     table.insert(key, &forward, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)

@@ -69,7 +69,7 @@ pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
     // A binding of a port that has just been made, or asked for, lasts as long as it should.
     let fresh = note == Note::New as u32 && wire::has_ports(packet.key.protocol);
     if due && !fresh || closing || revived {
-        extend_binding::<Fam>(&packet.key, entry, scene, closing);
+        extend_binding::<Fam>(&packet.key, hit, scene, closing);
     }
     if packet.ip.part() == Part::First {
         fragment::remember::<Fam, EGRESS>(&packet.ip, entry, scene);
@@ -158,21 +158,33 @@ const fn inside_end<A: Address>(key: &Key<A>, entry: &Entry<A>) -> End<A> {
 ///
 /// What only the remote side sends keeps no binding alive (RFC 4787 REQ-6).
 #[inline(always)]
-pub fn extend_binding<Fam: Tables>(key: &Key<Fam::Address>, entry: &Entry<Fam::Address>, scene: &Scene, closes: bool) {
+pub fn extend_binding<Fam: Tables>(
+    key: &Key<Fam::Address>,
+    half: &Found<Fam::Address>,
+    scene: &Scene,
+    closes: bool,
+) {
     let &Scene { settings, now, .. } = scene;
+    // SAFETY: as in `established_of`.
+    let entry = unsafe { &*half.entry };
     let Some(binding) = Fam::by_inside().get_ptr_mut(inside_end(key, entry)) else { return };
     let protocol = key.protocol;
-    let other = match conntrack::find::<Fam>(&entry.other_key(protocol)) {
-        // SAFETY: as in `established_of`.
-        Some(other) => Seen::from(unsafe { &*other.entry }),
-        None => Seen::default(),
+    // Without the other half, if it has nothing to add: only TCP's timeouts depend on the state, and the inside has been heard of.
+    let state = if protocol != wire::PROTOCOL_TCP && (!half.new || !entry.is_reply()) {
+        State::Established
+    } else {
+        let other = match conntrack::find::<Fam>(&entry.other_key(protocol)) {
+            // SAFETY: as in `established_of`.
+            Some(other) => Seen::from(unsafe { &*other.entry }),
+            None => Seen::default(),
+        };
+        let own = Seen::from(entry);
+        let (forward, reply) = if entry.is_reply() { (other, own) } else { (own, other) };
+        if !forward.any {
+            return;
+        }
+        flow::state(protocol, forward, reply)
     };
-    let own = Seen::from(entry);
-    let (forward, reply) = if entry.is_reply() { (other, own) } else { (own, other) };
-    if !forward.any {
-        return;
-    }
-    let state = flow::state(protocol, forward, reply);
     let expires = now.wrapping_add(state.timeout(protocol, &settings.timeouts));
     // SAFETY: a live map value; `expires` is one word.
     let binding = unsafe { &mut *binding };

@@ -33,6 +33,9 @@ use crate::{
     track::{self, Note},
 };
 
+/// `-EEXIST`, as updates return it that ask for no entry to be there.
+pub const EEXIST: i32 = -17;
+
 const FLOWS: u32 = 1 << 20;
 const BINDINGS: u32 = 1 << 18;
 /// Tables that are mostly empty don't take their memory in advance.

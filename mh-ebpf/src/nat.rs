@@ -18,13 +18,11 @@ use mh_common::{
 use crate::{
     access::{Frame, TcFrame},
     limit,
-    maps::Tables,
+    maps::{self, Tables},
     parse::{Header, Packet, Transport},
     track::Scene,
 };
 
-/// `-EEXIST`, as map updates return it.
-const EEXIST: i32 = -17;
 /// `BPF_F_CURRENT_NETNS`.
 const CURRENT_NETNS: u64 = u64::MAX;
 /// The kernel's states of sockets that are connected to nobody: TCP's that listen, and UDP's.
@@ -117,7 +115,7 @@ pub fn bind<Fam: Tables + Header, const EGRESS: bool>(
             // Another CPU bound the same source in the meantime: its binding holds.
             match Fam::by_inside().get_ptr(inside_end) {
                 // SAFETY: a live map value that is copied.
-                Some(binding) if error == EEXIST => Ok(unsafe { *binding }),
+                Some(binding) if error == maps::EEXIST => Ok(unsafe { *binding }),
                 _ => Err(Verdict::BindingsFull),
             }
         }

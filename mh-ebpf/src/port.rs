@@ -21,8 +21,6 @@ use crate::{
     parse::{Header, Transport},
 };
 
-/// `-EEXIST`, as map updates return it.
-const EEXIST: i32 = -17;
 
 /// What [`mh_take_port4`] answers: a port was taken.
 const TAKEN: u32 = 0;
@@ -93,7 +91,7 @@ fn search<Fam: Tables + Header>(frame: &TcFrame<false>, request: &mut PortReques
                 request.port = port;
                 return TAKEN;
             }
-            Err(EEXIST) => {}
+            Err(maps::EEXIST) => {}
             Err(_) => return FULL,
         }
     }

@@ -53,7 +53,7 @@ pub fn run<Fam: Tables + Header, const EGRESS: bool>(
         let entry = unsafe { &mut *hit.entry };
         if entry.tcp & wire::TCP_RST == 0 {
             entry.tcp |= wire::TCP_RST;
-            forward::extend_binding::<Fam>(&packet.key, entry, scene, true);
+            forward::extend_binding::<Fam>(&packet.key, &hit, scene, true);
         }
     }
     turn_round::<Fam, EGRESS>(frame, &packet).map_err(|()| Verdict::Rewrite)?;

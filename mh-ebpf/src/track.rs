@@ -26,7 +26,7 @@ use mh_common::{
 use crate::{
     access::{Frame, TcFrame},
     cache::Arrival,
-    conntrack,
+    conntrack::{self, Found},
     count::{self, Sent},
     forward, fragment,
     maps::{self, Tables},
@@ -190,7 +190,8 @@ fn established_of<Fam: Tables + Header, F: Frame>(frame: &mut F, interface: &Int
     touch(entry, &packet, frame, now);
     if due {
         let scene = Scene { interface: *interface, live, settings, now };
-        forward::extend_binding::<Fam>(&packet.key, entry, &scene, false);
+        let half = Found { entry: &raw mut *entry, new: false };
+        forward::extend_binding::<Fam>(&packet.key, &half, &scene, false);
     }
     Fam::copy(&packet.key, entry, &Arrival { interface, ifindex: frame.ifindex(), mtu }, live, now);
     rewrite::translate::<Fam, F>(frame, &packet, entry, true).map_err(|()| Verdict::Rewrite)?;

@@ -363,7 +363,9 @@ impl Model {
     /// Moves the end of the binding on; `ends`: or nearer, if this was the end of a TCP connection.
     pub fn extend_binding(&mut self, key: &Key, ends: bool, now: Tick) {
         let Some(half) = self.halves.get(key).cloned() else { return };
-        let from_inside = if half.reply { self.other(&half).is_some_and(|f| f.packets > 0) } else { half.packets > 0 };
+        let heard = half.answered && half.to.protocol != TCP;
+        let from_inside =
+            if half.reply { heard || self.other(&half).is_some_and(|f| f.packets > 0) } else { half.packets > 0 };
         // RFC 4787 REQ-6: only what inside hosts send keeps a binding.
         if !from_inside {
             return;
