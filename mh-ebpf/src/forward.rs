@@ -158,12 +158,7 @@ const fn inside_end<A: Address>(key: &Key<A>, entry: &Entry<A>) -> End<A> {
 ///
 /// What only the remote side sends keeps no binding alive (RFC 4787 REQ-6).
 #[inline(always)]
-pub fn extend_binding<Fam: Tables>(
-    key: &Key<Fam::Address>,
-    half: &Found<Fam::Address>,
-    scene: &Scene,
-    closes: bool,
-) {
+pub fn extend_binding<Fam: Tables>(key: &Key<Fam::Address>, half: &Found<Fam::Address>, scene: &Scene, closes: bool) {
     let &Scene { settings, now, .. } = scene;
     // SAFETY: as in `established_of`.
     let entry = unsafe { &*half.entry };

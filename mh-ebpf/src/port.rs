@@ -21,7 +21,6 @@ use crate::{
     parse::{Header, Transport},
 };
 
-
 /// What [`mh_take_port4`] answers: a port was taken.
 const TAKEN: u32 = 0;
 /// No candidate was free.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use aya::Ebpf;
-use aya::maps::{HashMap, Map, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions, TestRunResult, Xdp};
 use mh_common::{
     abi::{self, map, program},
@@ -110,7 +110,7 @@ pub struct Rig {
     counters: Counters,
     fragments: HashMap<MapData, fragment::Key<Ipv4>, Entry<Ipv4>>,
     waiting: HashMap<MapData, fragment::Key<Ipv4>, fragment::Waiting>,
-    cache_sets: u32,
+    index: Array<MapData, cache::Set>,
     parts: PerCpuArray<MapData, cache::Part>,
 }
 
@@ -226,9 +226,9 @@ impl Rig {
         let counters = Counters::open(&pins.join(map::VERDICTS))?;
         let fragments = Map::from_map_data(MapData::from_pin(pins.join(map::FRAGMENTS4))?)?.try_into()?;
         let waiting = Map::from_map_data(MapData::from_pin(pins.join(map::WAITING4))?)?.try_into()?;
-        let cache_sets = MapData::from_pin(pins.join(map::CACHE_INDEX4))?.info()?.max_entries();
+        let index = Map::from_map_data(MapData::from_pin(pins.join(map::CACHE_INDEX4))?)?.try_into()?;
         let parts = Map::from_map_data(MapData::from_pin(pins.join(map::CACHE_PARTS))?)?.try_into()?;
-        Ok(Self { datapath, tables, desired, ifindex, counters, fragments, waiting, cache_sets, parts })
+        Ok(Self { datapath, tables, desired, ifindex, counters, fragments, waiting, index, parts })
     }
 
     /// Who shares the flow cache out.
@@ -247,6 +247,31 @@ impl Rig {
         Ok(self.parts.get(&0, 0)?.iter().map(|part| part.sets).filter(|sets| *sets != 0).collect())
     }
 
+    /// Makes all CPUs' parts of the flow cache so many sets small, and copies good for so many ticks.
+    ///
+    /// # Errors
+    /// If a map can't be read or written.
+    pub fn cut_parts(&mut self, sets: u32, window: u32) -> Result<()> {
+        let found = self.parts.get(&0, 0)?;
+        let cut: Vec<_> = found.iter().map(|part| cache::Part { sets: part.sets.min(sets), window, ..*part }).collect();
+        self.parts.set(0, PerCpuValues::try_from(cut)?, 0)?;
+        Ok(self.tables.copies.look()?)
+    }
+
+    /// How many copies the index of the flow cache tells in all parts.
+    ///
+    /// # Errors
+    /// If a map can't be read.
+    pub fn told_copies(&self) -> Result<usize> {
+        let mut told = 0;
+        for part in self.parts.get(&0, 0)?.iter() {
+            for set in part.first..part.first + part.sets {
+                told += self.index.get(&set, 0)?.ways.iter().filter(|entry| **entry != 0).count();
+            }
+        }
+        Ok(told)
+    }
+
     /// Takes all CPUs' parts of the flow cache away and leaves what is in them, as a controller does that is killed while it moves them.
     ///
     /// # Errors
@@ -262,7 +287,7 @@ impl Rig {
     /// # Errors
     /// If a map can't be read or written.
     pub fn end_copies(&mut self) -> Result<()> {
-        let all = cache::Extent { first: 0, sets: self.cache_sets };
+        let all = cache::Extent { first: 0, sets: self.index.len() };
         Ok(self.keeper()?.settle(all)?)
     }
 

@@ -3,8 +3,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may")]
 
+use std::time::Duration;
+
 use anyhow::Result;
-use mh_common::flow::Key;
+use mh_common::{cache, flow::Key};
+use mh_tests::lab::wait_until;
 use mh_tests::packet::{Packet, Transport};
 use mh_tests::rig::conversation::{assert_done, back, back_sent, counted, flows, on_rig, out, out_sent};
 use mh_tests::rig::{GATEWAY1, HOST, HOST2, LAN, Rig, TC_REDIRECT, WAN1, XDP_PASS, XDP_REDIRECT};
@@ -141,6 +144,45 @@ fn what_a_killed_controller_left_is_not_lost() {
         assert!(rig.keeper()?.look(false, now())?);
         assert_eq!(known(rig, &key), 3 + 10 + 1, "the first look gives it to the half");
         assert!(!rig.keeper()?.look(false, now())?, "and all is as it should be");
+        Ok(())
+    });
+}
+
+#[test]
+fn copies_of_flows_that_are_over_serve_others() {
+    on_rig(|rig| {
+        // Room for 64 copies, each for two ticks.
+        let (sets, window) = (32, 2);
+        rig.cut_parts(sets, window)?;
+        let rounds: Vec<Vec<Vec<u8>>> = (0..4)
+            .map(|round| {
+                let inside = |n| format!("192.168.1.{}:{}", 10 + round, 40_000 + n);
+                (0..48).map(|n| Packet::new(LAN, HOST, &inside(n), "192.0.2.10:443", UDP).build()).collect()
+            })
+            .collect();
+        for out in rounds.iter().flatten() {
+            let begun = rig.tc("lan0", out)?;
+            let outside = format!("198.51.100.2:{}", u16::from_be_bytes([begun.packet[34], begun.packet[35]]));
+            rig.tc("wan1", &Packet::new(WAN1, GATEWAY1, "192.0.2.10:443", &outside, UDP).build())?;
+        }
+        let told = |rig: &Rig| flows(rig).unwrap().iter().map(|flow| known(rig, &flow.key)).sum::<u64>();
+        for round in &rounds {
+            // The copies of the round before are over.
+            let before = now();
+            wait_until("three ticks to pass", Duration::from_secs(5), || Ok(now().wrapping_sub(before) > window))?;
+            let begun = now();
+            for out in round {
+                assert_eq!(rig.xdp("lan0", out)?.code, XDP_REDIRECT);
+            }
+            let first = told(rig);
+            for out in round {
+                assert_eq!(rig.xdp("lan0", out)?.code, XDP_REDIRECT);
+            }
+            let late = now().wrapping_sub(begun) >= window;
+            assert!(told(rig) == first || late, "what has a copy, the conntrack does not hear of");
+        }
+        assert!(rig.told_copies()? <= (sets * cache::COPIES_PER_SET) as usize, "{} told", rig.told_copies()?);
+        assert!(flows(rig)?.iter().all(|flow| flow.forward.packets == 3), "{:?}", flows(rig)?);
         Ok(())
     });
 }
