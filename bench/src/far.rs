@@ -61,6 +61,9 @@ const TRIES: u32 = 32;
 const ALIVE_TRIES: u32 = 3;
 /// How long frames may be on their way.
 const DEADLINE: Duration = Duration::from_secs(20);
+/// By how many frames two numbers may differ that are read before and after a sample while frames come in: at each port, one that has been counted in
+/// the first and not yet in the second.
+const MIDST: u64 = 2 * PORTS as u64;
 /// Ends a run of the generator early: its handler does nothing.
 const STOP: signal::Signal = signal::Signal::SIGUSR1;
 
@@ -278,7 +281,11 @@ impl Far {
         let direction = load.direction;
         let (from, to) = self.watch(load, expected, u32::MAX, |far| sample(window, || far.moment(direction)))?;
         let seen = to.seen.since(from.seen);
-        ensure!(seen.expected == seen.packets, "{} frames came out unexpected: {seen:?}", direction.name());
+        ensure!(
+            seen.expected.abs_diff(seen.packets) <= MIDST,
+            "{} frames came out unexpected: {seen:?}",
+            direction.name()
+        );
         to.rate_since(&from)
     }
 
