@@ -19,7 +19,8 @@ use crate::{
 };
 
 /// The version of everything in this module. 3: two more stages; [`flow::ASKED`] in every flow that the remote end began. 4: rules, and
-/// policies with names, tiers and sources that stick. 5: the flow cache and its epoch. 6: its parts move while programs run.
+/// policies with names, tiers and sources that stick. 5: the flow cache and its epoch. 6: its parts move while programs run. 7: its
+/// copies lie in the order in which they were made, with an index.
 pub const VERSION: u32 = 7;
 
 /// The most uplinks; one health bit each.
@@ -551,6 +552,7 @@ const _: () = {
     assert!(size_of::<Settings>() == 64);
     assert!(size_of::<Live>() == 16);
     assert!(size_of::<cache::Copied>() == 64);
+    assert!(size_of::<cache::Set>() == 16);
     assert!(size_of::<cache::Part>() == 56);
     assert!(size_of::<Uplink>() == 92);
     assert!(size_of::<Interface>() == 16);

@@ -1,10 +1,10 @@
 //! The flow cache: copies of conntrack halves, each of one cache line, in front of the conntrack.
 //!
 //! A hash map costs three to four cache and TLB misses per packet once flows outgrow the caches; here a packet finds all it needs in one
-//! line, at a place that its addresses and ports tell.
+//! line, which an index tells that is an eighth as large.
 //!
 //! Shape: an array of [`Copied`] halves, of which every CPU has a [`Part`] for itself. Copies are taken in turn, so that flows that begin together
-//! lie together, as closely as can be. Which one is a half's says an index of [`Set`]s, a sixteenth as large for each half: a half has two
+//! lie together, as closely as can be. Which one is a half's says an index of [`Set`]s: a half has two
 //! sets in which its copy may be entered (two choices, as in Azar et al., 1994), so that sets overflow late.
 //!
 //! Invariants:

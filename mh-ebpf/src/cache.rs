@@ -184,7 +184,7 @@ fn find(extent: Extent, place: Place, is: impl Fn(&Tag) -> bool) -> Option<Found
 /// The same in one set.
 #[inline(always)]
 fn look(set: u32, place: Place, is: impl Fn(&Tag) -> bool) -> Option<Found> {
-    for entry in &mut maps::copies(set)?.ways {
+    for entry in &mut maps::set(set)?.ways {
         if let Some(line) = place.line(*entry) {
             let copy = maps::copy(line)?;
             if is(&copy.tag) {
@@ -271,17 +271,17 @@ fn begin(part: &mut Part, extent: Extent, place: Place, now: Tick) -> Option<&'s
     let mut free: Option<*mut u32> = None;
     let mut most = 0;
     for set in extent.sets_of(place)? {
-        let mut first: Option<*mut u32> = None;
+        let mut way: Option<*mut u32> = None;
         let mut room = 0;
-        for entry in &mut maps::copies(set)?.ways {
+        for entry in &mut maps::set(set)?.ways {
             if *entry == 0 {
                 room += 1;
-                first = Some(entry);
+                way = Some(entry);
             }
         }
         if room > most {
             most = room;
-            free = first;
+            free = way;
         }
     }
     let free = free?;
@@ -307,7 +307,7 @@ fn forget(part: &Part, extent: Extent, line: u32, copy: &Copied) {
     let place = part.place_of(&copy.key());
     let Some(sets) = extent.sets_of(place) else { return };
     for set in sets {
-        let Some(set) = maps::copies(set) else { return };
+        let Some(set) = maps::set(set) else { return };
         for entry in &mut set.ways {
             if *entry == place.entry(line) {
                 *entry = 0;
@@ -344,7 +344,7 @@ pub fn end<F: Frame>(frame: &F) -> i32 {
         if left == 0 {
             break;
         }
-        let Some(set) = maps::copies(first) else { break };
+        let Some(set) = maps::set(first) else { break };
         *set = cache::Set::default();
         for nth in 0..COPIES_PER_SET {
             let Some(copy) = maps::copy(first.wrapping_mul(COPIES_PER_SET).wrapping_add(nth)) else { break };

@@ -344,9 +344,9 @@ pub fn uplink_counters(index: u8) -> Option<*mut UplinkCounters> {
 
 /// A set of the flow cache.
 #[inline(always)]
-pub fn copies(set: u32) -> Option<&'static mut Set> {
+pub fn set(index: u32) -> Option<&'static mut Set> {
     // SAFETY: as in `copy`.
-    CACHE_INDEX4.get_ptr_mut(set).map(|set| unsafe { &mut *set })
+    CACHE_INDEX4.get_ptr_mut(index).map(|set| unsafe { &mut *set })
 }
 
 /// A copy in the flow cache.

@@ -62,6 +62,11 @@ fn unreadable((file, source): (&str, io::Error)) -> DatapathError {
     DatapathError::Io { what: format!("read {file}"), source }
 }
 
+/// How many bytes so many entries take.
+const fn length<T>(entries: u32) -> usize {
+    entries as usize * size_of::<T>()
+}
+
 /// The memory of an array that the kernel shares, of entries of `WORDS` words.
 struct Shared<T, const WORDS: usize> {
     memory: NonNull<[u64; WORDS]>,
@@ -81,16 +86,12 @@ impl<T: Pod, const WORDS: usize> Shared<T, WORDS> {
         let data = pinned(dir, name, |path| MapData::from_pin(path))?;
         let entries = data.info().map_err(DatapathError::map("look at the flow cache"))?.max_entries();
         let descriptor = data.fd().as_fd().as_raw_fd();
-        let length = Self::length(entries);
+        let length = length::<T>(entries);
         // SAFETY: a new mapping of the map's whole memory, which is not written from here.
         let memory = unsafe { libc::mmap(ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, descriptor, 0) };
         let memory = NonNull::new(memory.cast()).filter(|_| memory != libc::MAP_FAILED);
         let memory = memory.ok_or_else(io::Error::last_os_error).map_err(DatapathError::io("map the flow cache"))?;
         Ok(Self { memory, entries, entry: PhantomData })
-    }
-
-    const fn length(entries: u32) -> usize {
-        entries as usize * size_of::<T>()
     }
 
     /// An entry, unless there is none of that number.
@@ -110,7 +111,7 @@ impl<T: Pod, const WORDS: usize> Shared<T, WORDS> {
 impl<T, const WORDS: usize> Drop for Shared<T, WORDS> {
     fn drop(&mut self) {
         // SAFETY: the mapping that `open` made, which nothing refers to any more.
-        unsafe { libc::munmap(self.memory.as_ptr().cast(), self.entries as usize * size_of::<T>()) };
+        unsafe { libc::munmap(self.memory.as_ptr().cast(), length::<T>(self.entries)) };
     }
 }
 
