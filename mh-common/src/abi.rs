@@ -20,8 +20,8 @@ use crate::{
 
 /// The version of everything in this module. 3: two more stages; [`flow::ASKED`] in every flow that the remote end began. 4: rules, and
 /// policies with names, tiers and sources that stick. 5: the flow cache and its epoch. 6: its parts move while programs run. 7: its
-/// copies lie in the order in which they were made, with an index.
-pub const VERSION: u32 = 7;
+/// copies lie in the order in which they were made, with an index. 8: embryonic flows in bindings.
+pub const VERSION: u32 = 8;
 
 /// The most uplinks; one health bit each.
 pub const MAX_UPLINKS: usize = 32;
@@ -113,6 +113,8 @@ pub mod map {
     pub const CACHE_INDEX4: &str = "mh_cache_index4";
     /// Per-CPU array of one [`crate::cache::Part`].
     pub const CACHE_PARTS: &str = "mh_cache_parts";
+    /// Per-CPU array of one [`crate::flow::Entry`]: the forward half of the embryonic flow that this CPU is just beginning.
+    pub const EMBRYO4: &str = "mh_embryo4";
     /// Per-CPU array of [`crate::hop::Hop`], indexed like uplinks.
     pub const HOPS: &str = "mh_hops";
 
@@ -153,6 +155,7 @@ pub mod map {
         CACHE_INDEX4,
         CACHE_PARTS,
         HOPS,
+        EMBRYO4,
     ];
 }
 
@@ -177,7 +180,7 @@ const fn layout<K, V>(map: &'static str, since: u32) -> Layout {
 pub const LAYOUTS: &[Layout] = &[
     layout::<flow::Key<Ipv4>, flow::Entry<Ipv4>>(map::FLOWS4, 2),
     layout::<flow::Key<Ipv4>, flow::Entry<Ipv4>>(map::NEW_FLOWS4, 2),
-    layout::<binding::End<Ipv4>, binding::Outside<Ipv4>>(map::BY_INSIDE4, 2),
+    layout::<binding::End<Ipv4>, binding::Outside<Ipv4>>(map::BY_INSIDE4, 8),
     layout::<binding::End<Ipv4>, binding::Inside<Ipv4>>(map::BY_OUTSIDE4, 2),
     layout::<Ipv4, u8>(map::LOCAL4, 2),
     layout::<Ipv4, u32>(map::OUTSIDE4, 2),
@@ -211,6 +214,7 @@ pub const LAYOUTS: &[Layout] = &[
     layout::<u32, cache::Set>(map::CACHE_INDEX4, 7),
     layout::<u32, cache::Part>(map::CACHE_PARTS, 7),
     layout::<u32, Hop>(map::HOPS, 6),
+    layout::<u32, flow::Entry<Ipv4>>(map::EMBRYO4, 8),
 ];
 
 /// Names of the programs.
@@ -545,8 +549,8 @@ const _: () = {
     assert!(align_of::<flow::Entry<Ipv4>>() == 8);
     assert!(size_of::<binding::End<Ipv4>>() == 8);
     assert!(size_of::<binding::End<Ipv6>>() == 20);
-    assert!(size_of::<binding::Outside<Ipv4>>() == 16);
-    assert!(size_of::<binding::Outside<Ipv6>>() == 28);
+    assert!(size_of::<binding::Outside<Ipv4>>() == 24);
+    assert!(size_of::<binding::Outside<Ipv6>>() == 48);
     assert!(size_of::<binding::Inside<Ipv4>>() == 12);
     assert!(size_of::<binding::Inside<Ipv6>>() == 24);
     assert!(size_of::<Settings>() == 64);

@@ -13,6 +13,9 @@
 //!
 //! A port forward is a binding that the controller makes, marked [`STATIC`]: it never expires, and the filter lets everybody in.
 //!
+//! An embryonic flow is one of which a single packet has been seen. Most that begin never get any further: scans, floods, what is filtered. It has no
+//! conntrack entries yet, but stands in the binding that was made for it, until a second packet comes, in whatever direction: see [`Outside::embryo`].
+//!
 //! Protocols without ports (GRE, ESP, SCTP) are translated by address alone, so one inside host at a time has a remote address on an
 //! uplink: both ends of such a binding are kept under the remote address, with a port of zero.
 
@@ -20,6 +23,8 @@ use bytemuck::{Pod, Zeroable};
 
 use crate::{
     address::Address,
+    flow::{self, Entry, Key},
+    wire,
     time::{self, Tick, ticks_for},
 };
 
@@ -37,7 +42,7 @@ pub struct End<A> {
     pub uplink: u8,
 }
 
-/// The value of the map by inside end: 16 bytes for IPv4, 28 for IPv6.
+/// The value of the map by inside end: 24 bytes for IPv4, 48 for IPv6.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outside<A> {
@@ -53,6 +58,67 @@ pub struct Outside<A> {
     pub created: Tick,
     /// From when on it may be removed if no conntrack entry uses it.
     pub expires: Tick,
+    /// The embryonic flow's remote address.
+    pub remote: A,
+    /// The embryonic flow's remote port, big-endian in memory.
+    pub remote_port: u16,
+    /// The length of its one packet in bytes, from the IP header on; zero: there is no embryonic flow.
+    pub embryo: u16,
+}
+
+impl<A: Address> Outside<A> {
+    /// A binding to this outside end, with no embryonic flow.
+    #[inline(always)]
+    pub fn to(end: &End<A>, flags: u8, created: Tick, expires: Tick) -> Self {
+        let &End { address, port, uplink, .. } = end;
+        Self { address, port, uplink, flags, created, expires, remote: A::zeroed(), remote_port: 0, embryo: 0 }
+    }
+
+    /// Whether it has an embryonic flow with this remote end.
+    #[inline(always)]
+    pub fn is_embryonic(&self, remote: A, remote_port: u16) -> bool {
+        self.embryo != 0 && self.remote == remote && self.remote_port == remote_port
+    }
+
+    /// Whether a packet from outside with this key answers to its embryonic flow.
+    #[inline(always)]
+    pub fn is_answered(&self, key: &Key<A>) -> bool {
+        self.is_embryonic(key.src, key.sport) && self.address == key.dst && self.port == key.dport
+    }
+
+    /// The forward key of the embryonic flow of the binding that has this inside end, if it has one.
+    #[inline(always)]
+    pub const fn embryo(&self, inside: &End<A>) -> Option<Key<A>> {
+        if self.embryo == 0 {
+            return None;
+        }
+        Some(Key::new(inside.address, self.remote, inside.port, self.remote_port, inside.protocol))
+    }
+
+    /// The forward half of the embryonic flow with this key. Of TCP, its packet was a SYN.
+    #[inline(always)]
+    pub fn embryo_forward(&self, key: &Key<A>) -> Entry<A> {
+        let sent = Key::new(self.address, key.dst, self.port, key.dport, key.protocol);
+        Entry {
+            packets: 1,
+            bytes: self.embryo as u64,
+            tcp: if key.protocol == wire::PROTOCOL_TCP { wire::TCP_SYN } else { 0 },
+            ..Entry::translating(key, &sent, self.uplink, 0, self.created)
+        }
+    }
+
+    /// The key of its reply half.
+    #[inline(always)]
+    pub const fn embryo_reply_key(&self, key: &Key<A>) -> Key<A> {
+        Key::new(key.dst, self.address, key.dport, self.port, key.protocol)
+    }
+
+    /// Its reply half.
+    #[inline(always)]
+    pub fn embryo_reply(&self, key: &Key<A>) -> Entry<A> {
+        let answer = Key::new(key.dst, key.src, key.dport, key.sport, key.protocol);
+        Entry::translating(&self.embryo_reply_key(key), &answer, self.uplink, flow::REPLY, self.created)
+    }
 }
 
 /// A port forward: made by the controller, does not expire.

@@ -1,7 +1,7 @@
 //! The conntrack as the stages use it: finding, making, removing and restoring the halves of flows.
 //!
 //! Invariants:
-//! - The halves of a flow live in the same table.
+//! - The halves of a flow live in the same table. An embryonic flow has none yet, see [`Outside::embryo`](mh_common::binding::Outside::embryo).
 //! - A half that was evicted is restored with the uplink and the port that its flow had: from the other half, or, for TCP in
 //!   mid-stream and for protocols without ports, from the binding alone.
 //! - Nobody takes another flow's key.
@@ -21,7 +21,9 @@ use mh_common::{
 
 use crate::{
     maps::{self, Tables},
+    nat,
     parse::{Packet, Transport},
+    steer,
     track::Scene,
 };
 
@@ -125,16 +127,120 @@ fn is_other_half<A: Address>(half: *const Entry<A>, key: &Key<A>, uplink: u8, fl
         && (half.flags ^ flags) & (flow::HOST | flow::HAIRPIN) == 0
 }
 
+/// The bindings of a packet's source.
+#[derive(Clone, Copy)]
+pub struct Bound {
+    /// The uplinks that it has one on, a bit each.
+    uplinks: u64,
+    /// The uplink on which the packet's flow is embryonic in a binding; else [`steer::ANY`].
+    pub embryo: u8,
+}
+
+/// Looks for the bindings of the source of packets with this key. `portless`: their protocol has no ports.
+#[inline(always)]
+pub fn bound<Fam: Tables>(key: &Key<Fam::Address>, portless: bool, scene: &Scene) -> Bound {
+    let mut end = source_end(key, portless);
+    let mut bound = Bound { uplinks: 0, embryo: steer::ANY };
+    // VERIFIER: a constant bound beside the real one: 5.15 does not accept the number from the map alone.
+    while (end.uplink as usize) < abi::MAX_UPLINKS && (end.uplink as u32) < scene.settings.uplinks {
+        if let Some(outside) = Fam::by_inside().get_ptr(end) {
+            // SAFETY: a live map value that is read.
+            let outside = unsafe { &*outside };
+            // VERIFIER: the index as the map value has it: from the counter, every set of bits would be a state of its own.
+            bound.uplinks |= 1 << (outside.uplink & 63);
+            if outside.is_embryonic(key.dst, key.dport) {
+                bound.embryo = outside.uplink;
+            }
+        }
+        end.uplink += 1;
+    }
+    bound
+}
+
+/// The inside end, on uplink 0, of bindings of the source of packets with this key.
+#[inline(always)]
+const fn source_end<A: Address>(key: &Key<A>, portless: bool) -> End<A> {
+    let address = if portless { key.dst } else { key.src };
+    End { address, port: key.sport, protocol: key.protocol, uplink: 0 }
+}
+
+/// The forward half of a packet's flow if that is embryonic.
+#[inline(always)]
+pub fn embryo<Fam: Tables>(packet: &Packet<Fam::Address>, scene: &Scene) -> Option<Entry<Fam::Address>> {
+    let portless = packet.transport == Transport::OTHER;
+    let uplink = bound::<Fam>(&packet.key, portless, scene).embryo;
+    // SAFETY: a live map value that is read.
+    let outside = unsafe { &*Fam::by_inside().get_ptr(End { uplink, ..source_end(&packet.key, portless) })? };
+    Some(outside.embryo_forward(&packet.key))
+}
+
+/// Makes conntrack entries of the embryonic flow of a packet from inside, which is in the binding on this uplink. Fails if it is no more.
+#[inline(always)]
+pub fn hatch_forward<Fam: Tables>(key: &Key<Fam::Address>, uplink: u8) -> bool {
+    hatch::<Fam>(&End { uplink, ..source_end(key, false) }, key.dst, key.dport, false)
+}
+
+/// Whether the flow that a packet from outside with this key answers to is embryonic in the binding with this inside end.
+#[inline(always)]
+pub fn is_embryonic<Fam: Tables>(key: &Key<Fam::Address>, inside: &End<Fam::Address>) -> bool {
+    // SAFETY: a live map value that is read.
+    Fam::by_inside().get_ptr(*inside).is_some_and(|outside| unsafe { (*outside).is_answered(key) })
+}
+
+/// The same of the embryonic flow that a packet with this key is the first answer to, if there is one in the binding with this inside end.
+#[inline(always)]
+pub fn hatch_reply<Fam: Tables>(key: &Key<Fam::Address>, inside: &End<Fam::Address>) -> bool {
+    is_embryonic::<Fam>(key, inside) && hatch::<Fam>(inside, key.src, key.sport, true)
+}
+
+/// The same of one whose packets would leave as `sent` by this uplink, so that another flow of which that is true does not coexist with it unseen.
+#[inline(always)]
+pub fn hatch_answered<Fam: Tables>(sent: &Key<Fam::Address>, uplink: u8) {
+    let end = End { address: sent.src, port: sent.sport, protocol: sent.protocol, uplink };
+    if let Some(inside) = nat::inside::<Fam>(end) {
+        let inside = End { address: inside.address, port: inside.port, ..end };
+        if is_embryonic::<Fam>(&swapped(sent), &inside) {
+            hatch::<Fam>(&inside, sent.dst, sent.dport, false);
+        }
+    }
+}
+
+/// Makes conntrack entries of the embryonic flow with this remote end: `answered` says in which table. Whoever hatches the same flow at the same time
+/// enters the same halves.
+// VERIFIER: a function of its own, for its stack.
+#[inline(never)]
+fn hatch<Fam: Tables>(inside: &End<Fam::Address>, remote: Fam::Address, remote_port: u16, answered: bool) -> bool {
+    let Some(outside) = Fam::by_inside().get_ptr_mut(*inside) else { return false };
+    // SAFETY: a live map value, of which one word is written.
+    let outside = unsafe { &mut *outside };
+    if !outside.is_embryonic(remote, remote_port) {
+        return false;
+    }
+    let (Some(key), Some(place)) = (outside.embryo(inside), Fam::embryo()) else { return false };
+    let table = if answered { Fam::flows() } else { Fam::new_flows() };
+    // SAFETY: as in `outbound::begin`.
+    let half = unsafe { &mut *place };
+    // The reply's first, so that no packet goes out that can't be answered.
+    *half = outside.embryo_reply(&key);
+    if table.insert(&outside.embryo_reply_key(&key), &*half, BPF_ANY as u64).is_err() {
+        return false;
+    }
+    *half = outside.embryo_forward(&key);
+    outside.embryo = 0;
+    table.insert(&key, &*half, BPF_ANY as u64).is_ok()
+}
+
 /// The uplink and the translated key of a flow whose forward half was evicted, if what is left tells them: its reply half, or, for a
 /// TCP segment in mid-stream and for protocols without ports, its binding. Flows of an uplink that is down, or has lost their outside address, are not
 /// restored. `by_binding`: the binding alone will do; if not, only the reply half. `host`: the machine itself may be the inside end, whose
 /// flows are not translated if the remote began them; of others, what begins is not looked for under its own addresses if all uplinks
-/// translate.
+/// translate. `bound`: the source's bindings.
 #[inline(always)]
 pub fn evicted<Fam: Tables>(
     packet: &Packet<Fam::Address>,
     by_binding: bool,
     host: bool,
+    bound: &Bound,
     scene: &Scene,
 ) -> Option<(u8, Key<Fam::Address>)> {
     let key = &packet.key;
@@ -147,20 +253,9 @@ pub fn evicted<Fam: Tables>(
     {
         return Some((uplink, *key));
     }
-    let address = if portless { key.dst } else { key.src };
-    let mut end = End { address, port: key.sport, protocol: key.protocol, uplink: 0 };
-    let mut bound = 0u64;
-    // VERIFIER: a constant bound beside the real one (5.15 does not accept the number from the map alone), and two loops, since
-    // leaving a long one from the middle multiplies all that follows (6.18: 400,000 more instructions processed).
-    while (end.uplink as usize) < abi::MAX_UPLINKS && (end.uplink as u32) < scene.settings.uplinks {
-        if let Some(outside) = Fam::by_inside().get_ptr(end) {
-            // VERIFIER: the index as the map value has it: from the counter, every set of bits would be a state of its own.
-            // SAFETY: a live map value of which a byte is read.
-            bound |= 1 << (unsafe { (*outside).uplink } & 63);
-        }
-        end.uplink += 1;
-    }
-    bound &= scene.live.healthy;
+    let mut end = source_end(key, portless);
+    // VERIFIER: a loop of its own: leaving a long one from the middle multiplies all that follows (6.18: 400,000 more instructions processed).
+    let mut bound = bound.uplinks & scene.live.healthy;
     for _ in 0..RESTORE_TRIES {
         if bound == 0 {
             break;

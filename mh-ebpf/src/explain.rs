@@ -69,9 +69,15 @@ fn existing<Fam: Tables + Header>(
     scene: &Scene,
     answer: &mut Explanation,
 ) -> Option<Verdict> {
-    let hit = conntrack::find::<Fam>(&packet.key)?;
-    // SAFETY: a live map value that is read.
-    let entry = unsafe { &*hit.entry };
+    let embryonic;
+    let entry = match conntrack::find::<Fam>(&packet.key) {
+        // SAFETY: a live map value that is read.
+        Some(hit) => unsafe { &*hit.entry },
+        None => {
+            embryonic = conntrack::embryo::<Fam>(packet, scene)?;
+            &embryonic
+        }
+    };
     let ours = if by_host {
         entry.leads_outside() && entry.flags & flow::HOST != 0
     } else {
@@ -167,7 +173,8 @@ fn begin<Fam: Tables + Header>(
     answer.rule = policy::rule::<Fam, _>(frame, packet, by_host);
     answer.flags |= explained::RULE;
     let admitted = policy::admit(&answer.rule);
-    if let Some((uplink, sent)) = conntrack::evicted::<Fam>(packet, admitted.is_ok(), by_host, scene) {
+    let bound = conntrack::bound::<Fam>(&packet.key, packet.transport == Transport::OTHER, scene);
+    if let Some((uplink, sent)) = conntrack::evicted::<Fam>(packet, admitted.is_ok(), by_host, &bound, scene) {
         answer.uplink = uplink;
         answer.flags |= explained::RESTORED;
         answer.address = Fam::words(sent.src);

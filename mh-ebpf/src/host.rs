@@ -108,6 +108,7 @@ pub fn begin<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> 
         && let Some((uplink, sent)) = asked_by::<Fam>(&packet, scene)
         && !socket::is_bound(frame)
     {
+        conntrack::hatch_answered::<Fam>(&sent, uplink);
         conntrack::insert::<Fam>(&packet.key, &sent, uplink, flow::HOST, scene.now)?;
         return Err(maps::stage(frame, Stage::HostAttend, Note::Host));
     }
@@ -116,7 +117,12 @@ pub fn begin<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> 
         && !socket::is_bound(frame)
         && is_free::<Fam, _>(frame, &packet, scene);
     if steered {
-        match outbound::begin::<Fam, true>(frame, &packet, steer::ANY, flow::HOST, scene) {
+        let bound = conntrack::bound::<Fam>(&packet.key, packet.transport == Transport::OTHER, scene);
+        if bound.embryo != steer::ANY {
+            // An inside host's, which has taken this address for its own.
+            conntrack::hatch_forward::<Fam>(&packet.key, bound.embryo);
+        }
+        match outbound::begin::<Fam, true>(frame, &packet, steer::ANY, flow::HOST, &bound, scene) {
             Ok(note) => return Err(maps::stage(frame, Stage::HostAttend, note)),
             Err(Verdict::Direct) => {}
             // The last words of a connection that began before mh did.

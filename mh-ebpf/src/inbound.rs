@@ -6,7 +6,8 @@
 
 use mh_common::{
     abi::{self, Stage},
-    binding::End,
+    address::Address,
+    binding::{End, Inside},
     flow::{self, Entry, Key},
     verdict::Verdict,
     wire,
@@ -67,6 +68,11 @@ fn enter<Fam: Tables + Header>(
         None => *key,
     };
     let forward_key = swapped(&answer);
+    if let Some(inside) = &inside
+        && conntrack::hatch_reply::<Fam>(key, &inside_end(inside, end))
+    {
+        return Ok(Note::None);
+    }
     if let Some(forward) = conntrack::find::<Fam>(&forward_key) {
         // SAFETY: a live map value that is read.
         let entry = unsafe { &*forward.entry };
@@ -90,6 +96,10 @@ fn enter<Fam: Tables + Header>(
         }
         if packet.tcp & (wire::TCP_FIN | wire::TCP_RST) != 0 {
             return Err(Verdict::TcpStray);
+        }
+        if conntrack::bound::<Fam>(&forward_key, false, scene).embryo != steer::ANY {
+            // The inside host has begun a flow between the same ends, by another uplink.
+            return Err(Verdict::NoFlow);
         }
         let flags = flow::ASKED | if Fam::is_local(inside.address) { flow::HOST } else { 0 };
         conntrack::insert::<Fam>(&forward_key, &swapped(key), uplink, flags, scene.now)?;
@@ -123,8 +133,39 @@ fn enter<Fam: Tables + Header>(
         Transport::UDP | Transport::ECHO_REQUEST => {}
         _ => return Err(Verdict::NoFlow),
     }
+    if is_of_another::<Fam>(key, scene) {
+        return Err(Verdict::NoFlow);
+    }
     // Not the forward key: an inside host's binding may be there still, though it serves no more.
     let own = swapped(key);
     conntrack::insert::<Fam>(&own, &own, uplink, flow::HOST | flow::ASKED, scene.now)?;
     Ok(Note::Host)
+}
+
+/// Whether the packet answers to an embryonic flow, if not of this uplink, then of another one.
+#[inline(always)]
+fn is_of_another<Fam: Tables>(key: &Key<Fam::Address>, scene: &Scene) -> bool {
+    let mut end = End { address: key.dst, port: key.dport, protocol: key.protocol, uplink: 0 };
+    // VERIFIER: unknown from the beginning, and after each round again: else each round's outcome would be a state of its own.
+    let mut found = scene.live.zero;
+    // VERIFIER: as in `conntrack::bound`.
+    while (end.uplink as usize) < abi::MAX_UPLINKS && (end.uplink as u32) < scene.settings.uplinks {
+        if let Some(inside) = Fam::by_outside().get_ptr(end) {
+            // SAFETY: a live map value that is read.
+            let inside = unsafe { inside_end(&*inside, end) };
+            if let Some(outside) = Fam::by_inside().get_ptr(inside) {
+                // SAFETY: likewise.
+                let outside = unsafe { &*outside };
+                found |= (outside.is_answered(key) as u32).wrapping_mul(outside.embryo as u32);
+            }
+        }
+        end.uplink += 1;
+    }
+    found != 0
+}
+
+/// The inside end of the binding with this outside end, of a protocol with ports.
+#[inline(always)]
+const fn inside_end<A: Address>(inside: &Inside<A>, outside: End<A>) -> End<A> {
+    End { address: inside.address, port: inside.port, protocol: outside.protocol, uplink: outside.uplink }
 }

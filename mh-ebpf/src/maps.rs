@@ -116,6 +116,8 @@ static CACHE_INDEX4: Array<Set> = Array::pinned(FLOWS / COPIES_PER_SET, aya_ebpf
 #[map(name = "mh_cache_parts")]
 static CACHE_PARTS: PerCpuArray<Part> = PerCpuArray::pinned(1, 0);
 
+#[map(name = "mh_embryo4")]
+static EMBRYO4: PerCpuArray<Entry<Ipv4>> = PerCpuArray::pinned(1, 0);
 #[map(name = "mh_hops")]
 static HOPS: PerCpuArray<Hop> = PerCpuArray::pinned(MAX_UPLINKS as u32, 0);
 
@@ -155,6 +157,8 @@ pub trait Tables: UplinkRoute {
     fn copy(key: &Key<Self::Address>, entry: &mut Entry<Self::Address>, arrival: &Arrival<'_>, live: &Live, now: Tick);
     /// Ends the copy of a half: see [`cache::settle`].
     fn settle(key: &Key<Self::Address>, entry: *mut Entry<Self::Address>);
+    /// Room on this CPU for the forward half of an embryonic flow, until its packet has been sent.
+    fn embryo() -> Option<*mut Entry<Self::Address>>;
     /// The outside address number `n` of an uplink.
     fn pool(uplink: u8, n: u32) -> Option<Self::Address>;
 
@@ -224,6 +228,11 @@ impl Tables for V4 {
     #[inline(always)]
     fn settle(key: &Key<Ipv4>, entry: *mut Entry<Ipv4>) {
         cache::settle(key, entry);
+    }
+
+    #[inline(always)]
+    fn embryo() -> Option<*mut Entry<Ipv4>> {
+        EMBRYO4.get_ptr_mut(0)
     }
 
     #[inline(always)]

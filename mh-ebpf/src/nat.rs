@@ -10,14 +10,14 @@ use aya_ebpf::{
 use mh_common::{
     abi::{self, Uplink},
     binding::{self, End, Inside, Outside, Peer, PortRequest},
-    flow::State,
+    flow::{Key, State},
     hash, time,
     verdict::Verdict,
 };
 
 use crate::{
     access::{Frame, TcFrame},
-    limit,
+    conntrack, limit,
     maps::{self, Tables},
     parse::{Header, Packet, Transport},
     track::Scene,
@@ -54,13 +54,15 @@ pub fn is_owner<Fam: Tables>(packet: &Packet<Fam::Address>, index: u8) -> bool {
     inside::<Fam>(end).is_none_or(|inside| inside.address == key.src)
 }
 
-/// The binding of the packet's source on this uplink; makes one if there is none.
+/// The binding of the packet's source on this uplink; makes one if there is none. `first_len`: the length of a packet whose flow may be embryonic in a
+/// new binding, which is so if the binding that is returned has it; else zero.
 #[inline(always)]
 pub fn bind<Fam: Tables + Header, const EGRESS: bool>(
     frame: &TcFrame<EGRESS>,
     packet: &Packet<Fam::Address>,
     index: u8,
     uplink: &Uplink,
+    first_len: u16,
     scene: &Scene,
 ) -> Result<Outside<Fam::Address>, Verdict> {
     let now = scene.now;
@@ -78,7 +80,7 @@ pub fn bind<Fam: Tables + Header, const EGRESS: bool>(
         if Fam::owners(binding.address) >> (index & 31) & 1 != 0 {
             binding.expires = time::later(expires, binding.expires);
             permit::<Fam>(packet, binding, expires, scene);
-            return Ok(*binding);
+            return Ok(Outside { embryo: 0, ..*binding });
         }
         // The uplink has this address no more: the binding to it serves no new flow.
         let _ = Fam::by_outside().remove(End { address: binding.address, port: binding.port, protocol, uplink: index });
@@ -103,7 +105,12 @@ pub fn bind<Fam: Tables + Header, const EGRESS: bool>(
     };
     let port = Fam::take_port(frame, request)?;
     let outside_end = End { address, port, protocol, uplink: index };
-    let outside = Outside { address, port, uplink: index, flags: 0, created: now, expires };
+    let mut outside = Outside::to(&outside_end, 0, now, expires);
+    // What a former flow left, of which the other half was evicted, would take the answers.
+    let reply_key = Key::new(key.dst, address, key.dport, port, protocol);
+    if first_len != 0 && conntrack::find::<Fam>(&reply_key).is_none() {
+        outside = Outside { remote: key.dst, remote_port: key.dport, embryo: first_len, ..outside };
+    }
     permit::<Fam>(packet, &outside, expires, scene);
     match Fam::by_inside().insert(inside_end, outside, BPF_NOEXIST as u64) {
         Ok(()) => {
@@ -115,7 +122,7 @@ pub fn bind<Fam: Tables + Header, const EGRESS: bool>(
             // Another CPU bound the same source in the meantime: its binding holds.
             match Fam::by_inside().get_ptr(inside_end) {
                 // SAFETY: a live map value that is copied.
-                Some(binding) if error == maps::EEXIST => Ok(unsafe { *binding }),
+                Some(binding) if error == maps::EEXIST => Ok(Outside { embryo: 0, ..unsafe { *binding } }),
                 _ => Err(Verdict::BindingsFull),
             }
         }
@@ -143,7 +150,7 @@ fn bind_remote<Fam: Tables + Header>(
         return Err(Verdict::SourceBindings);
     }
     let inside = Inside { address: key.src, port: 0, flags: 0, released: 0 };
-    let outside = Outside { address, port: 0, uplink: index, flags: 0, created: scene.now, expires };
+    let outside = Outside::to(&End { address, ..end }, 0, scene.now, expires);
     Fam::by_outside().insert(end, inside, BPF_ANY as u64).map_err(|_| Verdict::BindingsFull)?;
     if Fam::by_inside().get_ptr(end).is_none() {
         limit::bound::<Fam>(key.src);

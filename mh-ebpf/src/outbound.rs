@@ -5,24 +5,24 @@
 
 use aya_log_ebpf::debug;
 use mh_common::{
-    abi::{self, Stage},
+    abi::{self, Stage, Uplink},
     binding::End,
-    flow::{self, Key},
+    flow::{self, Entry, Key},
     rules::NO_RULE,
     verdict::Verdict,
     wire,
 };
 
 use crate::{
-    access::TcFrame,
-    conntrack,
+    access::{Frame, TcFrame},
+    conntrack::{self, Bound, swapped},
     count::{self, Sent},
     fragment, limit,
     maps::{self, Tables},
     nat,
     parse::{self, Header, Packet, Part, Transport},
     policy, steer,
-    track::{Note, Scene},
+    track::{Note, Scene, TCP_EVENTS},
 };
 
 /// The stage's program.
@@ -30,6 +30,10 @@ use crate::{
 pub fn run<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Result<Sent, Verdict> {
     let ip = Fam::parse(frame)?;
     let packet = parse::transport::<Fam, _>(frame, ip)?.forget_choice(scene.live.zero);
+    let bound = conntrack::bound::<Fam>(&packet.key, packet.transport == Transport::OTHER, scene);
+    if bound.embryo != steer::ANY && conntrack::hatch_forward::<Fam>(&packet.key, bound.embryo) {
+        return Err(maps::stage(frame, Stage::Attend, Note::None));
+    }
     let route = steer::route::<Fam, _>(frame, &packet.ip, false);
     let owners = Fam::owners(packet.key.dst);
     if owners != 0 {
@@ -54,7 +58,7 @@ pub fn run<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> R
     if packet.ip.ttl <= 1 {
         return Err(Verdict::TtlExpired);
     }
-    match begin::<Fam, false>(frame, &packet, route.on_link, 0, scene) {
+    match begin::<Fam, false>(frame, &packet, route.on_link, 0, &bound, scene) {
         Ok(note) => Err(maps::stage(frame, Stage::Attend, note)),
         Err(verdict) => {
             if packet.ip.part() == Part::First && matches!(verdict, Verdict::Direct) {
@@ -66,17 +70,18 @@ pub fn run<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> R
 }
 
 /// Restores the packet's flow, or begins it as the rules say. A flow that exists goes on, whatever they say by now. `pinned`: the only uplink that will do, or [`steer::ANY`]. `flags` as for
-/// [`conntrack::insert`].
+/// [`conntrack::insert`]. `bound`: the source's bindings.
 #[inline(always)]
 pub fn begin<Fam: Tables + Header, const EGRESS: bool>(
     frame: &TcFrame<EGRESS>,
     packet: &Packet<Fam::Address>,
     pinned: u8,
     flags: u8,
+    bound: &Bound,
     scene: &Scene,
 ) -> Result<Note, Verdict> {
     let rule = policy::rule::<Fam, _>(frame, packet, EGRESS);
-    if let Some((uplink, sent)) = conntrack::evicted::<Fam>(packet, rule.is_policy(), EGRESS, scene) {
+    if let Some((uplink, sent)) = conntrack::evicted::<Fam>(packet, rule.is_policy(), EGRESS, bound, scene) {
         conntrack::insert::<Fam>(&packet.key, &sent, uplink, flags, scene.now)?;
         return Ok(Note::Restored);
     }
@@ -97,17 +102,41 @@ pub fn begin<Fam: Tables + Header, const EGRESS: bool>(
     };
     let uplink = maps::uplink(index).ok_or(unfit)?;
     let key = &packet.key;
+    let mut embryonic = false;
     let sent = if uplink.flags & abi::UPLINK_NAT == 0 {
         *key
     } else {
-        let bound = nat::bind::<Fam, EGRESS>(frame, packet, index, uplink, scene);
+        let first_len = if EGRESS { 0 } else { embryonic_len::<Fam, _>(frame, packet, uplink) };
+        let bound = nat::bind::<Fam, EGRESS>(frame, packet, index, uplink, first_len, scene);
         let outside = bound.map_err(|verdict| if matches!(verdict, Verdict::NoUplink) { unfit } else { verdict })?;
+        embryonic = outside.embryo != 0;
         Key::new(outside.address, key.dst, outside.port, key.dport, key.protocol)
     };
+    if embryonic && let Some(place) = Fam::embryo() {
+        // SAFETY: a per-CPU value, and nothing else runs on this CPU until the packet has been sent.
+        unsafe { *place = Entry::translating(key, &sent, index, 0, scene.now) };
+        count::new_flow(index);
+        return Ok(Note::Embryo);
+    }
     conntrack::insert::<Fam>(key, &sent, index, flags, scene.now)?;
     count::new_flow(index);
     debug!(frame.tc_context(), "new flow: protocol {} on uplink {}", key.protocol, index);
     Ok(Note::New)
+}
+
+/// The length of a packet whose flow may be embryonic, from the IP header on; zero: it may not. One of which no more is to be known than its length, and
+/// that is sent as it is.
+#[inline(always)]
+fn embryonic_len<Fam: Tables, F: Frame>(frame: &F, packet: &Packet<Fam::Address>, uplink: &Uplink) -> u16 {
+    let begins = match packet.transport {
+        Transport::UDP => true,
+        Transport::TCP => packet.tcp & (TCP_EVENTS | wire::TCP_ACK) == wire::TCP_SYN,
+        _ => false,
+    };
+    let whole = packet.ip.part() == Part::Whole && frame.segments() == 1;
+    // What is there already under its key is a half of another kind.
+    let alone = begins && whole && conntrack::find::<Fam>(&packet.key).is_none();
+    if alone && packet.size_on_wire(frame) <= uplink.mtu { packet.ip.len as u16 } else { 0 }
 }
 
 /// Begins a flow to another inside host by its outside end on this uplink.
@@ -138,7 +167,13 @@ fn turn_round<Fam: Tables + Header>(
     }
     limit::new_flow::<Fam>(key.src, scene)?;
     let uplink = maps::uplink(index).ok_or(Verdict::NoUplink)?;
-    let outside = nat::bind::<Fam, false>(frame, packet, index, uplink, scene)?;
+    let outside = nat::bind::<Fam, false>(frame, packet, index, uplink, 0, scene)?;
     let sent = Key::new(outside.address, inside.address, outside.port, inside.port, key.protocol);
+    // The other host may have sent here itself, before there was anybody.
+    let answer = swapped(&sent);
+    let embryo = conntrack::bound::<Fam>(&answer, false, scene).embryo;
+    if embryo != steer::ANY {
+        conntrack::hatch_forward::<Fam>(&answer, embryo);
+    }
     conntrack::insert::<Fam>(key, &sent, index, flow::HAIRPIN, scene.now)
 }

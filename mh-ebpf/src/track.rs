@@ -176,13 +176,17 @@ fn established_of<Fam: Tables + Header, F: Frame>(frame: &mut F, interface: &Int
     }
     let due = is_due(entry, live, now);
     if due {
-        // What is over, or has lost its address, and whom nobody can be reached by is for the complete path.
+        // What is over, or has lost its address, is for the complete path.
         let lasts = time::since(now, entry.last_seen) <= settings.timeouts.least();
         let orphaned = entry.leads_outside() && is_orphan::<Fam>(entry, &packet);
-        if !lasts || orphaned || entry.flags & flow::RESOLVED == 0 {
+        if !lasts || orphaned {
             return Err(Verdict::ToTc);
         }
         rewrite::resolve::<Fam, F>(frame, &packet.ip, entry, live, now).map_err(|_| Verdict::ToTc)?;
+        if !F::COMPLETE && entry.flags & flow::XDP == 0 {
+            // The half stays due, for whoever sends the packet.
+            entry.flags &= !flow::RESOLVED;
+        }
     }
     if entry.flags & flow::RESOLVED == 0 || !F::COMPLETE && entry.flags & flow::XDP == 0 {
         return Err(Verdict::ToTc);
@@ -236,7 +240,13 @@ pub fn attend<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -
     }
     let miss = if from_lan { Stage::Outbound } else { Stage::Inbound };
     let made = note != Note::None as u32;
-    let hit = if made { conntrack::find_made::<Fam>(&packet.key) } else { conntrack::find::<Fam>(&packet.key) };
+    let hit = if note == Note::Embryo as u32 {
+        Fam::embryo().map(|entry| Found { entry, new: false })
+    } else if made {
+        conntrack::find_made::<Fam>(&packet.key)
+    } else {
+        conntrack::find::<Fam>(&packet.key)
+    };
     let Some(hit) = hit else {
         // What was inserted a moment ago is gone.
         return Err(if made { Verdict::ConntrackFull } else { maps::stage(frame, miss, Note::None) });
@@ -291,6 +301,8 @@ pub enum Note {
     Hairpin = 4,
     /// It has just begun, to the machine itself.
     Host = 5,
+    /// It has just begun, and is embryonic: see [`Tables::embryo`].
+    Embryo = 6,
 }
 
 impl Note {
@@ -298,7 +310,7 @@ impl Note {
     #[inline(always)]
     pub const fn verdict(note: u32, otherwise: Verdict) -> Verdict {
         match note {
-            n if n == Self::New as u32 => Verdict::New,
+            n if n == Self::New as u32 || n == Self::Embryo as u32 => Verdict::New,
             n if n == Self::Restored as u32 => Verdict::Restored,
             n if n == Self::Inbound as u32 => Verdict::Inbound,
             n if n == Self::Hairpin as u32 => Verdict::Hairpin,

@@ -288,6 +288,7 @@ fn marked_packets_leave_by_their_uplink_only() {
         }
         // Its own, of a flow that mh knows: translated, and the TTL is the kernel's affair.
         rig.tc("lan0", &out(Transport::Udp).build())?;
+        rig.tc("lan0", &out(Transport::Udp).build())?;
         let sent = Packet { ttl: 64, ..out_sent(Transport::Udp) }.build();
         let own = mark::FIRST_UPLINK << 16;
         assert_done(&rig.egress_forwarded("wan1", own, &packet)?, TC_NEXT, &sent, "forward");

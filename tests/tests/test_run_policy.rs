@@ -369,6 +369,7 @@ fn a_flow_goes_on_when_rules_change() {
         for packet in [out(Transport::Udp), out(Transport::Tcp(ACK))] {
             rig.set_rules(&Rig::rules_of("")?)?;
             assert_eq!(rig.tc("lan0", &packet.build())?.counted, counted("new"));
+            assert_eq!(rig.tc("lan0", &packet.build())?.counted, counted("forward"));
             rig.set_rules(&Rig::rules_of("[[rule]]\nuse = \"reject\"\n")?)?;
             let forward = flows(rig)?.first().unwrap().key;
             rig.evict(&forward)?;

@@ -66,6 +66,12 @@ impl Flow {
         flow::state(self.key.protocol, Seen::from(&self.forward), reply)
     }
 
+    /// Its halves, by the keys that packets arrive with.
+    pub fn halves(&self) -> impl Iterator<Item = (Key<Ipv4>, Entry<Ipv4>)> {
+        let other = self.forward.other_key(self.key.protocol);
+        std::iter::once((self.key, self.forward)).chain(self.reply.map(|reply| (other, reply)))
+    }
+
     /// Ticks since the last packet in either direction.
     pub fn idle(&self, now: Tick) -> u32 {
         let forward = time::since(now, self.forward.last_seen);
@@ -101,6 +107,12 @@ pub(super) const fn inside_end(key: &Key<Ipv4>, forward: &Entry<Ipv4>) -> End<Ip
     End { address, port: key.sport, protocol: key.protocol, uplink: forward.uplink }
 }
 
+/// The embryonic flow of a binding, if it has one, with both halves as they would be.
+pub fn embryo(inside: &End<Ipv4>, outside: &Outside<Ipv4>) -> Option<Flow> {
+    let key = outside.embryo(inside)?;
+    Some(Flow { key, forward: outside.embryo_forward(&key), reply: Some(outside.embryo_reply(&key)) })
+}
+
 /// Now, in the datapath's ticks.
 pub fn now() -> Tick {
     let now =
@@ -132,14 +144,45 @@ impl Tables {
                 }
             })?;
         }
-        Ok(())
+        self.by_inside4.walk(|inside, outside| {
+            if let Some(flow) = embryo(&inside, &outside).filter(|flow| go_on && filter.matches(&flow.key, &flow.forward)) {
+                go_on = each(flow);
+            }
+        })
     }
 
-    /// A half of a flow, from either table, with what its copies have counted.
+    /// A half of a flow, with what its copies have counted, or as it would be if the flow were not embryonic.
     pub fn half(&self, key: &Key<Ipv4>) -> Option<Entry<Ipv4>> {
+        self.entry(key).or_else(|| {
+            let (inside, outside) = self.binding_of_embryo(key)?;
+            let flow = embryo(&inside, &outside)?;
+            if flow.key == *key { Some(flow.forward) } else { flow.reply }
+        })
+    }
+
+    /// A half from either table, with what its copies have counted.
+    pub(super) fn entry(&self, key: &Key<Ipv4>) -> Option<Entry<Ipv4>> {
         let mut half = self.flows4.get(key, 0).or_else(|_| self.new_flows4.get(key, 0)).ok()?;
         self.copies.count(key, &mut half);
         Some(half)
+    }
+
+    /// The binding in which a flow is embryonic, by either of the keys that its halves would have.
+    fn binding_of_embryo(&self, key: &Key<Ipv4>) -> Option<Binding> {
+        let uplinks = u8::try_from(self.settings.get(&0, 0).ok()?.uplinks).unwrap_or(u8::MAX);
+        (0..uplinks).find_map(|uplink| {
+            let end = |address, port| End { address, port, protocol: key.protocol, uplink };
+            let forward = end(key.src, key.sport);
+            if let Ok(outside) = self.by_inside4.get(&forward, 0)
+                && outside.is_embryonic(key.dst, key.dport)
+            {
+                return Some((forward, outside));
+            }
+            let inside = self.by_outside4.get(&end(key.dst, key.dport), 0).ok()?;
+            let inside = end(inside.address, inside.port);
+            let outside = self.by_inside4.get(&inside, 0).ok()?;
+            outside.is_answered(key).then_some((inside, outside))
+        })
     }
 
     /// What answers to a flow; another flow may have the key.
@@ -161,7 +204,12 @@ impl Tables {
     /// Removes a half, wherever it is; one that is gone already is no error.
     pub fn remove_half(&mut self, key: &Key<Ipv4>) -> Result<(), DatapathError> {
         self.flows4.forget(key)?;
-        self.new_flows4.forget(key)
+        self.new_flows4.forget(key)?;
+        if let Some((inside, outside)) = self.binding_of_embryo(key) {
+            // An extension that a program writes at this moment is lost, and comes again with the next maintenance of the flow that asked for it.
+            return self.by_inside4.replace(&inside, &Outside { embryo: 0, ..outside });
+        }
+        Ok(())
     }
 
     /// Removes both ends of a binding.
@@ -221,6 +269,12 @@ impl Tables {
                 }
             })?;
         }
+        self.by_inside4.walk(|_, outside| {
+            if outside.embryo != 0 {
+                counts[1] += 1;
+                *by_uplink.entry(outside.uplink).or_default() += 1;
+            }
+        })?;
         let [established, new] = counts;
         Ok((established, new, by_uplink))
     }

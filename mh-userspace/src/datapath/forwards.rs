@@ -38,14 +38,7 @@ impl Tables {
             self.end_binding(&inside_end, &end)?;
         }
         let now = flows::now();
-        let outside = Outside {
-            address: outside_end.address,
-            port: outside_end.port,
-            uplink: port.uplink,
-            flags: STATIC,
-            created: now,
-            expires: now,
-        };
+        let outside = Outside::to(&outside_end, STATIC, now, now);
         self.by_inside4.insert(inside_end, outside, 0).map_err(DatapathError::map("write a forward"))
     }
 
@@ -84,9 +77,7 @@ impl Tables {
             let inside_end = End { address: inside.address, port: inside.port, ..end };
             let has_it = |o: Outside<_>| (o.address, o.port) == (end.address, end.port);
             if !self.by_inside4.get(&inside_end, 0).is_ok_and(has_it) {
-                let End { address, port, uplink, .. } = end;
-                further
-                    .push((inside_end, Outside { address, port, uplink, flags: STATIC, created: now, expires: now }));
+                further.push((inside_end, Outside::to(&end, STATIC, now, now)));
             }
         })?;
         Ok(further)

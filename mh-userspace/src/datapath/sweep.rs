@@ -29,7 +29,7 @@ use mh_common::{
 
 use super::{
     DatapathError,
-    flows::{Flow, inside_end},
+    flows::{self, Flow, inside_end},
     sticky::Sources,
     tables::Tables,
 };
@@ -104,6 +104,8 @@ struct Sweep<'a> {
     unused: HashMap<End<Ipv4>, Outside<Ipv4>>,
     /// The forward halves of flows that are over.
     over: Vec<Key<Ipv4>>,
+    /// Embryonic flows that are over, and the bindings with which they go.
+    embryos: Vec<(Key<Ipv4>, End<Ipv4>)>,
     /// Reply halves that have been idle for long, and where their forward halves would be.
     idle: Vec<(Key<Ipv4>, Key<Ipv4>)>,
     /// Flows were removed of which there may be good copies.
@@ -140,6 +142,7 @@ impl<'a> Sweep<'a> {
             held,
             unused,
             over: Vec::new(),
+            embryos: Vec::new(),
             idle: Vec::new(),
             voids: false,
             swept,
@@ -210,6 +213,11 @@ impl<'a> Sweep<'a> {
                 if outside.flags & STATIC == 0 && over {
                     self.unused.insert(*inside, *outside);
                 }
+                if let Some(flow) = flows::embryo(inside, outside)
+                    && self.look_at_flow(&flow.key, &flow.forward).is_some()
+                {
+                    self.embryos.push((flow.key, *inside));
+                }
             }
             self.pause()?;
         }
@@ -277,6 +285,10 @@ impl<'a> Sweep<'a> {
 
     /// Removes what was found over. What a packet has revived since stays.
     fn remove_flows(&mut self) -> Result<(), Halt> {
+        // Nearly all embryonic flows go with their bindings, unless those have another flow.
+        let mut embryos = std::mem::take(&mut self.embryos);
+        embryos.retain(|(_, binding)| !self.unused.contains_key(binding));
+        self.over.extend(embryos.iter().map(|(key, _)| *key));
         // Not before all were looked at: flows may have a reply half in common.
         for (number, key) in std::mem::take(&mut self.over).iter().enumerate() {
             let half = self.tables.half(key).filter(|half| !half.is_reply());
@@ -292,7 +304,7 @@ impl<'a> Sweep<'a> {
         self.void()?;
         // Reply halves that have lost their forward half, so that no flow shows them.
         for (number, (key, other)) in std::mem::take(&mut self.idle).iter().enumerate() {
-            if self.tables.half(other).is_none() {
+            if self.tables.entry(other).is_none() {
                 self.tables.remove_half(key)?;
             }
             if number % STEP == STEP - 1 {
@@ -314,6 +326,7 @@ impl<'a> Sweep<'a> {
                 }
                 self.tables.release_binding(inside, outside, self.now)?;
                 self.swept.bindings += 1;
+                self.swept.flows += u64::from(outside.embryo != 0);
             }
             if number % STEP == STEP - 1 {
                 self.pause()?;

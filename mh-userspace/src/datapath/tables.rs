@@ -26,6 +26,9 @@ use super::{
     cache::Copies,
 };
 
+/// `BPF_EXIST`: only if the entry is there.
+const BPF_EXIST: u64 = 2;
+
 /// A hash map of the datapath.
 pub struct Hash<K, V> {
     map: HashMap<MapData, K, V>,
@@ -60,11 +63,21 @@ impl<K: aya::Pod + bytemuck::Pod, V: aya::Pod + bytemuck::Pod> Hash<K, V> {
 
     /// Removes an entry; one that is gone already is no error.
     pub fn forget(&mut self, key: &K) -> Result<(), DatapathError> {
-        match self.map.remove(key) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
-            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-            Err(source) => Err(DatapathError::Map { what: "remove an entry", source }),
-        }
+        self.map.remove(key).or_else(is_gone).map_err(DatapathError::map("remove an entry"))
+    }
+
+    /// Gives an entry another value; one that is gone stays gone.
+    pub fn replace(&mut self, key: &K, value: &V) -> Result<(), DatapathError> {
+        self.map.insert(key, value, BPF_EXIST).or_else(is_gone).map_err(DatapathError::map("change an entry"))
+    }
+}
+
+/// That an entry is not there is no error.
+fn is_gone(error: MapError) -> Result<(), MapError> {
+    match error {
+        MapError::KeyNotFound => Ok(()),
+        MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        error => Err(error),
     }
 }
 

@@ -10,7 +10,7 @@ use mh_common::{
 
 use super::rules::{Lot, Refusal, drop, no_uplink, pass, refuse};
 use super::tables::{Binding, End, Half, Kind, Model, Owner, SEEN_GRANULARITY, Source, has_ports};
-use super::wire::{FIN, Frame, ICMP, Key, RST, SYN, TCP};
+use super::wire::{ACK, FIN, Frame, ICMP, Key, Part, RST, SYN, TCP, UDP};
 
 impl Model {
     /// Restores a flow or begins it.
@@ -23,6 +23,7 @@ impl Model {
         now: Tick,
         lot: Lot<'_>,
     ) -> Result<&'static str, Refusal> {
+        self.hatch(key);
         if let Some((uplink, sent)) = self.evicted(key, frame, kind) {
             self.insert(key, &sent, uplink, kind, now)?;
             return Ok("restored");
@@ -36,10 +37,29 @@ impl Model {
             Some(uplink) if self.is_up(uplink) => uplink,
             Some(_) => return no_uplink(),
         };
+        let inside = End { address: key.src, port: key.sport, protocol: key.protocol, uplink };
+        let created = |model: &Self| model.bindings.get(&inside).filter(|b| b.address == model.setup.outside[usize::from(uplink)]).is_some();
+        let made = !created(self);
         let (address, port) = self.bind(key, frame, uplink, kind, now, lot)?;
-        self.insert(key, &Key { src: address, sport: port, ..*key }, uplink, kind, now)?;
+        let sent = Key { src: address, sport: port, ..*key };
+        let embryonic = made && kind == Kind::Lan && self.is_embryonic(key, &sent, frame, uplink);
+        self.insert(key, &sent, uplink, kind, now)?;
+        for key in [*key, sent.swapped()] {
+            self.halves.entry(key).and_modify(|half| half.embryonic = embryonic);
+        }
         self.traffic[usize::from(uplink)].new_flows += 1;
         Ok("new")
+    }
+
+    /// Whether a flow that begins with this packet and a binding of its own is embryonic: one of UDP or TCP, in one piece.
+    fn is_embryonic(&self, key: &Key, sent: &Key, frame: &Frame, uplink: u8) -> bool {
+        let opens = match key.protocol {
+            TCP => frame.datagram.tcp_flags() & (SYN | ACK | FIN | RST) == SYN,
+            UDP => true,
+            _ => false,
+        };
+        let fits = frame.part == Part::Whole && frame.len() <= self.setup.mtu[usize::from(uplink)].into();
+        opens && fits && !self.halves.contains_key(key) && !self.halves.contains_key(&sent.swapped())
     }
 
     pub(super) fn count_new(&mut self, host: Ipv4Addr, now: Tick) {
@@ -86,7 +106,7 @@ impl Model {
     pub(super) fn evicted(&self, key: &Key, frame: &Frame, kind: Kind) -> Option<(u8, Key)> {
         let plain = has_ports(key.protocol);
         let midstream = !plain || key.protocol == TCP && frame.datagram.tcp_flags() & SYN == 0;
-        let answered_by = |sent: &Key| self.halves.get(&sent.swapped()).filter(|half| half.reply).map(|h| h.uplink);
+        let answered_by = |sent: &Key| self.halves.get(&sent.swapped()).filter(|half| half.reply && !half.embryonic).map(|half| half.uplink);
         // All uplinks translate: what begins inside has no answers to its own addresses. The machine itself may have been asked.
         let untranslated = answered_by(key).filter(|uplink| self.is_up(*uplink) && (kind == Kind::Host || midstream));
         if let Some(uplink) = untranslated {
@@ -138,6 +158,9 @@ impl Model {
             self.owners.remove(&end);
             self.touched_owners.insert(end);
             self.bindings.remove(&inside);
+            let embryonic = |(key, half): (&Key, &Half)| half.embryonic && Self::inside_end(key, half) == inside;
+            let gone: Vec<Key> = self.halves.iter().filter(|half| embryonic(*half)).map(|(key, _)| *key).collect();
+            gone.iter().for_each(|key| self.remove_half(key));
         }
         if let Some(binding) = self.bindings.get_mut(&inside) {
             binding.expires = later(expires, binding.expires);
@@ -210,6 +233,11 @@ impl Model {
         self.touched.extend([*key, answer]);
         if self.halves.contains_key(key) {
             return pass("pass_no_flow");
+        }
+        // An embryonic flow loses a half: its answers' to one of the machine itself, its own to one from inside to inside.
+        if let Some(half) = self.halves.get(&answer).filter(|half| half.embryonic) {
+            let forward = if half.reply { half.to.swapped() } else { answer };
+            self.hatch(&forward);
         }
         let mut forward = Half::new(*sent, uplink, false, kind, now);
         match self.halves.get(&answer) {

@@ -60,7 +60,7 @@ impl Model {
             };
         };
         self.touched.insert(key);
-        let half = self.halves.get(&key).filter(|half| half.leads_outside()).cloned();
+        let half = self.halves.get(&key).filter(|half| half.leads_outside() && !half.embryonic).cloned();
         let ours = half.filter(|half| fragmented || half.kind == Kind::Host);
         let mut begun = if ours.as_ref().is_some_and(|half| half.kind == Kind::Lan) { "forward" } else { "host" };
         if fragmented && ours.is_none() {
@@ -144,7 +144,7 @@ impl Model {
         let outer = &frame.datagram;
         let Body::Error { about, kind, code, quoted } = &outer.body else { return None };
         let key: Key = about.key().filter(|about| about.src == outer.dst)?.swapped();
-        let half = self.halves.get(&key).filter(|half| half.leads_outside())?;
+        let half = self.halves.get(&key).filter(|half| half.leads_outside() && !half.embryonic)?;
         let about = Box::new(about.with(&half.to.swapped()));
         let body = Body::Error { about, kind: *kind, code: *code, quoted: *quoted };
         let datagram = Datagram { src: half.to.src, dst: half.to.dst, body, ..outer.clone() };

@@ -8,6 +8,7 @@ use mh_common::{
 };
 
 use super::tables::{End, Half, Kind, LEAST_TIMEOUT, MAINTENANCE, Model, OnDown, Owner, has_ports};
+use super::send::next_mac;
 use super::wire::{ACK, Body, Datagram, FIN, Frame, Key, Part, RST, SYN, TCP, UDP};
 use crate::rig::{TC_DROP, TC_NEXT, TC_REDIRECT, XDP_PASS, XDP_REDIRECT};
 
@@ -101,7 +102,6 @@ impl Model {
         let sends = half.is_some_and(|half| {
             self.takes(half, side)
                 && half.answered
-                && half.resolved
                 && half.kind != Kind::Host
                 && half.tcp & RST == 0
                 && (!self.is_due(half, now) || self.can_be_maintained(half, key, now))
@@ -141,7 +141,7 @@ impl Model {
     fn can_be_maintained(&self, half: &Half, key: Option<Key>, now: Tick) -> bool {
         let translated = half.leads_outside() && key.is_some_and(|key| half.to.src != key.src);
         let orphaned = translated && self.outside_of(half.to.src) != Some(half.uplink);
-        since(now, half.last_seen) <= LEAST_TIMEOUT && !orphaned
+        since(now, half.last_seen) <= LEAST_TIMEOUT && !orphaned && next_mac(half).is_some()
     }
 
     pub(super) fn is_due(&self, half: &Half, now: Tick) -> bool {
@@ -208,9 +208,13 @@ impl Model {
         let half = self.halves.get(&key).filter(|half| self.takes(half, side)).cloned();
         if let Some(half) = half {
             self.touched.insert(half.to.swapped());
+            if side == Side::Lan {
+                self.hatch(&key);
+            }
             if frame.datagram.ttl <= 1 {
                 return pass("pass_ttl_expired");
             }
+            self.hatch(&key);
             match self.fate(&key, &half, frame, now) {
                 Fate::GoesOn => return self.send(&key, side, frame, None, now),
                 Fate::Reset => return Ok(self.reset(&key, side, frame, now)),
@@ -329,7 +333,7 @@ impl Model {
         if frame.datagram.ttl <= 1 {
             return pass("pass_ttl_expired");
         }
-        if self.halves.contains_key(key) {
+        if self.halves.get(key).is_some_and(|half| !half.embryonic) {
             return pass("pass_no_flow");
         }
         let end = Self::outside_end(key, uplink);
@@ -390,6 +394,10 @@ impl Model {
             }
             Body::Udp { .. } | Body::Echo { request: true, .. } => {}
             _ => return pass("pass_no_flow"),
+        }
+        if self.halves.contains_key(key) {
+            // An embryonic flow's, of another uplink.
+            return pass("pass_no_flow");
         }
         let answer = key.swapped();
         self.insert(&answer, &answer, uplink, Kind::Host, now)?;

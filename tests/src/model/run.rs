@@ -5,7 +5,10 @@ use std::net::Ipv4Addr;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use mh_common::{abi, address::Ipv4, binding, flow, policy, time::Tick};
-use mh_userspace::datapath::{flows, sweep};
+use mh_userspace::datapath::{
+    flows::{self, Flow},
+    sweep,
+};
 use nix::time::{ClockId, clock_gettime};
 
 use super::steps::{Hook, Step, Steps};
@@ -17,7 +20,7 @@ use crate::rig::Rig;
 /// How many steps back the log of a difference goes.
 const LOG: usize = 20;
 /// How often all tables are compared.
-const ALL: u64 = 2000;
+const ALL: u64 = 500;
 /// Where the mark has its value.
 const MARK_SHIFT: u32 = 16;
 /// A step does not begin so shortly before the datapath's clock ticks, so that it does not tick meanwhile.
@@ -98,7 +101,7 @@ impl World<'_> {
             Step::Evict(keys) => {
                 for key in keys {
                     self.rig.evict(&kernel_key(key))?;
-                    model.remove_half(key);
+                    model.evict(key);
                 }
             }
             Step::NeighbourEpoch => {
@@ -242,7 +245,7 @@ impl World<'_> {
                     Some(model_half(key, &entry, true))
                 }
                 (_, Ok(entry)) => Some(model_half(key, &entry, false)),
-                _ => None,
+                _ => tables.half(&at).map(|entry| Half { embryonic: true, ..model_half(key, &entry, false) }),
             };
             same(key, found.as_ref(), self.model.halves.get(key))?;
         }
@@ -276,6 +279,12 @@ impl World<'_> {
                 halves.insert(key, model_half(&key, &entry, answered));
             })?;
         }
+        tables.by_inside4.walk(|inside, outside| {
+            for (key, entry) in flows::embryo(&inside, &outside).iter().flat_map(Flow::halves) {
+                let key = model_key(&key);
+                halves.insert(key, Half { embryonic: true, ..model_half(&key, &entry, false) });
+            }
+        })?;
         same_all(&halves, &self.model.halves)?;
         let mut bindings = HashMap::new();
         tables.by_inside4.walk(|end, outside| {
@@ -374,6 +383,7 @@ fn model_half(key: &Key, entry: &flow::Entry<Ipv4>, answered: bool) -> Half {
         kind,
         asked: entry.flags & flow::ASKED != 0 && !entry.is_reply(),
         answered,
+        embryonic: false,
         resolved: entry.flags & flow::RESOLVED != 0,
         created: entry.created,
         last_seen: entry.last_seen,

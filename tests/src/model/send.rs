@@ -68,7 +68,13 @@ impl Model {
                 half.epoch = epoch;
             }
         }
-        self.halves.insert(*key, half.clone());
+        // What is worked out for an embryonic flow's packet is not kept.
+        let kept = if half.embryonic {
+            Half { resolved: false, maintained: half.created, epoch: 0, ..half.clone() }
+        } else {
+            half.clone()
+        };
+        self.halves.insert(*key, kept);
         let closing = flags & (FIN | RST) != 0;
         // A binding that has just been made, or asked for, lasts as long as a new flow.
         let fresh = begun == Some("new") && has_ports(key.protocol);
@@ -142,7 +148,7 @@ impl Model {
     pub(super) fn confirm(&mut self, key: &Key) {
         let Some(half) = self.halves.get(key).filter(|half| !half.answered) else { return };
         let other_key = half.to.swapped();
-        if self.halves.get(&other_key).is_some_and(|other| !other.answered && other.packets > 0) {
+        if self.other(half).is_some_and(|other| !other.answered && other.packets > 0) {
             for key in [key, &other_key] {
                 if let Some(half) = self.halves.get_mut(key) {
                     half.answered = true;
@@ -244,7 +250,7 @@ impl Model {
     /// What would happen to answers to the packet: by its flow or, from outside, by the binding alone.
     pub(super) fn answerer(&self, about: &Key, side: Side, now: Tick) -> Option<Half> {
         let key = about.swapped();
-        if let Some(half) = self.halves.get(&key) {
+        if let Some(half) = self.halves.get(&key).filter(|half| half.reply || !half.embryonic) {
             return Some(half.clone());
         }
         let Side::Uplink(uplink) = side else { return None };
@@ -264,7 +270,7 @@ const fn is_inside(address: std::net::Ipv4Addr) -> bool {
 }
 
 /// The Ethernet addresses of the next hop and of the interface that leads there, if the next hop's is known.
-fn next_mac(half: &Half) -> Option<([u8; 6], [u8; 6])> {
+pub(super) fn next_mac(half: &Half) -> Option<([u8; 6], [u8; 6])> {
     if half.leads_outside() {
         return Some([(GATEWAY1, WAN1), (GATEWAY2, WAN2)][usize::from(half.uplink)]);
     }

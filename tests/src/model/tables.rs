@@ -56,6 +56,8 @@ pub struct Half {
     pub asked: bool,
     /// Whether the flow has been answered, so that a flood of new ones can't displace it.
     pub answered: bool,
+    /// Whether it has had one packet so far, and is in its binding.
+    pub embryonic: bool,
     /// Whether the next hop's Ethernet address is known.
     pub resolved: bool,
     /// When the flow began.
@@ -85,6 +87,7 @@ impl Half {
             kind,
             asked: false,
             answered: false,
+            embryonic: false,
             resolved: false,
             created: now,
             last_seen: now,
@@ -268,10 +271,11 @@ impl Model {
         }
     }
 
-    /// The half that answers to packets of this one arrive at, and whether it is there.
+    /// The half that answers to packets of this one arrive at, if it is there. That of an embryonic flow between the same ends by another uplink is
+    /// none.
     #[must_use]
     pub fn other(&self, half: &Half) -> Option<&Half> {
-        self.halves.get(&half.to.swapped())
+        self.halves.get(&half.to.swapped()).filter(|other| other.embryonic == half.embryonic)
     }
 
     /// How long the flow may be idle, in the state that its halves tell.
@@ -336,9 +340,30 @@ impl Model {
         self.halves.remove(key);
     }
 
+    /// A second packet has come for a flow, with this key.
+    pub fn hatch(&mut self, key: &Key) {
+        let Some(half) = self.halves.get(key).filter(|half| half.embryonic) else { return };
+        let (other, answered) = (half.to.swapped(), half.reply);
+        for key in [key, &other] {
+            self.touched.insert(*key);
+            if let Some(half) = self.halves.get_mut(key) {
+                (half.embryonic, half.answered) = (false, answered);
+            }
+        }
+    }
+
+    /// Takes a half out as if for lack of room; of an embryonic flow, both.
+    pub fn evict(&mut self, key: &Key) {
+        if let Some(half) = self.halves.get(key).filter(|half| half.embryonic) {
+            let other = half.to.swapped();
+            self.remove_half(&other);
+        }
+        self.remove_half(key);
+    }
+
     /// Ends a flow.
     pub fn forget(&mut self, key: &Key) {
-        if let Some(half) = self.halves.get(key) {
+        if let Some(half) = self.halves.get(key).filter(|half| self.other(half).is_some()) {
             let other = half.to.swapped();
             self.remove_half(&other);
         }

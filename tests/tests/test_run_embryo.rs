@@ -1,0 +1,194 @@
+//! Embryonic flows: of one packet there is a binding and nothing else, and nobody can tell by what becomes of the second. The rig is drawn in
+//! `mh_tests::rig`.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may")]
+
+use anyhow::Result;
+use mh_common::time;
+use mh_tests::model::wire::{ACK, FIN, SYN};
+use mh_tests::packet::{Packet, Transport};
+use mh_tests::rig::conversation::{assert_done, back, back_sent, counted, flows, on_rig, on_rig_with, out, out_sent};
+use mh_tests::rig::{GATEWAY2, HOST2, LAN, Rig, TC_NEXT, TC_REDIRECT, WAN2};
+use mh_userspace::datapath::{flows::now, sweep};
+
+/// How many entries the two tables of the conntrack have: established, and new.
+fn entries(rig: &Rig) -> Result<(usize, usize)> {
+    let mut counts = [0; 2];
+    for (table, count) in [&rig.tables.flows4, &rig.tables.new_flows4].into_iter().zip(&mut counts) {
+        table.walk(|_, _| *count += 1)?;
+    }
+    Ok(counts.into())
+}
+
+/// Sends the first packet of a flow, and looks at what is known of it.
+fn begin(rig: &mut Rig, first: Transport) -> Result<()> {
+    let packet = out(first).build();
+    assert_done(&rig.tc("lan0", &packet)?, TC_REDIRECT, &out_sent(first).build(), "new");
+    assert_eq!(entries(rig)?, (0, 0), "{first:?}");
+    let flows = flows(rig)?;
+    let [flow] = flows[..] else { panic!("one flow, not {flows:?}") };
+    let bytes = packet.len() as u64 - 14;
+    assert_eq!((flow.forward.packets, flow.forward.bytes, flow.reply.unwrap().packets), (1, bytes, 0));
+    assert_eq!(rig.tables.totals()?.1, 1);
+    assert_eq!(rig.tables.half(&flow.key), Some(flow.forward));
+    assert_eq!(rig.tables.half(&flow.forward.other_key(flow.key.protocol)), flow.reply);
+    Ok(())
+}
+
+#[test]
+fn an_answer_establishes_the_flow() {
+    for (first, answer, more) in [
+        (Transport::Udp, Transport::Udp, Transport::Udp),
+        (Transport::Tcp(SYN), Transport::Tcp(SYN | ACK), Transport::Tcp(ACK)),
+    ] {
+        on_rig(|rig| {
+            begin(rig, first)?;
+            assert_done(&rig.tc("wan1", &back(answer).build())?, TC_REDIRECT, &back_sent(answer).build(), "reply");
+            assert_eq!(entries(rig)?, (2, 0));
+            assert_done(&rig.tc("lan0", &out(more).build())?, TC_REDIRECT, &out_sent(more).build(), "forward");
+            let [flow] = flows(rig)?[..] else { panic!("one flow") };
+            assert_eq!((flow.forward.packets, flow.reply.unwrap().packets), (2, 1));
+            assert_eq!(rig.tables.uplink_stats(0)?.new_flows, 1);
+            Ok(())
+        });
+    }
+}
+
+#[test]
+fn a_second_packet_from_inside_is_of_the_same_flow() {
+    for first in [Transport::Udp, Transport::Tcp(SYN)] {
+        on_rig(|rig| {
+            begin(rig, first)?;
+            // Rules are for what begins, and new flows would go elsewhere.
+            rig.set_rules(&Rig::rules_of("[[rule]]\nuse = \"drop\"\n")?)?;
+            assert_done(&rig.tc("lan0", &out(first).build())?, TC_REDIRECT, &out_sent(first).build(), "forward");
+            assert_eq!(entries(rig)?, (0, 2));
+            let [flow] = flows(rig)?[..] else { panic!("one flow") };
+            assert_eq!((flow.forward.packets, rig.tables.uplink_stats(0)?.new_flows), (2, 1));
+            Ok(())
+        });
+    }
+}
+
+/// Only what may have an entry that tells less: TCP in mid-stream has more to remember, and other flows of a binding have none of their own.
+#[test]
+fn others_have_entries_at_once() {
+    on_rig(|rig| {
+        rig.tc("lan0", &out(Transport::Tcp(ACK)).build())?;
+        assert_eq!(entries(rig)?, (0, 2));
+        begin_beside(rig)
+    });
+}
+
+fn begin_beside(rig: &mut Rig) -> Result<()> {
+    rig.tc("lan0", &out(Transport::Udp).build())?;
+    assert_eq!(entries(rig)?, (0, 2));
+    let other = Packet { dst: "192.0.2.11:443".parse()?, ..out(Transport::Udp) };
+    assert_eq!(rig.tc("lan0", &other.build())?.counted, counted("new"));
+    assert_eq!((entries(rig)?, rig.tables.bindings()?.len()), ((0, 4), 2));
+    assert_eq!(flows(rig)?.len(), 3);
+    Ok(())
+}
+
+/// What comes by another uplink, or from elsewhere, is no answer, and does not stand in the way of it.
+#[test]
+fn only_its_answer_is_one() {
+    on_rig(|rig| {
+        begin(rig, Transport::Udp)?;
+        let answer = back(Transport::Udp);
+        let elsewhere = Packet { to: WAN2, from: GATEWAY2, ..answer.clone() }.build();
+        assert_done(&rig.tc("wan2", &elsewhere)?, TC_NEXT, &elsewhere, "pass_no_flow");
+        // Anybody may send to the binding: a flow of its own.
+        let stranger = Packet { src: "192.0.2.99:5".parse()?, ..answer.clone() }.build();
+        assert_eq!(rig.tc("wan1", &stranger)?.counted, counted("inbound"));
+        assert_eq!(entries(rig)?, (0, 2));
+        assert_done(&rig.tc("wan1", &answer.build())?, TC_REDIRECT, &back_sent(Transport::Udp).build(), "reply");
+        assert_eq!(entries(rig)?, (2, 2));
+        Ok(())
+    });
+}
+
+#[test]
+fn one_whose_uplink_fails_begins_anew_elsewhere() {
+    on_rig_with("", [1, 0], |rig| {
+        begin(rig, Transport::Tcp(SYN))?;
+        rig.set_weights([1, 1])?;
+        rig.set_healthy(0b10)?;
+        let again = rig.tc("lan0", &out(Transport::Tcp(SYN)).build())?;
+        assert_eq!(again.counted, counted("new"));
+        assert_eq!(rig.tables.uplink_stats(1)?.new_flows, 1);
+        assert_eq!(flows(rig)?.len(), 1, "the one on the uplink that failed is over");
+        Ok(())
+    });
+}
+
+#[test]
+fn it_ends_when_its_time_is_over() {
+    on_rig(|rig| {
+        begin(rig, Transport::Udp)?;
+        let timeouts = rig.tables.settings.get(&0, 0)?.timeouts;
+        rig.age(timeouts.udp - 8)?;
+        assert_eq!(sweep::sweep(&mut rig.tables, &timeouts, now())?, sweep::Swept::default());
+        rig.age(16)?;
+        let swept = sweep::sweep(&mut rig.tables, &timeouts, now())?;
+        assert_eq!((swept.flows, swept.bindings), (1, 1));
+        assert_eq!((flows(rig)?.len(), rig.tables.bindings()?.len()), (0, 0));
+        Ok(())
+    });
+}
+
+/// Though the binding goes on with another flow.
+#[test]
+fn it_ends_before_its_binding() {
+    on_rig(|rig| {
+        begin(rig, Transport::Udp)?;
+        let timeouts = rig.tables.settings.get(&0, 0)?.timeouts;
+        rig.age(timeouts.udp / 2)?;
+        let other = Packet { dst: "192.0.2.11:443".parse()?, ..out(Transport::Udp) }.build();
+        rig.tc("lan0", &other)?;
+        rig.age(timeouts.udp / 2 + time::MAINTENANCE_TICKS)?;
+        rig.tc("lan0", &other)?;
+        let swept = sweep::sweep(&mut rig.tables, &timeouts, now())?;
+        assert_eq!((swept.flows, swept.bindings), (1, 0));
+        let [flow] = flows(rig)?[..] else { panic!("one flow") };
+        assert_eq!(flow.forward.packets, 2);
+        // Its answer would be a stranger's now.
+        assert_eq!(rig.tc("wan1", &back(Transport::Udp).build())?.counted, counted("inbound"));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_flush_ends_it_and_not_its_binding() {
+    on_rig(|rig| {
+        begin(rig, Transport::Tcp(SYN))?;
+        let flow = flows(rig)?[0];
+        rig.tables.remove_flow(&flow)?;
+        assert_eq!((flows(rig)?.len(), rig.tables.bindings()?.len()), (0, 1));
+        let fin = back(Transport::Tcp(FIN | ACK)).build();
+        assert_eq!(rig.tc("wan1", &fin)?.counted, counted("tcp_stray"));
+        Ok(())
+    });
+}
+
+/// Two hosts, each with a flow to the same remote end, don't get each other's answers.
+#[test]
+fn each_gets_its_own_answer() {
+    on_rig(|rig| {
+        begin(rig, Transport::Udp)?;
+        let other = Packet { from: HOST2, src: "192.168.1.11:40002".parse()?, ..out(Transport::Udp) };
+        rig.tc("lan0", &other.build())?;
+        assert_eq!(entries(rig)?, (0, 0));
+        let answer = Packet { dst: "198.51.100.2:40002".parse()?, ..back(Transport::Udp) };
+        let sent = Packet { to: HOST2, from: LAN, dst: "192.168.1.11:40002".parse()?, ..back_sent(Transport::Udp) };
+        assert_done(&rig.tc("wan1", &answer.build())?, TC_REDIRECT, &sent.build(), "reply");
+        assert_done(
+            &rig.tc("wan1", &back(Transport::Udp).build())?,
+            TC_REDIRECT,
+            &back_sent(Transport::Udp).build(),
+            "reply",
+        );
+        assert_eq!(entries(rig)?, (4, 0));
+        Ok(())
+    });
+}
