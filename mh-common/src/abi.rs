@@ -73,6 +73,8 @@ pub mod map {
     pub const PORT_REQUEST: &str = "mh_port_request";
     /// Program array, indexed by [`super::Stage`].
     pub const STAGES: &str = "mh_stages";
+    /// Program array of XDP, of which [`super::program::XDP_BEGIN`] is the only one.
+    pub const XDP_STAGES: &str = "mh_xdp_stages";
     /// Array of [`super::Pool`], indexed like uplinks.
     pub const POOLS: &str = "mh_pools";
     /// Array of [`super::Uplink`].
@@ -135,6 +137,7 @@ pub mod map {
         SCRATCH,
         PORT_REQUEST,
         STAGES,
+        XDP_STAGES,
         POOLS,
         UPLINKS,
         INTERFACES,
@@ -193,6 +196,7 @@ pub const LAYOUTS: &[Layout] = &[
     layout::<u32, fragment::Held>(map::SCRATCH, 2),
     layout::<u32, binding::PortRequest<Ipv4>>(map::PORT_REQUEST, 2),
     layout::<u32, u32>(map::STAGES, 3),
+    layout::<u32, u32>(map::XDP_STAGES, 8),
     layout::<u32, Pool>(map::POOLS, 2),
     layout::<u32, Uplink>(map::UPLINKS, 2),
     layout::<u32, Interface>(map::INTERFACES, 2),
@@ -225,6 +229,8 @@ pub mod program {
     pub const EGRESS: &str = "mh_egress";
     /// XDP: the fast path for flows that exist.
     pub const XDP: &str = "mh_xdp";
+    /// XDP: flows that begin, tail-called by the former.
+    pub const XDP_BEGIN: &str = "mh_xdp_begin";
     /// Attached nowhere: tells what would become of a packet, see [`crate::policy::Explanation`].
     pub const EXPLAIN: &str = "mh_explain";
     /// Attached nowhere: ends copies in the flow cache that no CPU has any more, see [`crate::cache`].

@@ -117,13 +117,13 @@ impl<A: Address> Entry<A> {
     /// A half that turns packets of `from` into packets of `to`, for the given uplink, as of `now`.
     #[inline(always)]
     pub fn translating(from: &Key<A>, to: &Key<A>, uplink: u8, flags: u8, now: Tick) -> Self {
-        Self {
-            src: to.src,
-            dst: to.dst,
-            sport: to.sport,
-            dport: to.dport,
-            address_delta: Delta::address(from.src, to.src).and(Delta::address(from.dst, to.dst)),
-            port_delta: Delta::word(from.sport, to.sport).and(Delta::word(from.dport, to.dport)),
+        let mut entry = Self {
+            src: from.src,
+            dst: from.dst,
+            sport: from.sport,
+            dport: from.dport,
+            address_delta: Delta::NONE,
+            port_delta: Delta::NONE,
             ifindex: 0,
             dst_mac: [0; 6],
             src_mac: [0; 6],
@@ -136,7 +136,17 @@ impl<A: Address> Entry<A> {
             epoch: 0,
             packets: 0,
             bytes: 0,
-        }
+        };
+        entry.translate(from, to);
+        entry
+    }
+
+    /// Has it turn packets of `from` into packets of `to`.
+    #[inline(always)]
+    pub fn translate(&mut self, from: &Key<A>, to: &Key<A>) {
+        (self.src, self.dst, self.sport, self.dport) = (to.src, to.dst, to.sport, to.dport);
+        self.address_delta = Delta::address(from.src, to.src).and(Delta::address(from.dst, to.dst));
+        self.port_delta = Delta::word(from.sport, to.sport).and(Delta::word(from.dport, to.dport));
     }
 
     /// The key of the other half: a packet that answers what this half sends out arrives under it.

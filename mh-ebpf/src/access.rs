@@ -108,6 +108,8 @@ pub trait Frame {
     fn set_mark(&mut self, settings: &Settings, mark: u32);
     /// Applies the deltas to a transport checksum whose two bytes lie within the frame. Pointers are invalid afterwards.
     fn update_l4_checksum(&mut self, checksum: L4Checksum) -> Result<(), ()>;
+    /// Writes two bytes at `offset` as they stand in memory, after a call that has moved the packet. Pointers are invalid afterwards.
+    fn store(&mut self, offset: usize, value: u16) -> Result<(), ()>;
     /// Sends the frame out as it is; returns the hook's return code.
     fn redirect(&mut self, ifindex: u32) -> i32;
     /// Sends the packet out with the kernel finding the Ethernet addresses. `family` is AF_INET or AF_INET6; a `next_hop` of zero
@@ -116,6 +118,22 @@ pub trait Frame {
     fn redirect_neighbour(&mut self, ifindex: u32, family: u8, next_hop: [u32; 4]) -> i32;
     /// The context for helpers.
     fn context(&self) -> *mut c_void;
+
+    /// Replaces the two bytes at `offset` within the TCP header at `l4`, and mends the header's checksum. Pointers are invalid
+    /// afterwards.
+    #[inline(always)]
+    fn replace_in_tcp(&mut self, l4: usize, offset: usize, old: u16, new: u16) -> Result<(), ()> {
+        // A word at an odd offset lies across two of the words that the checksum is made of: its bytes count the other way round.
+        let odd = offset & 1 != 0;
+        let delta = if odd { Delta::word(old.swap_bytes(), new.swap_bytes()) } else { Delta::word(old, new) };
+        self.update_l4_checksum(L4Checksum {
+            offset: l4 + wire::TCP_CHECKSUM,
+            optional: false,
+            address_delta: Delta::NONE,
+            port_delta: delta,
+        })?;
+        self.store(l4 + offset, new)
+    }
 
     /// A pointer to a `T` at `offset` bytes from the start of the frame, if all of it can be read.
     #[inline(always)]
@@ -315,26 +333,6 @@ impl<const EGRESS: bool> TcFrame<EGRESS> {
         }
     }
 
-    /// Replaces the two bytes at `offset` within the TCP header at `l4`, and mends the header's checksum. Pointers are invalid
-    /// afterwards.
-    #[inline(always)]
-    pub fn replace_in_tcp(&mut self, l4: usize, offset: usize, old: u16, new: u16) -> Result<(), ()> {
-        // A word at an odd offset lies across two of the words that the checksum is made of: its bytes count the other way round.
-        let odd = offset & 1 != 0;
-        let delta = if odd { Delta::word(old.swap_bytes(), new.swap_bytes()) } else { Delta::word(old, new) };
-        self.update_l4_checksum(L4Checksum {
-            offset: l4 + wire::TCP_CHECKSUM,
-            optional: false,
-            address_delta: Delta::NONE,
-            port_delta: delta,
-        })?;
-        let bytes = new.to_ne_bytes();
-        // SAFETY: a helper call on the hook's own context, with two live bytes.
-        match unsafe { bpf_skb_store_bytes(self.skb(), (l4 + offset) as u32, bytes.as_ptr().cast(), 2, 0) } {
-            0 => Ok(()),
-            _ => Err(()),
-        }
-    }
 }
 
 impl<const OUT: bool> Frame for TcFrame<OUT> {
@@ -430,6 +428,16 @@ impl<const OUT: bool> Frame for TcFrame<OUT> {
     }
 
     #[inline(always)]
+    fn store(&mut self, offset: usize, value: u16) -> Result<(), ()> {
+        let bytes = value.to_ne_bytes();
+        // SAFETY: a helper call on the hook's own context, with two live bytes.
+        match unsafe { bpf_skb_store_bytes(self.skb(), offset as u32, bytes.as_ptr().cast(), 2, 0) } {
+            0 => Ok(()),
+            _ => Err(()),
+        }
+    }
+
+    #[inline(always)]
     fn redirect(&mut self, ifindex: u32) -> i32 {
         // SAFETY: a helper call without pointers.
         unsafe { bpf_redirect(ifindex, 0) as i32 }
@@ -474,6 +482,12 @@ impl XdpFrame {
     #[inline(always)]
     pub const fn new(ctx: XdpContext) -> Self {
         Self { ctx }
+    }
+
+    /// The hook's context.
+    #[inline(always)]
+    pub const fn xdp_context(&self) -> &XdpContext {
+        &self.ctx
     }
 }
 
@@ -535,6 +549,11 @@ impl Frame for XdpFrame {
         let old: u16 = self.read(checksum.offset).ok_or(())?;
         let new = if checksum.optional { delta.apply_udp(old) } else { delta.apply(old) };
         self.write(checksum.offset, new)
+    }
+
+    #[inline(always)]
+    fn store(&mut self, offset: usize, value: u16) -> Result<(), ()> {
+        self.write(offset, value)
     }
 
     #[inline(always)]

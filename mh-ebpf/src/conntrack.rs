@@ -136,6 +136,14 @@ pub struct Bound {
     pub embryo: u8,
 }
 
+impl Bound {
+    /// Whether there are none.
+    #[inline(always)]
+    pub const fn is_none(&self) -> bool {
+        self.uplinks == 0
+    }
+}
+
 /// Looks for the bindings of the source of packets with this key. `portless`: their protocol has no ports.
 #[inline(always)]
 pub fn bound<Fam: Tables>(key: &Key<Fam::Address>, portless: bool, scene: &Scene) -> Bound {

@@ -89,7 +89,7 @@ fn enter<Fam: Tables + Header>(
     }
     if let Some(inside) = inside
         && packet.transport != Transport::ECHO_REPLY
-        && nat::is_open::<Fam, false>(frame, packet, &inside, end, key.dst, key.dport, key.src, key.sport, scene)
+        && nat::is_open::<Fam, _>(frame, packet, &inside, end, key.dst, key.dport, key.src, key.sport, scene)
     {
         if !nat::lets_in::<Fam>(packet, &inside, end, scene) {
             return Err(Verdict::Filtered);

@@ -35,6 +35,15 @@ pub fn new_flow<Fam: Tables>(host: Fam::Address, scene: &Scene) -> Result<(), Ve
     Ok(())
 }
 
+/// Takes back that a new flow was counted.
+#[inline(always)]
+pub fn take_back<Fam: Tables>(host: Fam::Address) {
+    if let Some(source) = Fam::sources().get_ptr_mut(host) {
+        // SAFETY: as in `new_flow`.
+        unsafe { (*source).flows = (*source).flows.saturating_sub(1) };
+    }
+}
+
 /// Whether the host may have another binding.
 #[inline(always)]
 pub fn may_bind<Fam: Tables>(host: Fam::Address, scene: &Scene) -> bool {

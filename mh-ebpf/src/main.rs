@@ -1,7 +1,7 @@
 //! mh's BPF programs: three entry points over one pipeline.
 //!
 //! - [`mh_tc`] (TC ingress, tcx or clsact) is the complete path.
-//! - [`mh_xdp`] is the fast path: it sends packets of flows that exist and passes everything else, untouched, to `mh_tc`.
+//! - [`mh_xdp`] is the fast path: it sends packets of flows that exist, or begin ([`begin`]) as most do, and passes everything else, untouched, to `mh_tc`.
 //! - [`mh_egress`] (TC egress of uplinks) is for what the machine itself sends.
 //!
 //! The stages of the pipeline are modules, in the order in which a packet meets them: [`access`] and [`parse`] (bytes to a flow key),
@@ -28,6 +28,7 @@
 #![allow(missing_docs, reason = "the entry points' macros make functions that can't be documented")]
 
 mod access;
+mod begin;
 mod cache;
 mod clamp;
 mod conntrack;
@@ -158,6 +159,14 @@ pub fn mh_settle(ctx: TcContext) -> i32 {
 pub fn mh_xdp(ctx: XdpContext) -> u32 {
     let mut frame = XdpFrame::new(ctx);
     let outcome = track::established(&mut frame);
+    count::finish(&mut frame, outcome) as u32
+}
+
+/// A packet from inside that belongs to no flow.
+#[xdp]
+pub fn mh_xdp_begin(ctx: XdpContext) -> u32 {
+    let mut frame = XdpFrame::new(ctx);
+    let outcome = begin::run::<V4>(&mut frame);
     count::finish(&mut frame, outcome) as u32
 }
 

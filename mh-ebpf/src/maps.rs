@@ -26,7 +26,7 @@ use mh_common::{
 };
 
 use crate::{
-    access::TcFrame,
+    access::{Frame, TcFrame, XdpFrame},
     cache::{self, Arrival},
     parse::Packet,
     policy, port,
@@ -72,6 +72,8 @@ static SCRATCH: PerCpuArray<Held> = PerCpuArray::pinned(1, 0);
 static PORT_REQUEST: PerCpuArray<PortRequest<Ipv4>> = PerCpuArray::pinned(1, 0);
 #[map(name = "mh_stages")]
 static STAGES: ProgramArray = ProgramArray::pinned(Stage::ALL.len() as u32, 0);
+#[map(name = "mh_xdp_stages")]
+static XDP_STAGES: ProgramArray = ProgramArray::pinned(1, 0);
 #[map(name = "mh_pools")]
 static POOLS: Array<Pool> = Array::pinned(MAX_UPLINKS as u32, 0);
 
@@ -177,10 +179,7 @@ pub trait Tables: UplinkRoute {
     }
 
     /// Takes an outside port: see [`port`].
-    fn take_port<const EGRESS: bool>(
-        frame: &TcFrame<EGRESS>,
-        request: PortRequest<Self::Address>,
-    ) -> Result<u16, Verdict>;
+    fn take_port<F: Frame>(frame: &F, request: PortRequest<Self::Address>) -> Result<u16, Verdict>;
 }
 
 /// Gives one table of a family out.
@@ -241,7 +240,7 @@ impl Tables for V4 {
     }
 
     #[inline(always)]
-    fn take_port<const EGRESS: bool>(frame: &TcFrame<EGRESS>, request: PortRequest<Ipv4>) -> Result<u16, Verdict> {
+    fn take_port<F: Frame>(frame: &F, request: PortRequest<Ipv4>) -> Result<u16, Verdict> {
         port::take4(frame, request)
     }
 }
@@ -253,6 +252,13 @@ pub fn stage<const EGRESS: bool>(frame: &mut TcFrame<EGRESS>, stage: Stage, note
     // SAFETY: nothing on this program's stack is needed once the other one runs.
     unsafe { STAGES.tail_call(frame.tc_context(), stage as u32) };
     Verdict::Stage
+}
+
+/// Goes on in the program for flows that begin at XDP. Returns only if that is not there.
+#[inline(always)]
+pub fn begin_at_xdp(frame: &XdpFrame) {
+    // SAFETY: as above.
+    unsafe { XDP_STAGES.tail_call(frame.xdp_context(), 0) };
 }
 
 /// Room for one request for a port on this CPU.

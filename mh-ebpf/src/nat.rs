@@ -57,8 +57,8 @@ pub fn is_owner<Fam: Tables>(packet: &Packet<Fam::Address>, index: u8) -> bool {
 /// The binding of the packet's source on this uplink; makes one if there is none. `first_len`: the length of a packet whose flow may be embryonic in a
 /// new binding, which is so if the binding that is returned has it; else zero.
 #[inline(always)]
-pub fn bind<Fam: Tables + Header, const EGRESS: bool>(
-    frame: &TcFrame<EGRESS>,
+pub fn bind<Fam: Tables + Header, F: Frame>(
+    frame: &F,
     packet: &Packet<Fam::Address>,
     index: u8,
     uplink: &Uplink,
@@ -99,7 +99,7 @@ pub fn bind<Fam: Tables + Header, const EGRESS: bool>(
         last_port: uplink.last_port,
         transport: packet.transport.number(),
         // The machine's own socket sits on its own port, whether that is in the range or not.
-        own: (EGRESS && address == key.src) as u8,
+        own: (F::EGRESS && address == key.src) as u8,
         port: 0,
         reserved: 0,
     };
@@ -193,8 +193,8 @@ pub fn inside<Fam: Tables>(end: End<Fam::Address>) -> Option<Inside<Fam::Address
 /// connected to the remote: what the machine itself asked for (a probe, a name) is not answered to an inside host.
 #[inline(always)]
 #[allow(clippy::too_many_arguments, reason = "two ends, each an address and a port, and what they are looked up in")]
-pub fn is_open<Fam: Tables + Header, const EGRESS: bool>(
-    frame: &TcFrame<EGRESS>,
+pub fn is_open<Fam: Tables + Header, F: Frame>(
+    frame: &F,
     packet: &Packet<Fam::Address>,
     inside: &Inside<Fam::Address>,
     end: End<Fam::Address>,
@@ -216,7 +216,7 @@ pub fn is_open<Fam: Tables + Header, const EGRESS: bool>(
         _ if forward => {}
         _ => return false,
     }
-    match find_socket::<Fam, EGRESS, false>(frame, packet.transport, address, port, remote, remote_port) {
+    match find_socket::<Fam, _, false>(frame, packet.transport, address, port, remote, remote_port) {
         Some(socket) => forward && !socket.is_connected(),
         None => true,
     }
@@ -255,15 +255,15 @@ struct SocketTuple<A> {
 
 /// Whether a socket of the machine itself would take a packet from the remote to this address and port.
 #[inline(always)]
-pub fn has_socket<Fam: Header, const EGRESS: bool>(
-    frame: &TcFrame<EGRESS>,
+pub fn has_socket<Fam: Header, F: Frame>(
+    frame: &F,
     transport: Transport,
     address: Fam::Address,
     port: u16,
     remote: Fam::Address,
     remote_port: u16,
 ) -> bool {
-    find_socket::<Fam, EGRESS, false>(frame, transport, address, port, remote, remote_port).is_some()
+    find_socket::<Fam, _, false>(frame, transport, address, port, remote, remote_port).is_some()
 }
 
 /// Whether the machine itself would take the TCP connection that the packet opens: it listens, or has a connection of the same ends in
@@ -271,7 +271,7 @@ pub fn has_socket<Fam: Header, const EGRESS: bool>(
 #[inline(always)]
 pub fn is_accepted<Fam: Header>(frame: &TcFrame<false>, packet: &Packet<Fam::Address>) -> bool {
     let key = &packet.key;
-    find_socket::<Fam, false, true>(frame, Transport::TCP, key.dst, key.dport, key.src, key.sport).is_some()
+    find_socket::<Fam, _, true>(frame, Transport::TCP, key.dst, key.dport, key.src, key.sport).is_some()
 }
 
 /// Whether what the machine itself answers to the packet leaves by the packet's interface and with the address that it came to, come what
@@ -279,7 +279,7 @@ pub fn is_accepted<Fam: Header>(frame: &TcFrame<false>, packet: &Packet<Fam::Add
 #[inline(always)]
 pub fn is_answered_here<Fam: Header>(frame: &TcFrame<false>, packet: &Packet<Fam::Address>) -> bool {
     let key = &packet.key;
-    find_socket::<Fam, false, false>(frame, packet.transport, key.dst, key.dport, key.src, key.sport)
+    find_socket::<Fam, _, false>(frame, packet.transport, key.dst, key.dport, key.src, key.sport)
         .is_some_and(|socket| socket.is_connected() && socket.device != 0)
 }
 
@@ -302,8 +302,8 @@ impl Socket {
 /// The socket of the machine itself that would take a packet from the remote to this address and port; with `TIME_WAIT`, a TCP connection
 /// in that state counts too.
 #[inline(always)]
-fn find_socket<Fam: Header, const EGRESS: bool, const TIME_WAIT: bool>(
-    frame: &TcFrame<EGRESS>,
+fn find_socket<Fam: Header, F: Frame, const TIME_WAIT: bool>(
+    frame: &F,
     transport: Transport,
     address: Fam::Address,
     port: u16,

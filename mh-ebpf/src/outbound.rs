@@ -107,7 +107,7 @@ pub fn begin<Fam: Tables + Header, const EGRESS: bool>(
         *key
     } else {
         let first_len = if EGRESS { 0 } else { embryonic_len::<Fam, _>(frame, packet, uplink) };
-        let bound = nat::bind::<Fam, EGRESS>(frame, packet, index, uplink, first_len, scene);
+        let bound = nat::bind::<Fam, _>(frame, packet, index, uplink, first_len, scene);
         let outside = bound.map_err(|verdict| if matches!(verdict, Verdict::NoUplink) { unfit } else { verdict })?;
         embryonic = outside.embryo != 0;
         Key::new(outside.address, key.dst, outside.port, key.dport, key.protocol)
@@ -127,7 +127,7 @@ pub fn begin<Fam: Tables + Header, const EGRESS: bool>(
 /// The length of a packet whose flow may be embryonic, from the IP header on; zero: it may not. One of which no more is to be known than its length, and
 /// that is sent as it is.
 #[inline(always)]
-fn embryonic_len<Fam: Tables, F: Frame>(frame: &F, packet: &Packet<Fam::Address>, uplink: &Uplink) -> u16 {
+pub fn embryonic_len<Fam: Tables, F: Frame>(frame: &F, packet: &Packet<Fam::Address>, uplink: &Uplink) -> u16 {
     let begins = match packet.transport {
         Transport::UDP => true,
         Transport::TCP => packet.tcp & (TCP_EVENTS | wire::TCP_ACK) == wire::TCP_SYN,
@@ -153,7 +153,7 @@ fn turn_round<Fam: Tables + Header>(
     }
     let end = End { address: key.dst, port: key.dport, protocol: key.protocol, uplink: index };
     let inside = nat::inside::<Fam>(end).ok_or(Verdict::NotForUplink)?;
-    if !nat::is_open::<Fam, false>(frame, packet, &inside, end, key.dst, key.dport, key.src, key.sport, scene) {
+    if !nat::is_open::<Fam, _>(frame, packet, &inside, end, key.dst, key.dport, key.src, key.sport, scene) {
         return Err(Verdict::NotForUplink);
     }
     if Fam::is_local(inside.address) {
@@ -167,7 +167,7 @@ fn turn_round<Fam: Tables + Header>(
     }
     limit::new_flow::<Fam>(key.src, scene)?;
     let uplink = maps::uplink(index).ok_or(Verdict::NoUplink)?;
-    let outside = nat::bind::<Fam, false>(frame, packet, index, uplink, 0, scene)?;
+    let outside = nat::bind::<Fam, _>(frame, packet, index, uplink, 0, scene)?;
     let sent = Key::new(outside.address, inside.address, outside.port, inside.port, key.protocol);
     // The other host may have sent here itself, before there was anybody.
     let answer = swapped(&sent);

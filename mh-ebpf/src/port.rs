@@ -2,9 +2,9 @@
 //! host, and on which no socket of the machine itself would take the remote's packets.
 
 use aya_ebpf::{
-    bindings::{__sk_buff, BPF_NOEXIST},
+    bindings::{__sk_buff, BPF_NOEXIST, xdp_md},
     helpers::generated::bpf_get_prandom_u32,
-    programs::TcContext,
+    programs::{TcContext, XdpContext},
 };
 use mh_common::{
     address::{Ipv4, V4},
@@ -15,7 +15,7 @@ use mh_common::{
 };
 
 use crate::{
-    access::TcFrame,
+    access::{Frame, TcFrame, XdpFrame},
     maps::{self, Tables},
     nat,
     parse::{Header, Transport},
@@ -30,10 +30,11 @@ const FULL: u32 = 2;
 
 /// Takes a port as the request says, and enters it by its outside end. Returns the port, big-endian in memory.
 #[inline(always)]
-pub fn take4<const EGRESS: bool>(frame: &TcFrame<EGRESS>, request: PortRequest<Ipv4>) -> Result<u16, Verdict> {
+pub fn take4<F: Frame>(frame: &F, request: PortRequest<Ipv4>) -> Result<u16, Verdict> {
     let place = maps::port_request().ok_or(Verdict::PortsExhausted)?;
     *place = request;
-    match mh_take_port4(frame.tc_context().skb.skb) {
+    let context = frame.context();
+    match if F::COMPLETE { mh_take_port4(context.cast()) } else { mh_take_port4_xdp(context.cast()) } {
         TAKEN => Ok(place.port),
         FULL => Err(Verdict::BindingsFull),
         _ => Err(Verdict::PortsExhausted),
@@ -48,11 +49,20 @@ pub fn take4<const EGRESS: bool>(frame: &TcFrame<EGRESS>, request: PortRequest<I
 pub extern "C" fn mh_take_port4(skb: *mut __sk_buff) -> u32 {
     let Some(request) = maps::port_request() else { return EXHAUSTED };
     let frame = TcFrame::<false>::new(TcContext::new(skb));
-    search::<V4>(&frame, request)
+    search::<V4, _>(&frame, request)
+}
+
+/// The same at XDP.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn mh_take_port4_xdp(xdp: *mut xdp_md) -> u32 {
+    let Some(request) = maps::port_request() else { return EXHAUSTED };
+    let frame = XdpFrame::new(XdpContext::new(xdp));
+    search::<V4, _>(&frame, request)
 }
 
 #[inline(always)]
-fn search<Fam: Tables + Header>(frame: &TcFrame<false>, request: &mut PortRequest<Fam::Address>) -> u32 {
+fn search<Fam: Tables + Header, F: Frame>(frame: &F, request: &mut PortRequest<Fam::Address>) -> u32 {
     let transport = Transport::from_number(request.transport);
     let identifiers = transport == Transport::ECHO_REQUEST;
     let range =
@@ -81,7 +91,7 @@ fn search<Fam: Tables + Header>(frame: &TcFrame<false>, request: &mut PortReques
         }
         let (address, remote, remote_port) = (request.outside.address, request.remote, request.remote_port);
         let ours = own && n == 0;
-        if !ours && nat::has_socket::<Fam, false>(frame, transport, address, port, remote, remote_port) {
+        if !ours && nat::has_socket::<Fam, _>(frame, transport, address, port, remote, remote_port) {
             continue;
         }
         let inside: Inside<_> = request.inside;

@@ -24,7 +24,7 @@ use mh_common::{
 };
 
 use crate::{
-    access::{Frame, TcFrame},
+    access::{Frame, TcFrame, XdpFrame},
     cache::Arrival,
     conntrack::{self, Found},
     count::{self, Sent},
@@ -98,15 +98,20 @@ pub fn is_due<A>(entry: &Entry<A>, live: &Live, now: Tick) -> bool {
 
 /// The fast path, for XDP.
 #[inline(always)]
-pub fn established<F: Frame>(frame: &mut F) -> Result<Sent, Verdict> {
+pub fn established(frame: &mut XdpFrame) -> Result<Sent, Verdict> {
     if let Some(done) = crate::cache::hit(frame) {
         return done;
     }
     let interface = maps::interface(frame.ifindex()).ok_or(Verdict::Unmanaged)?;
-    match parse::ethertype(frame, &interface)? {
-        V4::ETHERTYPE => established_of::<V4, F>(frame, &interface),
+    let outcome = match parse::ethertype(frame, &interface)? {
+        V4::ETHERTYPE => established_of::<V4, _>(frame, &interface),
         other => Err(parse::not_translated(other)),
+    };
+    if let Err(BEGINS) = outcome {
+        maps::begin_at_xdp(frame);
+        return Err(Verdict::ToTc);
     }
+    outcome
 }
 
 /// The same at TC ingress; what it can't finish goes on in [`attend`].
@@ -129,7 +134,8 @@ pub fn quick(frame: &mut TcFrame<false>) -> Result<Sent, Verdict> {
     }
 }
 
-/// What [`established_of`] says of a packet that belongs to no flow and may begin one. It does not leave [`quick`].
+/// What [`established_of`] says of a packet that belongs to no flow and may begin one. It leaves neither [`established`] nor
+/// [`quick`].
 const BEGINS: Verdict = Verdict::Stage;
 
 #[inline(always)]
@@ -144,12 +150,13 @@ fn established_of<Fam: Tables + Header, F: Frame>(frame: &mut F, interface: &Int
         parsed => parsed?,
     };
     let events = packet.tcp & TCP_EVENTS;
-    if !F::COMPLETE && events != 0 {
+    if !F::COMPLETE && events != 0 && (events | packet.tcp & wire::TCP_ACK) != wire::TCP_SYN {
         return Err(Verdict::ToTc);
     }
     let Some(entry) = Fam::flows().get_ptr_mut(&packet.key) else {
         // What belongs to no flow needs no attention, but a new one.
-        let begins = F::COMPLETE && interface.role == abi::ROLE_LAN && Fam::new_flows().get_ptr(&packet.key).is_none();
+        let here = F::COMPLETE || packet.transport == Transport::UDP || events != 0;
+        let begins = here && interface.role == abi::ROLE_LAN && Fam::new_flows().get_ptr(&packet.key).is_none();
         return Err(if begins { BEGINS } else { Verdict::ToTc });
     };
     if events != 0 {

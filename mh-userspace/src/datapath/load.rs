@@ -18,7 +18,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader,
     maps::{Array, Map, MapData},
-    programs::{Program, ProgramError, SchedClassifier},
+    programs::{Program, ProgramError, SchedClassifier, Xdp},
 };
 use mh_common::abi::{self, NEW_FLOWS_DIVISOR, Settings, Stage, map};
 use nix::sys::{
@@ -104,6 +104,9 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
         let descriptor = program.fd().map_err(refused(name))?;
         tables.stages.set(stage as u32, descriptor, 0).map_err(DatapathError::map("link the programs"))?;
     }
+    let begin = program_of::<Xdp>(&mut ebpf, abi::program::XDP_BEGIN)?;
+    let descriptor = begin.fd().map_err(refused(abi::program::XDP_BEGIN))?;
+    tables.xdp_stages.set(0, descriptor, 0).map_err(DatapathError::map("link the programs"))?;
     if adopted {
         let found = tables.flows4.capacity() + tables.new_flows4.capacity();
         if found != sizes.conntrack_entries {

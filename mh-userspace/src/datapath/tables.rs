@@ -119,6 +119,8 @@ pub struct Tables {
     pub pools: Array<MapData, Pool>,
     /// The programs that others tail-call.
     pub stages: ProgramArray<MapData>,
+    /// Programs that those of XDP tail-call.
+    pub xdp_stages: ProgramArray<MapData>,
     /// Uplinks.
     pub uplinks: Array<MapData, Uplink>,
     /// Managed interfaces by index.
@@ -183,6 +185,7 @@ impl Tables {
             ended4: pinned(dir, map::ENDED4, Hash::open)?,
             pools: typed(dir, map::POOLS)?,
             stages: typed(dir, map::STAGES)?,
+            xdp_stages: typed(dir, map::XDP_STAGES)?,
             uplinks: typed(dir, map::UPLINKS)?,
             interfaces: pinned(dir, map::INTERFACES, Hash::open)?,
             policies: typed(dir, map::POLICIES)?,

@@ -100,7 +100,7 @@ pub fn look(dir: &Path) -> Result<Pins, DatapathError> {
 
 /// Those maps, and those that can't be right without them. The stages are always among them: programs of two versions don't call each other.
 fn with_dependents(mut renewed: BTreeSet<&'static str>) -> BTreeSet<&'static str> {
-    renewed.insert(map::STAGES);
+    renewed.extend([map::STAGES, map::XDP_STAGES]);
     // A rule may ask for another one's: as often as there are rules is often enough.
     for _ in TOGETHER {
         for (causes, dependents) in TOGETHER {
@@ -241,8 +241,8 @@ mod tests {
     #[test]
     fn no_flow_is_left_without_what_it_needs() {
         let renewed = |names: &[&'static str]| with_dependents(names.iter().copied().collect());
-        assert_eq!(renewed(&[]), [map::STAGES].into());
-        assert_eq!(renewed(&[map::FLOWS4]), [map::STAGES, map::FLOWS4].into(), "bindings rebuild flows");
+        assert_eq!(renewed(&[]), [map::STAGES, map::XDP_STAGES].into());
+        assert_eq!(renewed(&[map::FLOWS4]), [map::STAGES, map::XDP_STAGES, map::FLOWS4].into(), "bindings rebuild flows");
         for cause in [map::BY_OUTSIDE4, map::UPLINKS] {
             let renewed = renewed(&[cause]);
             for name in [map::FLOWS4, map::NEW_FLOWS4, map::BY_INSIDE4, map::BY_OUTSIDE4, map::PEERS4, map::ENDED4] {

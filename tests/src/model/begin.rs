@@ -8,7 +8,7 @@ use mh_common::{
     time::{Tick, later, since},
 };
 
-use super::rules::{Lot, Refusal, drop, no_uplink, pass, refuse};
+use super::rules::{Lot, Refusal, Side, drop, no_uplink, pass, refuse};
 use super::tables::{Binding, End, Half, Kind, Model, Owner, SEEN_GRANULARITY, Source, has_ports};
 use super::wire::{ACK, FIN, Frame, ICMP, Key, Part, RST, SYN, TCP, UDP};
 
@@ -37,12 +37,13 @@ impl Model {
             Some(uplink) if self.is_up(uplink) => uplink,
             Some(_) => return no_uplink(),
         };
-        let inside = End { address: key.src, port: key.sport, protocol: key.protocol, uplink };
+        let inside = Self::source_end(key, uplink);
         let created = |model: &Self| model.bindings.get(&inside).filter(|b| b.address == model.setup.outside[usize::from(uplink)]).is_some();
         let made = !created(self);
         let (address, port) = self.bind(key, frame, uplink, kind, now, lot)?;
         let sent = Key { src: address, sport: port, ..*key };
-        let embryonic = made && kind == Kind::Lan && self.is_embryonic(key, &sent, frame, uplink);
+        let alone = !self.halves.contains_key(key) && !self.halves.contains_key(&sent.swapped());
+        let embryonic = made && kind == Kind::Lan && self.may_be_embryonic(key, frame, uplink) && alone;
         self.insert(key, &sent, uplink, kind, now)?;
         for key in [*key, sent.swapped()] {
             self.halves.entry(key).and_modify(|half| half.embryonic = embryonic);
@@ -51,15 +52,63 @@ impl Model {
         Ok("new")
     }
 
-    /// Whether a flow that begins with this packet and a binding of its own is embryonic: one of UDP or TCP, in one piece.
-    fn is_embryonic(&self, key: &Key, sent: &Key, frame: &Frame, uplink: u8) -> bool {
+    /// Whether a flow that begins with this packet and a binding of its own may be embryonic: one of UDP or TCP, in one piece.
+    fn may_be_embryonic(&self, key: &Key, frame: &Frame, uplink: u8) -> bool {
+        let fits = frame.len() <= self.setup.mtu[usize::from(uplink)].into();
+        Self::may_begin_at_xdp(key, frame) && fits
+    }
+
+    fn may_begin_at_xdp(key: &Key, frame: &Frame) -> bool {
         let opens = match key.protocol {
             TCP => frame.datagram.tcp_flags() & (SYN | ACK | FIN | RST) == SYN,
             UDP => true,
             _ => false,
         };
-        let fits = frame.part == Part::Whole && frame.len() <= self.setup.mtu[usize::from(uplink)].into();
-        opens && fits && !self.halves.contains_key(key) && !self.halves.contains_key(&sent.swapped())
+        opens && frame.part == Part::Whole
+    }
+
+    fn source_end(key: &Key, uplink: u8) -> End {
+        End { address: key.src, port: key.sport, protocol: key.protocol, uplink }
+    }
+
+    /// Begins the packet's flow, if that may be embryonic and its source has no bindings. Returns its key.
+    pub(super) fn begin_at_xdp(&mut self, side: Side, frame: &Frame, now: Tick, lot: Lot<'_>) -> Option<Key> {
+        let key = frame.datagram.key().filter(|key| Self::may_begin_at_xdp(key, frame))?;
+        let from_lan = side == Side::Lan && frame.datagram.is_forwardable() && frame.datagram.ttl > 1;
+        let bound = (0..2).any(|uplink| self.bindings.contains_key(&Self::source_end(&key, uplink)));
+        if !from_lan || bound || self.halves.contains_key(&key) || self.outside_of(key.dst).is_some() {
+            return None;
+        }
+        let on_link = Self::route(key.dst)?;
+        self.count_new(key.src, now);
+        let begun = self.embryo(&key, frame, on_link, now, lot);
+        if begun.is_none()
+            && let Some(source) = self.sources.get_mut(&key.src)
+        {
+            source.flows -= 1;
+        }
+        begun.map(|()| key)
+    }
+
+    fn embryo(&mut self, key: &Key, frame: &Frame, on_link: Option<u8>, now: Tick, lot: Lot<'_>) -> Option<()> {
+        let uplink = match on_link {
+            None => self.choose(key).ok()?,
+            Some(uplink) => Some(uplink).filter(|uplink| self.is_up(*uplink))?,
+        };
+        if !self.may_be_embryonic(key, frame, uplink) {
+            return None;
+        }
+        let (address, port) = self.bind(key, frame, uplink, Kind::Lan, now, lot).ok()?;
+        let sent = Key { src: address, sport: port, ..*key };
+        if self.halves.contains_key(&sent.swapped()) {
+            return None;
+        }
+        self.insert(key, &sent, uplink, Kind::Lan, now).ok()?;
+        for key in [*key, sent.swapped()] {
+            self.halves.entry(key).and_modify(|half| half.embryonic = true);
+        }
+        self.traffic[usize::from(uplink)].new_flows += 1;
+        Some(())
     }
 
     pub(super) fn count_new(&mut self, host: Ipv4Addr, now: Tick) {

@@ -159,7 +159,7 @@ impl World<'_> {
             let lot = |end: &End| tables.by_inside4.get(&kernel_end(end), 0).ok().map(|o| u16::from_be(o.port));
             let model = &mut self.model;
             let expected = match (hook, side) {
-                (Hook::Xdp, _) => model.xdp(side, frame, tick),
+                (Hook::Xdp, _) => model.xdp(side, frame, tick, &lot),
                 (Hook::Egress(mark), Side::Egress(uplink)) => model.egress(uplink, mark, true, frame, tick, &lot),
                 (Hook::Forwarded(mark), Side::Egress(uplink)) => model.egress(uplink, mark, false, frame, tick, &lot),
                 _ => model.tc(side, frame, tick, &lot),
