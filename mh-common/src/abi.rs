@@ -12,6 +12,7 @@ use crate::{
     address::{Address, Family, Ipv4, Ipv6, V4, V6},
     binding, cache, flow, fragment,
     hop::Hop,
+    known,
     policy::{Policy, Sticky, StickyKey},
     rules,
     slots::SlotTable,
@@ -117,6 +118,8 @@ pub mod map {
     pub const CACHE_PARTS: &str = "mh_cache_parts";
     /// Per-CPU array of one [`crate::flow::Entry`]: the forward half of the embryonic flow that this CPU is just beginning.
     pub const EMBRYO4: &str = "mh_embryo4";
+    /// Array of [`crate::known::LINES`] [`crate::known::Line`]s, which processes map into their memory.
+    pub const KNOWN4: &str = "mh_known4";
     /// Per-CPU array of [`crate::hop::Hop`], indexed like uplinks.
     pub const HOPS: &str = "mh_hops";
 
@@ -159,6 +162,7 @@ pub mod map {
         CACHE_PARTS,
         HOPS,
         EMBRYO4,
+        KNOWN4,
     ];
 }
 
@@ -219,6 +223,7 @@ pub const LAYOUTS: &[Layout] = &[
     layout::<u32, cache::Part>(map::CACHE_PARTS, 7),
     layout::<u32, Hop>(map::HOPS, 6),
     layout::<u32, flow::Entry<Ipv4>>(map::EMBRYO4, 8),
+    layout::<u32, known::Line>(map::KNOWN4, 8),
 ];
 
 /// Names of the programs.

@@ -37,6 +37,7 @@ pub mod flow;
 pub mod fragment;
 pub mod hash;
 pub mod hop;
+pub mod known;
 pub mod mark;
 pub mod policy;
 pub mod ports;

@@ -1,6 +1,6 @@
 //! A flow that begins at XDP: the frequent case of [`crate::outbound`], from the first look to the redirect in one program and without a socket buffer.
 //!
-//! That is a UDP datagram or a TCP SYN of an inside host's port that has no bindings, to somewhere by an uplink that translates, where a rule lets it go and
+//! That is a UDP datagram or a TCP SYN of an inside host's port of which nothing is known, to somewhere by an uplink that translates, where a rule lets it go and
 //! XDP may send it: such a flow is embryonic. Whatever is different is passed, unchanged and not counted, to the complete path.
 //!
 //! Order: all that may say no comes before the binding, and all that counts after it.
@@ -15,7 +15,8 @@ use mh_common::{
 
 use crate::{
     access::{Frame as _, XdpFrame},
-    clamp, conntrack,
+    clamp,
+    conntrack::Bound,
     count::{self, Sent},
     limit,
     maps::{self, Tables},
@@ -54,7 +55,7 @@ fn begin<Fam: Tables + Header>(
     scene: &Scene,
 ) -> Result<Sent, Verdict> {
     let key = &packet.key;
-    if !conntrack::bound::<Fam>(key, false, scene).is_none() || Fam::owners(key.dst) != 0 {
+    if !Fam::is_unknown(key) || Fam::owners(key.dst) != 0 {
         return Err(Verdict::ToTc);
     }
     let route = steer::route::<Fam, _>(frame, &packet.ip, false);
@@ -92,7 +93,7 @@ fn send<Fam: Tables + Header>(
         return Err(Verdict::ToTc);
     };
     let uplink = maps::uplink(index).ok_or(Verdict::ToTc)?;
-    let len = outbound::embryonic_len::<Fam, _>(frame, packet, uplink);
+    let len = outbound::embryonic_len(frame, packet, uplink);
     if uplink.flags & abi::UPLINK_NAT == 0 || len == 0 {
         return Err(Verdict::ToTc);
     }
@@ -104,7 +105,7 @@ fn send<Fam: Tables + Header>(
     if entry.flags & (flow::RESOLVED | flow::XDP) != flow::RESOLVED | flow::XDP {
         return Err(Verdict::ToTc);
     }
-    let outside = nat::bind::<Fam, _>(frame, packet, index, uplink, len, scene)?;
+    let outside = nat::bind::<Fam, _>(frame, packet, index, uplink, &Bound::UNKNOWN, len, scene)?;
     if outside.embryo == 0 {
         // It has another flow already, made by another CPU a moment ago, or what a former flow left is in its way.
         return Err(Verdict::ToTc);

@@ -91,6 +91,11 @@ pub fn insert<Fam: Tables>(
     }
     let forward = Entry::translating(key, sent, uplink, flags, now);
     let reply_key = forward.other_key(key.protocol);
+    Fam::note(key);
+    if flags & flow::HAIRPIN != 0 {
+        // Its answers come from inside as well.
+        Fam::note(&reply_key);
+    }
     let mut table = Fam::new_flows();
     match Fam::flows().get_ptr(&reply_key) {
         // The halves of a flow live in the same table.
@@ -114,7 +119,13 @@ pub fn insert<Fam: Tables>(
             inserted.map_err(|_| Verdict::ConntrackFull)?;
         }
     }
-    table.insert(key, &forward, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)
+    table.insert(key, &forward, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)?;
+    // Once more: see [`mh_common::known`].
+    Fam::note(key);
+    if flags & flow::HAIRPIN != 0 {
+        Fam::note(&reply_key);
+    }
+    Ok(())
 }
 
 /// Whether a half belongs with one under `key`, of a flow on this uplink with these flags.
@@ -134,21 +145,22 @@ pub struct Bound {
     uplinks: u64,
     /// The uplink on which the packet's flow is embryonic in a binding; else [`steer::ANY`].
     pub embryo: u8,
+    /// Nothing is known of the source: see [`mh_common::known`].
+    pub unknown: bool,
 }
 
 impl Bound {
-    /// Whether there are none.
-    #[inline(always)]
-    pub const fn is_none(&self) -> bool {
-        self.uplinks == 0
-    }
+    /// A source of which nothing is known has no bindings.
+    pub const UNKNOWN: Self = Self { uplinks: 0, embryo: steer::ANY, unknown: true };
+    /// It may have some, for which nobody has looked.
+    pub const MAYBE: Self = Self { unknown: false, ..Self::UNKNOWN };
 }
 
 /// Looks for the bindings of the source of packets with this key. `portless`: their protocol has no ports.
 #[inline(always)]
 pub fn bound<Fam: Tables>(key: &Key<Fam::Address>, portless: bool, scene: &Scene) -> Bound {
     let mut end = source_end(key, portless);
-    let mut bound = Bound { uplinks: 0, embryo: steer::ANY };
+    let mut bound = Bound::MAYBE;
     // VERIFIER: a constant bound beside the real one: 5.15 does not accept the number from the map alone.
     while (end.uplink as usize) < abi::MAX_UPLINKS && (end.uplink as u32) < scene.settings.uplinks {
         if let Some(outside) = Fam::by_inside().get_ptr(end) {

@@ -18,6 +18,7 @@ use mh_common::{
     flow::{Entry, Key},
     fragment::{self, Held, HeldKey, Waiting},
     hop::Hop,
+    known,
     policy::{MAX_STICKY, POLICIES as MAX_POLICIES, Policy, SLOT_TABLES, Sticky, StickyKey},
     rules::{self, Classifier, Head, InterfaceKey, PrefixKey, Rule, RuleList, RuleSet},
     slots::SlotTable,
@@ -118,6 +119,8 @@ static CACHE_INDEX4: Array<Set> = Array::pinned(FLOWS / COPIES_PER_SET, aya_ebpf
 #[map(name = "mh_cache_parts")]
 static CACHE_PARTS: PerCpuArray<Part> = PerCpuArray::pinned(1, 0);
 
+#[map(name = "mh_known4")]
+static KNOWN4: Array<known::Line> = Array::pinned(known::LINES, aya_ebpf::bindings::BPF_F_MMAPABLE);
 #[map(name = "mh_embryo4")]
 static EMBRYO4: PerCpuArray<Entry<Ipv4>> = PerCpuArray::pinned(1, 0);
 #[map(name = "mh_hops")]
@@ -159,6 +162,25 @@ pub trait Tables: UplinkRoute {
     fn copy(key: &Key<Self::Address>, entry: &mut Entry<Self::Address>, arrival: &Arrival<'_>, live: &Live, now: Tick);
     /// Ends the copy of a half: see [`cache::settle`].
     fn settle(key: &Key<Self::Address>, entry: *mut Entry<Self::Address>);
+    /// The byte that tells whether something is known of the source of packets with this key: see [`known`].
+    fn known(key: &Key<Self::Address>) -> Option<*mut u8>;
+
+    /// Whether nothing is.
+    #[inline(always)]
+    fn is_unknown(key: &Key<Self::Address>) -> bool {
+        // SAFETY: a live map value.
+        Self::known(key).is_some_and(|byte| unsafe { byte.read_volatile() } == known::UNKNOWN)
+    }
+
+    /// Notes that something is.
+    #[inline(always)]
+    fn note(key: &Key<Self::Address>) {
+        if let Some(byte) = Self::known(key) {
+            // SAFETY: a live map value.
+            unsafe { byte.write_volatile(known::FRESH) };
+        }
+    }
+
     /// Room on this CPU for the forward half of an embryonic flow, until its packet has been sent.
     fn embryo() -> Option<*mut Entry<Self::Address>>;
     /// The outside address number `n` of an uplink.
@@ -227,6 +249,14 @@ impl Tables for V4 {
     #[inline(always)]
     fn settle(key: &Key<Ipv4>, entry: *mut Entry<Ipv4>) {
         cache::settle(key, entry);
+    }
+
+    #[inline(always)]
+    fn known(key: &Key<Ipv4>) -> Option<*mut u8> {
+        let place = known::Place::of(settings()?.seed, key);
+        let line = KNOWN4.get_ptr_mut(place.line)?;
+        // SAFETY: a live map value, which has a byte of that number.
+        Some(unsafe { line.cast::<u8>().add(place.byte % known::PORTS) })
     }
 
     #[inline(always)]

@@ -17,7 +17,7 @@ use mh_common::{
 
 use crate::{
     access::{Frame, TcFrame},
-    conntrack, limit,
+    conntrack::{self, Bound}, limit,
     maps::{self, Tables},
     parse::{Header, Packet, Transport},
     track::Scene,
@@ -56,12 +56,14 @@ pub fn is_owner<Fam: Tables>(packet: &Packet<Fam::Address>, index: u8) -> bool {
 
 /// The binding of the packet's source on this uplink; makes one if there is none. `first_len`: the length of a packet whose flow may be embryonic in a
 /// new binding, which is so if the binding that is returned has it; else zero.
+/// `bound`: what is known of the source's bindings.
 #[inline(always)]
 pub fn bind<Fam: Tables + Header, F: Frame>(
     frame: &F,
     packet: &Packet<Fam::Address>,
     index: u8,
     uplink: &Uplink,
+    bound: &Bound,
     first_len: u16,
     scene: &Scene,
 ) -> Result<Outside<Fam::Address>, Verdict> {
@@ -74,7 +76,9 @@ pub fn bind<Fam: Tables + Header, F: Frame>(
         return bind_remote::<Fam>(packet, index, address, expires, scene);
     }
     let inside_end = End { address: key.src, port: key.sport, protocol, uplink: index };
-    if let Some(binding) = Fam::by_inside().get_ptr_mut(inside_end) {
+    if !bound.unknown
+        && let Some(binding) = Fam::by_inside().get_ptr_mut(inside_end)
+    {
         // SAFETY: a live map value; `expires` is one word, the rest is never written again.
         let binding = unsafe { &mut *binding };
         if Fam::owners(binding.address) >> (index & 31) & 1 != 0 {
@@ -112,8 +116,11 @@ pub fn bind<Fam: Tables + Header, F: Frame>(
         outside = Outside { remote: key.dst, remote_port: key.dport, embryo: first_len, ..outside };
     }
     permit::<Fam>(packet, &outside, expires, scene);
+    Fam::note(key);
     match Fam::by_inside().insert(inside_end, outside, BPF_NOEXIST as u64) {
         Ok(()) => {
+            // Once more: see [`mh_common::known`].
+            Fam::note(key);
             limit::bound::<Fam>(key.src);
             Ok(outside)
         }

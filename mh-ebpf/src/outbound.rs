@@ -6,6 +6,7 @@
 use aya_log_ebpf::debug;
 use mh_common::{
     abi::{self, Stage, Uplink},
+    address::Address,
     binding::End,
     flow::{self, Entry, Key},
     rules::NO_RULE,
@@ -30,7 +31,12 @@ use crate::{
 pub fn run<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> Result<Sent, Verdict> {
     let ip = Fam::parse(frame)?;
     let packet = parse::transport::<Fam, _>(frame, ip)?.forget_choice(scene.live.zero);
-    let bound = conntrack::bound::<Fam>(&packet.key, packet.transport == Transport::OTHER, scene);
+    let portless = packet.transport == Transport::OTHER;
+    let bound = if !portless && Fam::is_unknown(&packet.key) {
+        Bound::UNKNOWN
+    } else {
+        conntrack::bound::<Fam>(&packet.key, portless, scene)
+    };
     if bound.embryo != steer::ANY && conntrack::hatch_forward::<Fam>(&packet.key, bound.embryo) {
         return Err(maps::stage(frame, Stage::Attend, Note::None));
     }
@@ -106,9 +112,11 @@ pub fn begin<Fam: Tables + Header, const EGRESS: bool>(
     let sent = if uplink.flags & abi::UPLINK_NAT == 0 {
         *key
     } else {
-        let first_len = if EGRESS { 0 } else { embryonic_len::<Fam, _>(frame, packet, uplink) };
-        let bound = nat::bind::<Fam, _>(frame, packet, index, uplink, first_len, scene);
-        let outside = bound.map_err(|verdict| if matches!(verdict, Verdict::NoUplink) { unfit } else { verdict })?;
+        // What is there already under its key is a half of another kind.
+        let alone = !EGRESS && (bound.unknown || conntrack::find::<Fam>(key).is_none());
+        let first_len = if alone { embryonic_len(frame, packet, uplink) } else { 0 };
+        let made = nat::bind::<Fam, _>(frame, packet, index, uplink, bound, first_len, scene);
+        let outside = made.map_err(|verdict| if matches!(verdict, Verdict::NoUplink) { unfit } else { verdict })?;
         embryonic = outside.embryo != 0;
         Key::new(outside.address, key.dst, outside.port, key.dport, key.protocol)
     };
@@ -127,16 +135,14 @@ pub fn begin<Fam: Tables + Header, const EGRESS: bool>(
 /// The length of a packet whose flow may be embryonic, from the IP header on; zero: it may not. One of which no more is to be known than its length, and
 /// that is sent as it is.
 #[inline(always)]
-pub fn embryonic_len<Fam: Tables, F: Frame>(frame: &F, packet: &Packet<Fam::Address>, uplink: &Uplink) -> u16 {
+pub fn embryonic_len<A: Address, F: Frame>(frame: &F, packet: &Packet<A>, uplink: &Uplink) -> u16 {
     let begins = match packet.transport {
         Transport::UDP => true,
         Transport::TCP => packet.tcp & (TCP_EVENTS | wire::TCP_ACK) == wire::TCP_SYN,
         _ => false,
     };
     let whole = packet.ip.part() == Part::Whole && frame.segments() == 1;
-    // What is there already under its key is a half of another kind.
-    let alone = begins && whole && conntrack::find::<Fam>(&packet.key).is_none();
-    if alone && packet.size_on_wire(frame) <= uplink.mtu { packet.ip.len as u16 } else { 0 }
+    if begins && whole && packet.size_on_wire(frame) <= uplink.mtu { packet.ip.len as u16 } else { 0 }
 }
 
 /// Begins a flow to another inside host by its outside end on this uplink.
@@ -167,7 +173,7 @@ fn turn_round<Fam: Tables + Header>(
     }
     limit::new_flow::<Fam>(key.src, scene)?;
     let uplink = maps::uplink(index).ok_or(Verdict::NoUplink)?;
-    let outside = nat::bind::<Fam, _>(frame, packet, index, uplink, 0, scene)?;
+    let outside = nat::bind::<Fam, _>(frame, packet, index, uplink, &Bound::MAYBE, 0, scene)?;
     let sent = Key::new(outside.address, inside.address, outside.port, inside.port, key.protocol);
     // The other host may have sent here itself, before there was anybody.
     let answer = swapped(&sent);

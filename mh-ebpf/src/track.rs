@@ -153,10 +153,14 @@ fn established_of<Fam: Tables + Header, F: Frame>(frame: &mut F, interface: &Int
     if !F::COMPLETE && events != 0 && (events | packet.tcp & wire::TCP_ACK) != wire::TCP_SYN {
         return Err(Verdict::ToTc);
     }
-    let Some(entry) = Fam::flows().get_ptr_mut(&packet.key) else {
+    let from_lan = interface.role == abi::ROLE_LAN;
+    if from_lan && Fam::is_unknown(&packet.key) {
         // What belongs to no flow needs no attention, but a new one.
         let here = F::COMPLETE || packet.transport == Transport::UDP || events != 0;
-        let begins = here && interface.role == abi::ROLE_LAN && Fam::new_flows().get_ptr(&packet.key).is_none();
+        return Err(if here { BEGINS } else { Verdict::ToTc });
+    }
+    let Some(entry) = Fam::flows().get_ptr_mut(&packet.key) else {
+        let begins = F::COMPLETE && from_lan && Fam::new_flows().get_ptr(&packet.key).is_none();
         return Err(if begins { BEGINS } else { Verdict::ToTc });
     };
     if events != 0 {

@@ -14,13 +14,17 @@ use mh_tests::rig::conversation::{
 use mh_tests::rig::{GATEWAY1, HOST, HOST2, LAN, Rig, TC_DROP, TC_NEXT, TC_REDIRECT, WAN1, XDP_PASS, XDP_REDIRECT};
 use mh_userspace::datapath::{flows::now, sweep};
 
-/// New flow, hit, reply in TC; then hit and reply in XDP.
-fn conversation(first: Transport, more: Transport, answer: Transport, answers: Transport) {
+/// New flow in XDP or, if that passes it, in TC; hit, reply in TC; then hit and reply in XDP.
+fn conversation(at_xdp: bool, first: Transport, more: Transport, answer: Transport, answers: Transport) {
     on_rig(|rig| {
         let packet = out(first).build();
         let early = rig.xdp("lan0", &packet)?;
-        assert_done(&early, XDP_PASS, &packet, "xdp_to_tc");
-        assert_done(&rig.tc("lan0", &packet)?, TC_REDIRECT, &out_sent(first).build(), "new");
+        if at_xdp {
+            assert_done(&early, XDP_REDIRECT, &out_sent(first).build(), "new");
+        } else {
+            assert_done(&early, XDP_PASS, &packet, "xdp_to_tc");
+            assert_done(&rig.tc("lan0", &packet)?, TC_REDIRECT, &out_sent(first).build(), "new");
+        }
         assert_done(&rig.tc("lan0", &packet)?, TC_REDIRECT, &out_sent(first).build(), "forward");
         assert_done(&rig.tc("wan1", &back(answer).build())?, TC_REDIRECT, &back_sent(answer).build(), "reply");
         assert_done(&rig.xdp("lan0", &out(more).build())?, XDP_REDIRECT, &out_sent(more).build(), "forward");
@@ -37,17 +41,17 @@ fn conversation(first: Transport, more: Transport, answer: Transport, answers: T
 
 #[test]
 fn tcp() {
-    conversation(Transport::Tcp(SYN), Transport::Tcp(ACK), Transport::Tcp(SYN | ACK), Transport::Tcp(ACK));
+    conversation(true, Transport::Tcp(SYN), Transport::Tcp(ACK), Transport::Tcp(SYN | ACK), Transport::Tcp(ACK));
 }
 
 #[test]
 fn udp() {
-    conversation(Transport::Udp, Transport::Udp, Transport::Udp, Transport::Udp);
+    conversation(true, Transport::Udp, Transport::Udp, Transport::Udp, Transport::Udp);
 }
 
 #[test]
 fn udp_without_checksum_stays_without() {
-    conversation(Transport::UdpUnsummed, Transport::UdpUnsummed, Transport::UdpUnsummed, Transport::UdpUnsummed);
+    conversation(true, Transport::UdpUnsummed, Transport::UdpUnsummed, Transport::UdpUnsummed, Transport::UdpUnsummed);
 }
 
 #[test]

@@ -186,6 +186,7 @@ fn clear(rig: &mut Rig) -> Result<()> {
     empty(&mut tables.flows4)?;
     empty(&mut tables.new_flows4)?;
     empty(&mut tables.by_inside4)?;
+    tables.known.reset();
     empty(&mut tables.by_outside4)?;
     empty(&mut tables.peers4)?;
     empty(&mut tables.sources4)?;

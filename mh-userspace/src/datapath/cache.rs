@@ -67,51 +67,70 @@ const fn length<T>(entries: u32) -> usize {
     entries as usize * size_of::<T>()
 }
 
-/// The memory of an array that the kernel shares, of entries of `WORDS` words.
-struct Shared<T, const WORDS: usize> {
-    memory: NonNull<[u64; WORDS]>,
-    entries: u32,
-    entry: PhantomData<T>,
+/// The memory of an array that the kernel shares.
+pub(super) struct Memory {
+    start: NonNull<libc::c_void>,
+    length: usize,
+    /// How many entries it has.
+    pub(super) entries: u32,
 }
 
-// SAFETY: the memory is only read, and stays mapped as long as this lives.
-unsafe impl<T, const WORDS: usize> Send for Shared<T, WORDS> {}
+// SAFETY: the memory stays mapped as long as this lives, and is accessed by volatile or atomic operations only.
+unsafe impl Send for Memory {}
 // SAFETY: as above.
-unsafe impl<T, const WORDS: usize> Sync for Shared<T, WORDS> {}
+unsafe impl Sync for Memory {}
+
+impl Memory {
+    /// Maps the array of `T` that is pinned in the directory; `protection` as for mmap(2).
+    pub(super) fn map<T>(dir: &Path, name: &'static str, protection: libc::c_int) -> Result<Self, DatapathError> {
+        let data = pinned(dir, name, |path| MapData::from_pin(path))?;
+        let entries = data.info().map_err(DatapathError::map("look at a shared table"))?.max_entries();
+        let descriptor = data.fd().as_fd().as_raw_fd();
+        let length = length::<T>(entries);
+        // SAFETY: a new mapping of the map's whole memory.
+        let start = unsafe { libc::mmap(ptr::null_mut(), length, protection, libc::MAP_SHARED, descriptor, 0) };
+        let mapped = NonNull::new(start).filter(|_| start != libc::MAP_FAILED);
+        let start = mapped.ok_or_else(io::Error::last_os_error).map_err(DatapathError::io("map a shared table"))?;
+        Ok(Self { start, length, entries })
+    }
+
+    /// Its first byte.
+    pub(super) const fn start(&self) -> *const u8 {
+        self.start.as_ptr().cast()
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `map` made, which nothing refers to any more.
+        unsafe { libc::munmap(self.start.as_ptr(), self.length) };
+    }
+}
+
+/// An array that the kernel shares, of entries of `WORDS` words, to be read.
+struct Shared<T, const WORDS: usize> {
+    memory: Memory,
+    entry: PhantomData<T>,
+}
 
 impl<T: Pod, const WORDS: usize> Shared<T, WORDS> {
     /// Maps the array that is pinned in the directory.
     fn open(dir: &Path, name: &'static str) -> Result<Self, DatapathError> {
         const { assert!(size_of::<T>() == size_of::<[u64; WORDS]>()) };
-        let data = pinned(dir, name, |path| MapData::from_pin(path))?;
-        let entries = data.info().map_err(DatapathError::map("look at the flow cache"))?.max_entries();
-        let descriptor = data.fd().as_fd().as_raw_fd();
-        let length = length::<T>(entries);
-        // SAFETY: a new mapping of the map's whole memory, which is not written from here.
-        let memory = unsafe { libc::mmap(ptr::null_mut(), length, libc::PROT_READ, libc::MAP_SHARED, descriptor, 0) };
-        let memory = NonNull::new(memory.cast()).filter(|_| memory != libc::MAP_FAILED);
-        let memory = memory.ok_or_else(io::Error::last_os_error).map_err(DatapathError::io("map the flow cache"))?;
-        Ok(Self { memory, entries, entry: PhantomData })
+        Ok(Self { memory: Memory::map::<T>(dir, name, libc::PROT_READ)?, entry: PhantomData })
     }
 
     /// An entry, unless there is none of that number.
     fn get(&self, index: u32) -> Option<T> {
-        if index >= self.entries {
+        if index >= self.memory.entries {
             return None;
         }
         // SAFETY: within the mapping; a program may write at the same time, so words are read one by one, and each is one or the other.
         let words = unsafe {
-            let start = self.memory.as_ptr().add(index as usize).cast::<u64>();
+            let start = self.memory.start().cast::<[u64; WORDS]>().add(index as usize).cast::<u64>();
             std::array::from_fn::<u64, WORDS, _>(|n| start.add(n).read_volatile())
         };
         Some(bytemuck::pod_read_unaligned(bytemuck::cast_slice(&words)))
-    }
-}
-
-impl<T, const WORDS: usize> Drop for Shared<T, WORDS> {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that `open` made, which nothing refers to any more.
-        unsafe { libc::munmap(self.memory.as_ptr().cast(), length::<T>(self.entries)) };
     }
 }
 
@@ -129,7 +148,7 @@ impl Copies {
     /// Maps the cache that is pinned in the directory.
     pub fn open(dir: &Path) -> Result<Self, DatapathError> {
         let (copies, index) = (Shared::open(dir, map::CACHE4)?, Shared::open(dir, map::CACHE_INDEX4)?);
-        let sets = sets(copies.entries).min(index.entries);
+        let sets = sets(copies.memory.entries).min(index.memory.entries);
         let parts = typed(dir, map::CACHE_PARTS)?;
         let copies = Self { copies, index, sets, parts, divided: RwLock::default() };
         copies.look()?;

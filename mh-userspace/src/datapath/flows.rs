@@ -250,6 +250,11 @@ impl Tables {
         self.release_sources_of(index)
     }
 
+    /// The key of the programs' hashes.
+    pub fn seed(&self) -> Result<[u64; 2], DatapathError> {
+        Ok(self.settings.get(&0, 0).map_err(DatapathError::map("read the settings"))?.seed)
+    }
+
     /// All bindings.
     pub fn bindings(&self) -> Result<Vec<Binding>, DatapathError> {
         let mut bindings = Vec::new();

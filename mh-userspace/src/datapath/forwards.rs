@@ -4,6 +4,7 @@
 //! (RFC 4787 REQ-1). If several outside ports lead to one inside port, the first has the inside end; when it goes, another has.
 
 use mh_common::{
+    address::Ipv4,
     binding::{End, Inside, Outside, STATIC},
     flow::Entry,
 };
@@ -39,7 +40,7 @@ impl Tables {
         }
         let now = flows::now();
         let outside = Outside::to(&outside_end, STATIC, now, now);
-        self.by_inside4.insert(inside_end, outside, 0).map_err(DatapathError::map("write a forward"))
+        self.enter(inside_end, outside)
     }
 
     /// Forwards a port no more. Flows that exist go on, and the port rests before anybody else inside gets it (RFC 6888 REQ-8).
@@ -60,10 +61,19 @@ impl Tables {
         }
         match self.further_forwards()?.into_iter().find(|(end, _)| *end == inside_end) {
             Some((_, heir)) => {
-                self.by_inside4.insert(inside_end, heir, 0).map_err(DatapathError::map("write a forward"))
+                self.enter(inside_end, heir)
             }
             None => Ok(()),
         }
+    }
+
+    /// Enters a forward by its inside end.
+    fn enter(&mut self, inside: End<Ipv4>, outside: Outside<Ipv4>) -> Result<(), DatapathError> {
+        let seed = self.seed()?;
+        self.known.note(seed, &inside);
+        self.by_inside4.insert(inside, outside, 0).map_err(DatapathError::map("write a forward"))?;
+        self.known.note(seed, &inside);
+        Ok(())
     }
 
     /// The forwards whose inside port has another outside end, or none, as bindings.
@@ -102,8 +112,8 @@ impl Tables {
     /// Removes a binding at once, with the flows that use it.
     fn end_binding(
         &mut self,
-        inside: &End<mh_common::address::Ipv4>,
-        outside: &End<mh_common::address::Ipv4>,
+        inside: &End<Ipv4>,
+        outside: &End<Ipv4>,
     ) -> Result<(), DatapathError> {
         let mut found: Vec<Flow> = Vec::new();
         let filter = Filter { uplink: Some(inside.uplink), protocol: Some(inside.protocol), ..Filter::default() };
@@ -121,10 +131,10 @@ impl Tables {
     }
 }
 
-fn outside_end(port: &ForwardedPort) -> End<mh_common::address::Ipv4> {
+fn outside_end(port: &ForwardedPort) -> End<Ipv4> {
     End { address: port.address.into(), port: port.port.to_be(), protocol: port.protocol, uplink: port.uplink }
 }
 
-fn inside_end(port: &ForwardedPort, to: &InsidePort) -> End<mh_common::address::Ipv4> {
+fn inside_end(port: &ForwardedPort, to: &InsidePort) -> End<Ipv4> {
     End { address: to.address.into(), port: to.port.to_be(), protocol: port.protocol, uplink: port.uplink }
 }

@@ -24,6 +24,7 @@ pub mod explain;
 pub mod flows;
 mod forwards;
 mod kernel;
+pub mod known;
 mod link;
 pub mod load;
 pub mod nudge;

@@ -21,8 +21,8 @@ use mh_common::{
     abi::{self, Timeouts},
     address::Ipv4,
     binding::{End, Inside, Outside, STATIC},
-    flow::{Entry, Key, Seen, State},
-    policy,
+    flow::{self, Entry, Key, Seen, State},
+    known, policy,
     time::{self, Tick},
     wire,
 };
@@ -30,6 +30,7 @@ use mh_common::{
 use super::{
     DatapathError,
     flows::{self, Flow, inside_end},
+    known::Kept,
     sticky::Sources,
     tables::Tables,
 };
@@ -48,6 +49,9 @@ pub struct Swept {
 /// Entries that are dealt with between two pauses. Reading so many takes some microseconds, in which a kernel without preemption gives
 /// the processor to nobody else.
 const STEP: usize = 32;
+
+/// Lines of known sources that are looked through between two pauses: likewise some microseconds.
+const LINES_AT_A_TIME: usize = 256;
 
 /// How often it is looked anew which addresses are lost, and where copies are: about twice a second. Copies that go elsewhere between leave
 /// what they have counted behind.
@@ -110,6 +114,8 @@ struct Sweep<'a> {
     idle: Vec<(Key<Ipv4>, Key<Ipv4>)>,
     /// Flows were removed of which there may be good copies.
     voids: bool,
+    /// Sources of which something is left.
+    kept: Kept,
     swept: Swept,
 }
 
@@ -129,6 +135,8 @@ impl<'a> Sweep<'a> {
         })?;
         let (held, unused, swept) = (HashMap::new(), HashMap::new(), Swept::default());
         let sources = Some(sources);
+        let kept = Kept::none(tables.seed()?);
+        tables.known.age();
         Ok(Self {
             tables,
             timeouts,
@@ -145,6 +153,7 @@ impl<'a> Sweep<'a> {
             embryos: Vec::new(),
             idle: Vec::new(),
             voids: false,
+            kept,
             swept,
         })
     }
@@ -164,6 +173,7 @@ impl<'a> Sweep<'a> {
         self.free_rested()?;
         self.withdraw()?;
         self.settle()?;
+        self.forget_sources()?;
         Ok(self.swept)
     }
 
@@ -205,6 +215,7 @@ impl<'a> Sweep<'a> {
         let mut batches = self.tables.by_inside4.batches(STEP)?;
         while let Some((insides, outsides)) = batches.read().map_err(DatapathError::io("read the bindings"))? {
             for (inside, outside) in insides.iter().zip(outsides) {
+                self.kept.end(inside);
                 if self.is_counted(outside) {
                     let host = self.tables.owner(inside).0;
                     *self.held.entry(host).or_default() += 1;
@@ -231,6 +242,9 @@ impl<'a> Sweep<'a> {
             let mut batches = table.batches(STEP)?;
             while let Some((keys, halves)) = batches.read().map_err(DatapathError::io("read the flows"))? {
                 for (key, half) in keys.iter().zip(halves) {
+                    if !half.is_reply() || half.flags & flow::HAIRPIN != 0 {
+                        self.kept.key(key);
+                    }
                     if half.is_reply() {
                         self.look_at_reply(key, half);
                     } else if self.look_at_flow(key, half).is_some() {
@@ -331,6 +345,16 @@ impl<'a> Sweep<'a> {
             if number % STEP == STEP - 1 {
                 self.pause()?;
             }
+        }
+        Ok(())
+    }
+
+    /// Forgets sources of which nothing is left since the sweep before.
+    fn forget_sources(&mut self) -> Result<(), Halt> {
+        let lines = known::LINES as usize;
+        for first in (0..lines).step_by(LINES_AT_A_TIME) {
+            self.tables.known.forget(first..lines.min(first + LINES_AT_A_TIME), &self.kept);
+            self.pause()?;
         }
         Ok(())
     }

@@ -24,6 +24,7 @@ use super::{
     DatapathError,
     batch::{self, Batches},
     cache::Copies,
+    known::Known,
 };
 
 /// `BPF_EXIST`: only if the entry is there.
@@ -153,6 +154,8 @@ pub struct Tables {
     pub sticky4: Hash<StickyKey<Ipv4>, Sticky>,
     /// Copies of flows' halves.
     pub copies: Copies,
+    /// Sources that may have flows or bindings.
+    pub known: Known,
 }
 
 /// What is pinned in the directory under this name.
@@ -202,6 +205,7 @@ impl Tables {
             rule_hits: typed(dir, map::RULE_HITS)?,
             sticky4: pinned(dir, map::STICKY4, Hash::open)?,
             copies: Copies::open(dir)?,
+            known: Known::open(dir)?,
         })
     }
 

@@ -29,6 +29,8 @@ const PREFIX: &str = "upgrade-";
 const TOGETHER: &[(&[&str], &[&str])] = &[
     // Flows and bindings know their uplink by an index, which the uplinks' records give a name.
     (&[map::UPLINKS], &[map::BY_INSIDE4]),
+    // Flows and bindings of sources that are not known are not looked for.
+    (&[map::KNOWN4], &[map::BY_INSIDE4]),
     // The two ways of bindings; flows translate as they say; and counts of them.
     (
         &[map::BY_INSIDE4, map::BY_OUTSIDE4],

@@ -71,14 +71,16 @@ impl Model {
         End { address: key.src, port: key.sport, protocol: key.protocol, uplink }
     }
 
-    /// Begins the packet's flow, if that may be embryonic and its source has no bindings. Returns its key.
+    /// Begins the packet's flow, if that may be embryonic. Nothing is known of its source. Returns its key.
     pub(super) fn begin_at_xdp(&mut self, side: Side, frame: &Frame, now: Tick, lot: Lot<'_>) -> Option<Key> {
         let key = frame.datagram.key().filter(|key| Self::may_begin_at_xdp(key, frame))?;
         let from_lan = side == Side::Lan && frame.datagram.is_forwardable() && frame.datagram.ttl > 1;
-        let bound = (0..2).any(|uplink| self.bindings.contains_key(&Self::source_end(&key, uplink)));
-        if !from_lan || bound || self.halves.contains_key(&key) || self.outside_of(key.dst).is_some() {
+        if !from_lan || self.outside_of(key.dst).is_some() {
             return None;
         }
+        let bound = (0..2).any(|uplink| self.bindings.contains_key(&Self::source_end(&key, uplink)));
+        let ours = self.halves.get(&key).is_some_and(|half| self.takes(half, side));
+        assert!(!bound && !ours, "{key:?} is not of a source of which nothing is known");
         let on_link = Self::route(key.dst)?;
         self.count_new(key.src, now);
         let begun = self.embryo(&key, frame, on_link, now, lot);

@@ -93,8 +93,8 @@ impl Model {
         })
     }
 
-    /// A packet at XDP: only what needs no attention is sent.
-    pub fn xdp(&mut self, side: Side, frame: &Frame, now: Tick, lot: Lot<'_>) -> Expected {
+    /// A packet at XDP: only what needs no attention is sent, or begins a flow of a source of which the datapath knows nothing.
+    pub fn xdp(&mut self, side: Side, frame: &Frame, now: Tick, unknown: bool, lot: Lot<'_>) -> Expected {
         self.forget_touched();
         let quick = frame.part == Part::Whole && frame.datagram.tcp_flags() & (SYN | FIN | RST) == 0;
         let key = frame.datagram.key().filter(|_| quick && frame.datagram.ttl > 1);
@@ -109,7 +109,7 @@ impl Model {
                 && frame.len() <= self.mtu(half)
         });
         let refused = Expected { code: XDP_PASS, verdict: "xdp_to_tc", mark: 0, frame: frame.clone() };
-        let begins = if sends { None } else { self.begin_at_xdp(side, frame, now, lot) };
+        let begins = if sends || !unknown { None } else { self.begin_at_xdp(side, frame, now, lot) };
         let Some(key) = key.filter(|_| sends).or(begins) else { return refused };
         match self.send(&key, side, frame, begins.map(|_| "new"), now) {
             Ok(sent) => Expected { code: XDP_REDIRECT, mark: 0, ..sent },

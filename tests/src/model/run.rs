@@ -140,6 +140,9 @@ impl World<'_> {
             Side::Uplink(0) | Side::Egress(0) => "wan1",
             Side::Uplink(_) | Side::Egress(_) => "wan2",
         };
+        let seed = self.model.setup.seed;
+        let unknown = |key: Key| self.rig.tables.known.is_unknown(seed, &kernel_key(&key));
+        let unknown = frame.datagram.key().is_some_and(unknown);
         let bytes = frame.build();
         let outcome = match hook {
             Hook::Xdp => self.rig.xdp(interface, &bytes)?,
@@ -159,7 +162,7 @@ impl World<'_> {
             let lot = |end: &End| tables.by_inside4.get(&kernel_end(end), 0).ok().map(|o| u16::from_be(o.port));
             let model = &mut self.model;
             let expected = match (hook, side) {
-                (Hook::Xdp, _) => model.xdp(side, frame, tick, &lot),
+                (Hook::Xdp, _) => model.xdp(side, frame, tick, unknown, &lot),
                 (Hook::Egress(mark), Side::Egress(uplink)) => model.egress(uplink, mark, true, frame, tick, &lot),
                 (Hook::Forwarded(mark), Side::Egress(uplink)) => model.egress(uplink, mark, false, frame, tick, &lot),
                 _ => model.tc(side, frame, tick, &lot),

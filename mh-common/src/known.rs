@@ -1,0 +1,110 @@
+//! Known sources: whether an inside host's port may have a flow or a binding.
+//!
+//! Whether a packet begins a flow is a question to both tables of flows, and to the bindings on each uplink: of what begins, all of them know nothing, and to say
+//! so takes each of them a miss of all caches. Here one byte tells it, of a few MiB that the processor keeps near.
+//!
+//! Shape: an array of [`Line`]s, of one byte for each of [`PORTS`] consecutive ports of a host. Several sources may share a byte.
+//!
+//! Invariants:
+//! - A source that has a binding, or a flow that packets from it belong to, is not unknown: its byte is set before either is entered, and once more after that.
+//! - Only the controller clears bytes, in two steps, and only by what was there at the beginning: see [`OLD`]. So whoever enters something meanwhile is not forgotten.
+//! - A source that is known for no reason costs time and nothing else.
+
+use bytemuck::{Pod, Zeroable};
+
+use crate::{address::Ipv4, flow::Key};
+
+/// How many lines there are: 4 MiB.
+pub const LINES: u32 = 1 << 16;
+/// How many consecutive ports have their bytes in a line.
+pub const PORTS: usize = 64;
+
+/// Nothing is known of the source.
+pub const UNKNOWN: u8 = 0;
+/// Something was, when the controller began its last round; if it finds nothing, it clears the byte.
+pub const OLD: u8 = 1;
+/// Something is known.
+pub const FRESH: u8 = 2;
+
+/// One byte each for consecutive ports of a host. 64 bytes.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// [`UNKNOWN`], [`OLD`] or [`FRESH`].
+    pub ports: [u8; PORTS],
+}
+
+// SAFETY: bytes that fill the alignment up; every bit pattern is a value.
+unsafe impl Zeroable for Line {}
+// SAFETY: as above.
+unsafe impl Pod for Line {}
+
+/// Where a source's byte is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The line, below [`LINES`].
+    pub line: u32,
+    /// The byte in the line, below [`PORTS`].
+    pub byte: usize,
+}
+
+impl Place {
+    /// Of packets with this key, by their source.
+    #[inline(always)]
+    pub const fn of(seed: [u64; 2], key: &Key<Ipv4>) -> Self {
+        Self::of_end(seed, key.src, key.sport, key.protocol)
+    }
+
+    /// Of an inside end; the port as it stands in memory. `seed`: [`crate::abi::Settings::seed`], so that nobody else knows who shares a byte.
+    #[inline(always)]
+    pub const fn of_end(seed: [u64; 2], address: Ipv4, port: u16, protocol: u8) -> Self {
+        let port = u16::from_be(port);
+        let block = (port / PORTS as u16) as u64;
+        let x = (address.to_be() as u64 | block << 32 | (protocol as u64) << 48) ^ seed[0];
+        let x = x.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let x = (x ^ (x >> 32) ^ seed[1]).wrapping_mul(0xd6e8_feb8_6659_fd93);
+        Self { line: (x >> 32) as u32 % LINES, byte: port as usize % PORTS }
+    }
+
+    /// The number of the byte among all.
+    pub const fn number(self) -> usize {
+        self.line as usize * PORTS + self.byte
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::{PROTOCOL_TCP, PROTOCOL_UDP};
+    use proptest::prelude::*;
+    use std::collections::HashSet;
+
+    proptest! {
+        #[test]
+        fn a_place_is_there(seed: [u64; 2], address: u32, port: u16, protocol: u8) {
+            let place = Place::of_end(seed, Ipv4::from_be(address), port, protocol);
+            prop_assert!(place.line < LINES && place.byte < PORTS);
+            prop_assert!(place.number() < LINES as usize * PORTS);
+        }
+    }
+
+    #[test]
+    fn a_hosts_consecutive_ports_share_a_line_and_no_byte() {
+        let of = |port: u16, protocol| Place::of_end([7, 9], Ipv4::from_be(1), port.to_be(), protocol);
+        let block: HashSet<_> = (640..704).map(|port| of(port, PROTOCOL_UDP).byte).collect();
+        assert_eq!(block.len(), PORTS);
+        assert!((640..704).all(|port| of(port, PROTOCOL_UDP).line == of(640, PROTOCOL_UDP).line));
+        assert_ne!(of(640, PROTOCOL_UDP).line, of(704, PROTOCOL_UDP).line);
+        assert_ne!(of(640, PROTOCOL_UDP).line, of(640, PROTOCOL_TCP).line);
+    }
+
+    /// A quarter of the lines in use: who is new shares one of them in a quarter of cases, and so a byte in fewer.
+    #[test]
+    fn lines_are_used_evenly() {
+        let hosts = LINES / 4;
+        let lines: HashSet<_> = (0..hosts).map(|host| Place::of_end([3, 4], Ipv4::from_be(host), 0, 17).line).collect();
+        let expected = f64::from(LINES) * (1.0 - (-0.25f64).exp());
+        let used = f64::from(u32::try_from(lines.len()).unwrap());
+        assert!((used / expected - 1.0).abs() < 0.02, "{used} of {expected}");
+    }
+}

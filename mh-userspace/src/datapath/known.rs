@@ -1,0 +1,117 @@
+//! Known sources: see [`mh_common::known`]. The controller notes those that it gives a port itself, and forgets those of which nothing is left.
+
+use std::{
+    ops::Range,
+    path::Path,
+    sync::atomic::{AtomicU8, Ordering},
+};
+
+use mh_common::{
+    abi::map,
+    address::Ipv4,
+    binding::End,
+    flow::Key,
+    known::{FRESH, LINES, Line, OLD, PORTS, Place, UNKNOWN},
+};
+
+use super::{DatapathError, cache::Memory};
+
+/// Lines are looked through by words of eight bytes.
+const WORDS_PER_LINE: usize = PORTS / 8;
+
+/// All bytes, shared with the programs.
+pub struct Known {
+    memory: Memory,
+}
+
+/// Sources of which something is left.
+pub struct Kept {
+    seed: [u64; 2],
+    bits: Vec<u64>,
+}
+
+impl Known {
+    /// Maps what is pinned in the directory.
+    pub fn open(dir: &Path) -> Result<Self, DatapathError> {
+        let memory = Memory::map::<Line>(dir, map::KNOWN4, libc::PROT_READ | libc::PROT_WRITE)?;
+        Ok(Self { memory })
+    }
+
+    fn bytes(&self) -> &[AtomicU8] {
+        let length = (self.memory.entries as usize).min(LINES as usize) * PORTS;
+        // SAFETY: the mapping has so many bytes, which are written as such by programs, too, and lives as long as this.
+        unsafe { std::slice::from_raw_parts(self.memory.start().cast(), length) }
+    }
+
+    /// Notes the source of an inside end, before its binding is entered, and after.
+    pub fn note(&self, seed: [u64; 2], end: &End<Ipv4>) {
+        let place = Place::of_end(seed, end.address, end.port, end.protocol);
+        if let Some(byte) = self.bytes().get(place.number()) {
+            byte.store(FRESH, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether nothing is known of the source of packets with this key.
+    pub fn is_unknown(&self, seed: [u64; 2], key: &Key<Ipv4>) -> bool {
+        let byte = self.bytes().get(Place::of(seed, key).number());
+        byte.is_some_and(|byte| byte.load(Ordering::SeqCst) == UNKNOWN)
+    }
+
+    /// Begins a round: what is known now is old.
+    pub fn age(&self) {
+        for (_, byte) in self.set(0..LINES as usize) {
+            // A program may set it at the same time; then it is fresh.
+            let _ = byte.compare_exchange(FRESH, OLD, Ordering::SeqCst, Ordering::Relaxed);
+        }
+    }
+
+    /// The bytes of some lines that are not zero, with their numbers: nearly all lines have none.
+    fn set(&self, lines: Range<usize>) -> impl Iterator<Item = (usize, &AtomicU8)> {
+        let all = self.bytes();
+        let lines = lines.start..lines.end.min(all.len() / PORTS);
+        let words = self.memory.start().cast::<u64>();
+        // SAFETY: within the mapping, which begins on a page.
+        let is_set = move |word: &usize| unsafe { words.add(*word).read_volatile() } != 0;
+        let words = (lines.start * WORDS_PER_LINE..lines.end * WORDS_PER_LINE).filter(is_set);
+        let bytes = words.flat_map(move |word| (word * 8..word * 8 + 8).zip(&all[word * 8..word * 8 + 8]));
+        bytes.filter(|(_, byte)| byte.load(Ordering::Relaxed) != UNKNOWN)
+    }
+
+    /// Ends a round for some lines: what is old and not kept is forgotten.
+    pub fn forget(&self, lines: Range<usize>, kept: &Kept) {
+        for (_, byte) in self.set(lines).filter(|(number, _)| !kept.has(*number)) {
+            let _ = byte.compare_exchange(OLD, UNKNOWN, Ordering::SeqCst, Ordering::Relaxed);
+        }
+    }
+
+    /// Forgets all: for whoever has emptied the tables while no program ran.
+    pub fn reset(&self) {
+        self.bytes().iter().for_each(|byte| byte.store(UNKNOWN, Ordering::SeqCst));
+    }
+}
+
+impl Kept {
+    /// None so far.
+    pub fn none(seed: [u64; 2]) -> Self {
+        Self { seed, bits: vec![0; LINES as usize * PORTS / 64] }
+    }
+
+    /// Keeps the source of an inside end.
+    pub fn end(&mut self, end: &End<Ipv4>) {
+        self.keep(Place::of_end(self.seed, end.address, end.port, end.protocol));
+    }
+
+    /// Keeps the source of packets with this key.
+    pub fn key(&mut self, key: &Key<Ipv4>) {
+        self.keep(Place::of(self.seed, key));
+    }
+
+    fn keep(&mut self, place: Place) {
+        let number = place.number();
+        self.bits[number / 64] |= 1 << (number % 64);
+    }
+
+    fn has(&self, number: usize) -> bool {
+        self.bits[number / 64] >> (number % 64) & 1 != 0
+    }
+}
