@@ -120,8 +120,8 @@ pub struct Part {
     pub full: u64,
     /// The number within the part of the copy that is looked at next for one that is free; likewise.
     pub next: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// When the CPU last found no room for a flow that was to begin at XDP; likewise.
+    pub refused: Tick,
 }
 
 /// How far the packets are shifted in [`Copied::count`]; below are the bytes.

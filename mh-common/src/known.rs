@@ -1,12 +1,14 @@
-//! Known sources: whether an inside host's port may have a flow or a binding.
+//! Known sources: whether a port may have a flow or a binding.
 //!
-//! Whether a packet begins a flow is a question to both tables of flows, and to the bindings on each uplink: of what begins, all of them know nothing, and to say
-//! so takes each of them a miss of all caches. Here one byte tells it, of a few MiB that the processor keeps near.
+//! Whether a packet begins a flow is a question to both tables of flows, and to the bindings on each uplink; whether an outside port is free of what a former flow
+//! left, to both tables again. Of what begins, all of them know nothing, and to say so takes each of them a miss of all caches. Here one byte tells it, of a few
+//! MiB that the processor keeps near.
 //!
-//! Shape: an array of [`Line`]s, of one byte for each of [`PORTS`] consecutive ports of a host. Several sources may share a byte.
+//! Shape: an array of [`Line`]s, of one byte for each of [`PORTS`] consecutive ports of an address, inside or outside. Several sources may share a byte.
 //!
 //! Invariants:
-//! - A source that has a binding, or a flow that packets from it belong to, is not unknown: its byte is set before either is entered, and once more after that.
+//! - An inside source that has a binding, or a flow that packets from it belong to, is not unknown, and neither is an outside one that has a flow's answers: the
+//!   byte is set before any of these is entered, and once more after that.
 //! - Only the controller clears bytes, in two steps, and only by what was there at the beginning: see [`OLD`]. So whoever enters something meanwhile is not forgotten.
 //! - A source that is known for no reason costs time and nothing else.
 

@@ -55,7 +55,9 @@ fn begin<Fam: Tables + Header>(
     scene: &Scene,
 ) -> Result<Sent, Verdict> {
     let key = &packet.key;
-    if !Fam::is_unknown(key) || Fam::owners(key.dst) != 0 {
+    // Where there is no room, what is tried here is done twice.
+    let refused = maps::part().is_none_or(|part| part.refused == scene.now);
+    if refused || !Fam::is_unknown(key) || Fam::owners(key.dst) != 0 {
         return Err(Verdict::ToTc);
     }
     let route = steer::route::<Fam, _>(frame, &packet.ip, false);
@@ -105,7 +107,11 @@ fn send<Fam: Tables + Header>(
     if entry.flags & (flow::RESOLVED | flow::XDP) != flow::RESOLVED | flow::XDP {
         return Err(Verdict::ToTc);
     }
-    let outside = nat::bind::<Fam, _>(frame, packet, index, uplink, &Bound::UNKNOWN, len, scene)?;
+    let outside = nat::bind::<Fam, _>(frame, packet, index, uplink, &Bound::UNKNOWN, len, scene).inspect_err(|_| {
+        if let Some(part) = maps::part() {
+            part.refused = now;
+        }
+    })?;
     if outside.embryo == 0 {
         // It has another flow already, made by another CPU a moment ago, or what a former flow left is in its way.
         return Err(Verdict::ToTc);

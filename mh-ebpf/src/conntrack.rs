@@ -91,11 +91,7 @@ pub fn insert<Fam: Tables>(
     }
     let forward = Entry::translating(key, sent, uplink, flags, now);
     let reply_key = forward.other_key(key.protocol);
-    Fam::note(key);
-    if flags & flow::HAIRPIN != 0 {
-        // Its answers come from inside as well.
-        Fam::note(&reply_key);
-    }
+    note::<Fam>(key, sent, flags);
     let mut table = Fam::new_flows();
     match Fam::flows().get_ptr(&reply_key) {
         // The halves of a flow live in the same table.
@@ -121,11 +117,19 @@ pub fn insert<Fam: Tables>(
     }
     table.insert(key, &forward, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)?;
     // Once more: see [`mh_common::known`].
-    Fam::note(key);
-    if flags & flow::HAIRPIN != 0 {
-        Fam::note(&reply_key);
-    }
+    note::<Fam>(key, sent, flags);
     Ok(())
+}
+
+/// Notes the sources of a flow: see [`mh_common::known`].
+#[inline(always)]
+fn note<Fam: Tables>(key: &Key<Fam::Address>, sent: &Key<Fam::Address>, flags: u8) {
+    Fam::note(key);
+    Fam::note(sent);
+    if flags & flow::HAIRPIN != 0 {
+        // Its answers come from inside as well.
+        Fam::note(&swapped(sent));
+    }
 }
 
 /// Whether a half belongs with one under `key`, of a flow on this uplink with these flags.
@@ -240,11 +244,15 @@ fn hatch<Fam: Tables>(inside: &End<Fam::Address>, remote: Fam::Address, remote_p
     let table = if answered { Fam::flows() } else { Fam::new_flows() };
     // SAFETY: as in `outbound::begin`.
     let half = unsafe { &mut *place };
+    let reply_key = outside.embryo_reply_key(&key);
+    // The source is known for its binding.
+    Fam::note(&swapped(&reply_key));
     // The reply's first, so that no packet goes out that can't be answered.
     *half = outside.embryo_reply(&key);
-    if table.insert(&outside.embryo_reply_key(&key), &*half, BPF_ANY as u64).is_err() {
+    if table.insert(&reply_key, &*half, BPF_ANY as u64).is_err() {
         return false;
     }
+    Fam::note(&swapped(&reply_key));
     *half = outside.embryo_forward(&key);
     outside.embryo = 0;
     table.insert(&key, &*half, BPF_ANY as u64).is_ok()

@@ -111,8 +111,9 @@ pub fn bind<Fam: Tables + Header, F: Frame>(
     let outside_end = End { address, port, protocol, uplink: index };
     let mut outside = Outside::to(&outside_end, 0, now, expires);
     // What a former flow left, of which the other half was evicted, would take the answers.
-    let reply_key = Key::new(key.dst, address, key.dport, port, protocol);
-    if first_len != 0 && conntrack::find::<Fam>(&reply_key).is_none() {
+    let sent = Key::new(address, key.dst, port, key.dport, protocol);
+    let unanswered = Fam::is_unknown(&sent) || conntrack::find::<Fam>(&conntrack::swapped(&sent)).is_none();
+    if first_len != 0 && unanswered {
         outside = Outside { remote: key.dst, remote_port: key.dport, embryo: first_len, ..outside };
     }
     permit::<Fam>(packet, &outside, expires, scene);

@@ -106,6 +106,11 @@ impl Kept {
         self.keep(Place::of(self.seed, key));
     }
 
+    /// Keeps the source that packets with this key answer to.
+    pub fn answers_to(&mut self, key: &Key<Ipv4>) {
+        self.keep(Place::of_end(self.seed, key.dst, key.dport, key.protocol));
+    }
+
     fn keep(&mut self, place: Place) {
         let number = place.number();
         self.bits[number / 64] |= 1 << (number % 64);

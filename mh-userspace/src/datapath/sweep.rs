@@ -246,6 +246,7 @@ impl<'a> Sweep<'a> {
                         self.kept.key(key);
                     }
                     if half.is_reply() {
+                        self.kept.answers_to(key);
                         self.look_at_reply(key, half);
                     } else if self.look_at_flow(key, half).is_some() {
                         self.over.push(*key);

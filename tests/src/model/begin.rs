@@ -75,7 +75,7 @@ impl Model {
     pub(super) fn begin_at_xdp(&mut self, side: Side, frame: &Frame, now: Tick, lot: Lot<'_>) -> Option<Key> {
         let key = frame.datagram.key().filter(|key| Self::may_begin_at_xdp(key, frame))?;
         let from_lan = side == Side::Lan && frame.datagram.is_forwardable() && frame.datagram.ttl > 1;
-        if !from_lan || self.outside_of(key.dst).is_some() {
+        if !from_lan || self.outside_of(key.dst).is_some() || self.refused == now {
             return None;
         }
         let bound = (0..2).any(|uplink| self.bindings.contains_key(&Self::source_end(&key, uplink)));
@@ -100,7 +100,10 @@ impl Model {
         if !self.may_be_embryonic(key, frame, uplink) {
             return None;
         }
-        let (address, port) = self.bind(key, frame, uplink, Kind::Lan, now, lot).ok()?;
+        let Ok((address, port)) = self.bind(key, frame, uplink, Kind::Lan, now, lot) else {
+            self.refused = now;
+            return None;
+        };
         let sent = Key { src: address, sport: port, ..*key };
         if self.halves.contains_key(&sent.swapped()) {
             return None;

@@ -219,6 +219,8 @@ pub struct Model {
     pub healthy: u64,
     /// Neighbour epoch.
     pub epoch: u8,
+    /// When XDP last found no room for a flow.
+    pub refused: Tick,
     /// Halves of flows by what their packets arrive with.
     pub halves: HashMap<Key, Half>,
     /// Bindings by inside end.
@@ -255,6 +257,7 @@ impl Model {
             setup,
             healthy: 0b11,
             epoch: 0,
+            refused: 0,
             halves: HashMap::new(),
             bindings: HashMap::new(),
             owners: HashMap::new(),
