@@ -14,7 +14,7 @@ use crate::{
     hop::Hop,
     known,
     policy::{Policy, Sticky, StickyKey},
-    rules,
+    route, rules,
     slots::SlotTable,
     wire::Mac,
 };
@@ -118,6 +118,8 @@ pub mod map {
     pub const CACHE_PARTS: &str = "mh_cache_parts";
     /// Per-CPU array of one [`crate::flow::Entry`]: the forward half of the embryonic flow that this CPU is just beginning.
     pub const EMBRYO4: &str = "mh_embryo4";
+    /// Per-CPU array of [`crate::route::ANSWERS`] [`crate::route::Answer`]s.
+    pub const ROUTES4: &str = "mh_routes4";
     /// Array of [`crate::known::LINES`] [`crate::known::Line`]s, which processes map into their memory.
     pub const KNOWN4: &str = "mh_known4";
     /// Per-CPU array of [`crate::hop::Hop`], indexed like uplinks.
@@ -163,6 +165,7 @@ pub mod map {
         HOPS,
         EMBRYO4,
         KNOWN4,
+        ROUTES4,
     ];
 }
 
@@ -224,6 +227,7 @@ pub const LAYOUTS: &[Layout] = &[
     layout::<u32, Hop>(map::HOPS, 6),
     layout::<u32, flow::Entry<Ipv4>>(map::EMBRYO4, 8),
     layout::<u32, known::Line>(map::KNOWN4, 8),
+    layout::<u32, route::Answer>(map::ROUTES4, 8),
 ];
 
 /// Names of the programs.

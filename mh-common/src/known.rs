@@ -8,13 +8,13 @@
 //!
 //! Invariants:
 //! - An inside source that has a binding, or a flow that packets from it belong to, is not unknown, and neither is an outside one that has a flow's answers: the
-//!   byte is set before any of these is entered, and once more after that.
+//!   byte is set once any of these is entered. Who asks between begins a flow at the same time, as two CPUs may without it.
 //! - Only the controller clears bytes, in two steps, and only by what was there at the beginning: see [`OLD`]. So whoever enters something meanwhile is not forgotten.
 //! - A source that is known for no reason costs time and nothing else.
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::{address::Ipv4, flow::Key};
+use crate::address::Ipv4;
 
 /// How many lines there are: 4 MiB.
 pub const LINES: u32 = 1 << 16;
@@ -51,15 +51,9 @@ pub struct Place {
 }
 
 impl Place {
-    /// Of packets with this key, by their source.
+    /// Of a port, as it stands in memory. `seed`: [`crate::abi::Settings::seed`], so that nobody else knows who shares a byte.
     #[inline(always)]
-    pub const fn of(seed: [u64; 2], key: &Key<Ipv4>) -> Self {
-        Self::of_end(seed, key.src, key.sport, key.protocol)
-    }
-
-    /// Of an inside end; the port as it stands in memory. `seed`: [`crate::abi::Settings::seed`], so that nobody else knows who shares a byte.
-    #[inline(always)]
-    pub const fn of_end(seed: [u64; 2], address: Ipv4, port: u16, protocol: u8) -> Self {
+    pub const fn of(seed: [u64; 2], address: Ipv4, port: u16, protocol: u8) -> Self {
         let port = u16::from_be(port);
         let block = (port / PORTS as u16) as u64;
         let x = (address.to_be() as u64 | block << 32 | (protocol as u64) << 48) ^ seed[0];
@@ -84,7 +78,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_place_is_there(seed: [u64; 2], address: u32, port: u16, protocol: u8) {
-            let place = Place::of_end(seed, Ipv4::from_be(address), port, protocol);
+            let place = Place::of(seed, Ipv4::from_be(address), port, protocol);
             prop_assert!(place.line < LINES && place.byte < PORTS);
             prop_assert!(place.number() < LINES as usize * PORTS);
         }
@@ -92,7 +86,7 @@ mod tests {
 
     #[test]
     fn a_hosts_consecutive_ports_share_a_line_and_no_byte() {
-        let of = |port: u16, protocol| Place::of_end([7, 9], Ipv4::from_be(1), port.to_be(), protocol);
+        let of = |port: u16, protocol| Place::of([7, 9], Ipv4::from_be(1), port.to_be(), protocol);
         let block: HashSet<_> = (640..704).map(|port| of(port, PROTOCOL_UDP).byte).collect();
         assert_eq!(block.len(), PORTS);
         assert!((640..704).all(|port| of(port, PROTOCOL_UDP).line == of(640, PROTOCOL_UDP).line));
@@ -104,7 +98,7 @@ mod tests {
     #[test]
     fn lines_are_used_evenly() {
         let hosts = LINES / 4;
-        let lines: HashSet<_> = (0..hosts).map(|host| Place::of_end([3, 4], Ipv4::from_be(host), 0, 17).line).collect();
+        let lines: HashSet<_> = (0..hosts).map(|host| Place::of([3, 4], Ipv4::from_be(host), 0, 17).line).collect();
         let expected = f64::from(LINES) * (1.0 - (-0.25f64).exp());
         let used = f64::from(u32::try_from(lines.len()).unwrap());
         assert!((used / expected - 1.0).abs() < 0.02, "{used} of {expected}");

@@ -41,6 +41,7 @@ pub mod known;
 pub mod mark;
 pub mod policy;
 pub mod ports;
+pub mod route;
 pub mod rules;
 pub mod slots;
 pub mod time;

@@ -16,7 +16,7 @@ use mh_common::{
 use crate::{
     access::{Frame as _, XdpFrame},
     clamp,
-    conntrack::Bound,
+    conntrack::{Bound, is_unknown},
     count::{self, Sent},
     limit,
     maps::{self, Tables},
@@ -57,10 +57,10 @@ fn begin<Fam: Tables + Header>(
     let key = &packet.key;
     // Where there is no room, what is tried here is done twice.
     let refused = maps::part().is_none_or(|part| part.refused == scene.now);
-    if refused || !Fam::is_unknown(key) || Fam::owners(key.dst) != 0 {
+    if refused || !is_unknown::<Fam>(key) || Fam::owners(key.dst) != 0 {
         return Err(Verdict::ToTc);
     }
-    let route = steer::route::<Fam, _>(frame, &packet.ip, false);
+    let route = steer::remembered_route::<Fam, _>(frame, &packet.ip, scene);
     if !route.by_uplink {
         return Err(Verdict::ToTc);
     }

@@ -91,7 +91,6 @@ pub fn insert<Fam: Tables>(
     }
     let forward = Entry::translating(key, sent, uplink, flags, now);
     let reply_key = forward.other_key(key.protocol);
-    note::<Fam>(key, sent, flags);
     let mut table = Fam::new_flows();
     match Fam::flows().get_ptr(&reply_key) {
         // The halves of a flow live in the same table.
@@ -121,14 +120,20 @@ pub fn insert<Fam: Tables>(
     Ok(())
 }
 
+/// Whether nothing is known of the source of packets with this key: see [`mh_common::known`].
+#[inline(always)]
+pub fn is_unknown<Fam: Tables>(key: &Key<Fam::Address>) -> bool {
+    Fam::is_unknown(key.src, key.sport, key.protocol)
+}
+
 /// Notes the sources of a flow: see [`mh_common::known`].
 #[inline(always)]
 fn note<Fam: Tables>(key: &Key<Fam::Address>, sent: &Key<Fam::Address>, flags: u8) {
-    Fam::note(key);
-    Fam::note(sent);
+    Fam::note(key.src, key.sport, key.protocol);
+    Fam::note(sent.src, sent.sport, key.protocol);
     if flags & flow::HAIRPIN != 0 {
         // Its answers come from inside as well.
-        Fam::note(&swapped(sent));
+        Fam::note(sent.dst, sent.dport, key.protocol);
     }
 }
 
@@ -245,14 +250,11 @@ fn hatch<Fam: Tables>(inside: &End<Fam::Address>, remote: Fam::Address, remote_p
     // SAFETY: as in `outbound::begin`.
     let half = unsafe { &mut *place };
     let reply_key = outside.embryo_reply_key(&key);
-    // The source is known for its binding.
-    Fam::note(&swapped(&reply_key));
-    // The reply's first, so that no packet goes out that can't be answered.
+    // The reply's first, so that no packet goes out that can't be answered. Both sources are known for the binding.
     *half = outside.embryo_reply(&key);
     if table.insert(&reply_key, &*half, BPF_ANY as u64).is_err() {
         return false;
     }
-    Fam::note(&swapped(&reply_key));
     *half = outside.embryo_forward(&key);
     outside.embryo = 0;
     table.insert(&key, &*half, BPF_ANY as u64).is_ok()

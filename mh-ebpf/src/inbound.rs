@@ -81,10 +81,8 @@ fn enter<Fam: Tables + Header>(
                 let flags = entry.flags & flow::HOST;
                 let reply = Entry::translating(key, &answer, uplink, flow::REPLY | flags, scene.now);
                 let table = if forward.new { Fam::new_flows() } else { Fam::flows() };
-                // See [`mh_common::known`].
-                Fam::note(&swapped(key));
                 table.insert(key, &reply, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)?;
-                Fam::note(&swapped(key));
+                Fam::note(key.dst, key.dport, key.protocol);
                 return Ok(Note::Restored);
             }
             conntrack::forget::<Fam>(&forward_key, entry);

@@ -20,6 +20,7 @@ use mh_common::{
     hop::Hop,
     known,
     policy::{MAX_STICKY, POLICIES as MAX_POLICIES, Policy, SLOT_TABLES, Sticky, StickyKey},
+    route::{self, Answer},
     rules::{self, Classifier, Head, InterfaceKey, PrefixKey, Rule, RuleList, RuleSet},
     slots::SlotTable,
     time::Tick,
@@ -30,7 +31,8 @@ use crate::{
     access::{Frame, TcFrame, XdpFrame},
     cache::{self, Arrival},
     parse::Packet,
-    policy, port,
+    policy,
+    port::{self, Taken},
     track::{self, Note},
 };
 
@@ -119,6 +121,8 @@ static CACHE_INDEX4: Array<Set> = Array::pinned(FLOWS / COPIES_PER_SET, aya_ebpf
 #[map(name = "mh_cache_parts")]
 static CACHE_PARTS: PerCpuArray<Part> = PerCpuArray::pinned(1, 0);
 
+#[map(name = "mh_routes4")]
+static ROUTES4: PerCpuArray<Answer> = PerCpuArray::pinned(route::ANSWERS, 0);
 #[map(name = "mh_known4")]
 static KNOWN4: Array<known::Line> = Array::pinned(known::LINES, aya_ebpf::bindings::BPF_F_MMAPABLE);
 #[map(name = "mh_embryo4")]
@@ -162,20 +166,20 @@ pub trait Tables: UplinkRoute {
     fn copy(key: &Key<Self::Address>, entry: &mut Entry<Self::Address>, arrival: &Arrival<'_>, live: &Live, now: Tick);
     /// Ends the copy of a half: see [`cache::settle`].
     fn settle(key: &Key<Self::Address>, entry: *mut Entry<Self::Address>);
-    /// The byte that tells whether something is known of the source of packets with this key: see [`known`].
-    fn known(key: &Key<Self::Address>) -> Option<*mut u8>;
+    /// The byte that tells whether something is known of a port (big-endian in memory) of an address: see [`known`].
+    fn known(address: Self::Address, port: u16, protocol: u8) -> Option<*mut u8>;
 
     /// Whether nothing is.
     #[inline(always)]
-    fn is_unknown(key: &Key<Self::Address>) -> bool {
+    fn is_unknown(address: Self::Address, port: u16, protocol: u8) -> bool {
         // SAFETY: a live map value.
-        Self::known(key).is_some_and(|byte| unsafe { byte.read_volatile() } == known::UNKNOWN)
+        Self::known(address, port, protocol).is_some_and(|byte| unsafe { byte.read_volatile() } == known::UNKNOWN)
     }
 
     /// Notes that something is.
     #[inline(always)]
-    fn note(key: &Key<Self::Address>) {
-        if let Some(byte) = Self::known(key) {
+    fn note(address: Self::Address, port: u16, protocol: u8) {
+        if let Some(byte) = Self::known(address, port, protocol) {
             // SAFETY: a live map value.
             unsafe { byte.write_volatile(known::FRESH) };
         }
@@ -201,7 +205,7 @@ pub trait Tables: UplinkRoute {
     }
 
     /// Takes an outside port: see [`port`].
-    fn take_port<F: Frame>(frame: &F, request: PortRequest<Self::Address>) -> Result<u16, Verdict>;
+    fn take_port<F: Frame>(frame: &F, request: PortRequest<Self::Address>) -> Result<Taken, Verdict>;
 }
 
 /// Gives one table of a family out.
@@ -252,8 +256,8 @@ impl Tables for V4 {
     }
 
     #[inline(always)]
-    fn known(key: &Key<Ipv4>) -> Option<*mut u8> {
-        let place = known::Place::of(settings()?.seed, key);
+    fn known(address: Ipv4, port: u16, protocol: u8) -> Option<*mut u8> {
+        let place = known::Place::of(settings()?.seed, address, port, protocol);
         let line = KNOWN4.get_ptr_mut(place.line)?;
         // SAFETY: a live map value, which has a byte of that number.
         Some(unsafe { line.cast::<u8>().add(place.byte % known::PORTS) })
@@ -270,7 +274,7 @@ impl Tables for V4 {
     }
 
     #[inline(always)]
-    fn take_port<F: Frame>(frame: &F, request: PortRequest<Ipv4>) -> Result<u16, Verdict> {
+    fn take_port<F: Frame>(frame: &F, request: PortRequest<Ipv4>) -> Result<Taken, Verdict> {
         port::take4(frame, request)
     }
 }
@@ -425,6 +429,13 @@ pub fn now(part: &mut Part) -> Tick {
 pub fn hop(uplink: u8) -> Option<&'static mut Hop> {
     // SAFETY: as in `part`.
     HOPS.get_ptr_mut(uplink as u32).map(|hop| unsafe { &mut *hop })
+}
+
+/// What this CPU remembers in the place of a question to the kernel's routing.
+#[inline(always)]
+pub fn answer(place: u32) -> Option<&'static mut Answer> {
+    // SAFETY: as in `part`.
+    ROUTES4.get_ptr_mut(place).map(|answer| unsafe { &mut *answer })
 }
 
 /// Voids all copies in the flow cache, those of other CPUs too.

@@ -20,6 +20,7 @@ use crate::{
     conntrack::{self, Bound}, limit,
     maps::{self, Tables},
     parse::{Header, Packet, Transport},
+    port::Taken,
     track::Scene,
 };
 
@@ -107,21 +108,20 @@ pub fn bind<Fam: Tables + Header, F: Frame>(
         port: 0,
         reserved: 0,
     };
-    let port = Fam::take_port(frame, request)?;
+    let Taken { port, fresh } = Fam::take_port(frame, request)?;
     let outside_end = End { address, port, protocol, uplink: index };
     let mut outside = Outside::to(&outside_end, 0, now, expires);
     // What a former flow left, of which the other half was evicted, would take the answers.
-    let sent = Key::new(address, key.dst, port, key.dport, protocol);
-    let unanswered = Fam::is_unknown(&sent) || conntrack::find::<Fam>(&conntrack::swapped(&sent)).is_none();
-    if first_len != 0 && unanswered {
+    let reply_key = Key::new(key.dst, address, key.dport, port, protocol);
+    if first_len != 0 && (fresh || conntrack::find::<Fam>(&reply_key).is_none()) {
         outside = Outside { remote: key.dst, remote_port: key.dport, embryo: first_len, ..outside };
     }
     permit::<Fam>(packet, &outside, expires, scene);
-    Fam::note(key);
+    // By its outside end, it is taken.
+    Fam::note(address, port, protocol);
     match Fam::by_inside().insert(inside_end, outside, BPF_NOEXIST as u64) {
         Ok(()) => {
-            // Once more: see [`mh_common::known`].
-            Fam::note(key);
+            Fam::note(key.src, key.sport, protocol);
             limit::bound::<Fam>(key.src);
             Ok(outside)
         }

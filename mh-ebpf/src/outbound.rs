@@ -16,7 +16,7 @@ use mh_common::{
 
 use crate::{
     access::{Frame, TcFrame},
-    conntrack::{self, Bound, swapped},
+    conntrack::{self, Bound, is_unknown, swapped},
     count::{self, Sent},
     fragment, limit,
     maps::{self, Tables},
@@ -32,7 +32,7 @@ pub fn run<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> R
     let ip = Fam::parse(frame)?;
     let packet = parse::transport::<Fam, _>(frame, ip)?.forget_choice(scene.live.zero);
     let portless = packet.transport == Transport::OTHER;
-    let bound = if !portless && Fam::is_unknown(&packet.key) {
+    let bound = if !portless && is_unknown::<Fam>(&packet.key) {
         Bound::UNKNOWN
     } else {
         conntrack::bound::<Fam>(&packet.key, portless, scene)
@@ -40,7 +40,7 @@ pub fn run<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> R
     if bound.embryo != steer::ANY && conntrack::hatch_forward::<Fam>(&packet.key, bound.embryo) {
         return Err(maps::stage(frame, Stage::Attend, Note::None));
     }
-    let route = steer::route::<Fam, _>(frame, &packet.ip, false);
+    let route = steer::remembered_route::<Fam, _>(frame, &packet.ip, scene);
     let owners = Fam::owners(packet.key.dst);
     if owners != 0 {
         match turn_round::<Fam>(frame, &packet, owners.trailing_zeros() as u8, scene) {

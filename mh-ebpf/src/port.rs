@@ -7,7 +7,7 @@ use aya_ebpf::{
     programs::{TcContext, XdpContext},
 };
 use mh_common::{
-    address::{Ipv4, V4},
+    address::{Address, Ipv4, V4},
     binding::{End, Inside, PortRequest},
     hash,
     ports::{Candidates, MAX_TRIES, Range},
@@ -25,20 +25,111 @@ use crate::{
 const TAKEN: u32 = 0;
 /// No candidate was free.
 const EXHAUSTED: u32 = 1;
+/// How many candidates are looked at for one of which nothing is known.
+const FRESH_TRIES: u32 = 4;
 /// The table has no room.
 const FULL: u32 = 2;
 
-/// Takes a port as the request says, and enters it by its outside end. Returns the port, big-endian in memory.
+/// A port that was taken.
+#[derive(Clone, Copy)]
+pub struct Taken {
+    /// The port, big-endian in memory.
+    pub port: u16,
+    /// Nothing had been known of it (see [`mh_common::known`]): no flow has left an answer's half there.
+    pub fresh: bool,
+}
+
+/// Takes a port as the request says, and enters it by its outside end.
 #[inline(always)]
-pub fn take4<F: Frame>(frame: &F, request: PortRequest<Ipv4>) -> Result<u16, Verdict> {
+pub fn take4<F: Frame>(frame: &F, request: PortRequest<Ipv4>) -> Result<Taken, Verdict> {
     let place = maps::port_request().ok_or(Verdict::PortsExhausted)?;
     *place = request;
     let context = frame.context();
+    // VERIFIER: two functions, each walked by itself: one loop that does both has four times the states.
+    match if F::COMPLETE { mh_take_fresh4(context.cast()) } else { mh_take_fresh4_xdp(context.cast()) } {
+        TAKEN => return Ok(Taken { port: place.port, fresh: true }),
+        FULL => return Err(Verdict::BindingsFull),
+        _ => {}
+    }
     match if F::COMPLETE { mh_take_port4(context.cast()) } else { mh_take_port4_xdp(context.cast()) } {
-        TAKEN => Ok(place.port),
+        TAKEN => Ok(Taken { port: place.port, fresh: false }),
         FULL => Err(Verdict::BindingsFull),
         _ => Err(Verdict::PortsExhausted),
     }
+}
+
+/// Takes the first candidate of which nothing is known, if those before it are taken.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn mh_take_fresh4(skb: *mut __sk_buff) -> u32 {
+    let Some(request) = maps::port_request() else { return EXHAUSTED };
+    fresh::<V4, _>(&TcFrame::<false>::new(TcContext::new(skb)), request)
+}
+
+/// The same at XDP.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn mh_take_fresh4_xdp(xdp: *mut xdp_md) -> u32 {
+    let Some(request) = maps::port_request() else { return EXHAUSTED };
+    fresh::<V4, _>(&XdpFrame::new(XdpContext::new(xdp)), request)
+}
+
+#[inline(always)]
+fn fresh<Fam: Tables + Header, F: Frame>(frame: &F, request: &mut PortRequest<Fam::Address>) -> u32 {
+    if request.own != 0 {
+        return EXHAUSTED;
+    }
+    let mut candidates = candidates(request);
+    for n in 0..FRESH_TRIES {
+        let port = candidates.get(n).to_be();
+        let end = End { port, ..request.outside };
+        if Fam::is_unknown(end.address, port, end.protocol) {
+            match enter::<Fam, F>(frame, end, request) {
+                EXHAUSTED => continue,
+                done => return done,
+            }
+        }
+        // Whether it can serve is for the other to say.
+        let taken = Fam::by_outside().get_ptr(end);
+        // SAFETY: a live map value of which a word is read.
+        if !taken.is_some_and(|taken| unsafe { (*taken).in_use() }) {
+            return EXHAUSTED;
+        }
+    }
+    EXHAUSTED
+}
+
+/// Enters a candidate that nobody has, unless a socket of the machine itself would take the remote's packets there.
+#[inline(always)]
+fn enter<Fam: Tables + Header, F: Frame>(
+    frame: &F,
+    end: End<Fam::Address>,
+    request: &mut PortRequest<Fam::Address>,
+) -> u32 {
+    let transport = Transport::from_number(request.transport);
+    if nat::has_socket::<Fam, _>(frame, transport, end.address, end.port, request.remote, request.remote_port) {
+        return EXHAUSTED;
+    }
+    match Fam::by_outside().insert(end, &request.inside, BPF_NOEXIST as u64) {
+        Ok(()) => {
+            request.port = end.port;
+            TAKEN
+        }
+        Err(maps::EEXIST) => EXHAUSTED,
+        Err(_) => FULL,
+    }
+}
+
+#[inline(always)]
+fn candidates<A: Address>(request: &PortRequest<A>) -> Candidates {
+    let identifiers = Transport::from_number(request.transport) == Transport::ECHO_REQUEST;
+    let range =
+        if identifiers { Range::IDENTIFIERS } else { Range { first: request.first_port, last: request.last_port } };
+    // SAFETY: a helper call without arguments.
+    let random = unsafe { bpf_get_prandom_u32() } as u64;
+    // The half of the host's number by which its outside address is not chosen.
+    let host = maps::settings().map_or(0, |settings| hash::host(settings.seed, request.inside.address) >> 32) as u32;
+    Candidates::new(u16::from_be(request.inside.port), range, host, random, identifiers)
 }
 
 /// [`take4`], of which request and answer are in a map.
@@ -64,16 +155,9 @@ pub extern "C" fn mh_take_port4_xdp(xdp: *mut xdp_md) -> u32 {
 #[inline(always)]
 fn search<Fam: Tables + Header, F: Frame>(frame: &F, request: &mut PortRequest<Fam::Address>) -> u32 {
     let transport = Transport::from_number(request.transport);
-    let identifiers = transport == Transport::ECHO_REQUEST;
-    let range =
-        if identifiers { Range::IDENTIFIERS } else { Range { first: request.first_port, last: request.last_port } };
     let own = request.own != 0;
     let wanted = request.inside.port;
-    // SAFETY: a helper call without arguments.
-    let random = unsafe { bpf_get_prandom_u32() } as u64;
-    // The half of the host's number by which its outside address is not chosen.
-    let host = maps::settings().map_or(0, |settings| hash::host(settings.seed, request.inside.address) >> 32) as u32;
-    let mut candidates = Candidates::new(u16::from_be(wanted), range, host, random, identifiers);
+    let mut candidates = candidates(request);
     for n in 0..MAX_TRIES {
         let mut port = candidates.get(n).to_be();
         if own && n == 0 {

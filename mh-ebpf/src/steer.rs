@@ -5,12 +5,17 @@
 //! uplinks' gateways may come from the configuration only.
 
 use aya_ebpf::{bindings::bpf_fib_lookup as FibLookup, cty::c_void, helpers::generated::bpf_fib_lookup};
-use mh_common::{abi, wire::Mac};
+use mh_common::{
+    abi,
+    route::{Answer, Question},
+    wire::Mac,
+};
 
 use crate::{
     access::Frame,
     maps::{self, Tables},
     parse::{Header, Ip},
+    track::Scene,
 };
 
 /// `BPF_FIB_LOOKUP_OUTPUT`: look up as if the machine itself sent by the given interface.
@@ -135,6 +140,32 @@ pub fn gateway<Fam: Tables + Header>(uplink: u8) -> [u32; 4] {
 /// Asks where the packet should go. `output`: the machine itself sends it by the frame's interface.
 #[inline(always)]
 pub fn route<Fam: Tables + Header, F: Frame>(frame: &F, ip: &Ip<Fam::Address>, output: bool) -> Route {
+    ask::<Fam, F>(frame, ip, output)
+}
+
+/// [`route`] of what came in by the frame's interface, unless this CPU has asked the same a moment ago.
+#[inline(always)]
+pub fn remembered_route<Fam: Tables + Header, F: Frame>(frame: &F, ip: &Ip<Fam::Address>, scene: &Scene) -> Route {
+    let question = Question {
+        src: Fam::words(ip.src)[0],
+        dst: Fam::words(ip.dst)[0],
+        ifindex: frame.ifindex(),
+        tick: scene.now,
+        epoch: scene.live.neighbour_epoch,
+        tos: ip.tos,
+        protocol: ip.protocol,
+    };
+    let Some(place) = maps::answer(question.place()) else { return ask::<Fam, F>(frame, ip, false) };
+    if place.question == question {
+        return Route { by_uplink: place.by_uplink != 0, on_link: place.on_link };
+    }
+    let route = ask::<Fam, F>(frame, ip, false);
+    *place = Answer { question, by_uplink: route.by_uplink as u8, on_link: route.on_link, reserved: 0 };
+    route
+}
+
+#[inline(always)]
+fn ask<Fam: Tables + Header, F: Frame>(frame: &F, ip: &Ip<Fam::Address>, output: bool) -> Route {
     let dst = Fam::words(ip.dst);
     let query = Query { output, ..Query::of::<Fam, F>(frame, ip) };
     let hop = next_hop(frame.context(), &query);

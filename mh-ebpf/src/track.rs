@@ -26,7 +26,7 @@ use mh_common::{
 use crate::{
     access::{Frame, TcFrame, XdpFrame},
     cache::Arrival,
-    conntrack::{self, Found},
+    conntrack::{self, Found, is_unknown},
     count::{self, Sent},
     forward, fragment,
     maps::{self, Tables},
@@ -154,7 +154,7 @@ fn established_of<Fam: Tables + Header, F: Frame>(frame: &mut F, interface: &Int
         return Err(Verdict::ToTc);
     }
     let from_lan = interface.role == abi::ROLE_LAN;
-    if from_lan && Fam::is_unknown(&packet.key) {
+    if from_lan && is_unknown::<Fam>(&packet.key) {
         // What belongs to no flow needs no attention, but a new one.
         let here = F::COMPLETE || packet.transport == Transport::UDP || events != 0;
         return Err(if here { BEGINS } else { Verdict::ToTc });

@@ -41,6 +41,7 @@ fn part(isp2: &str, change: &(dyn Fn(&mut Setup) + Sync), seed: u64, steps: u64)
         rig.tables.settings.set(0, settings, 0)?;
         // Those of forwarded ports were noted by the former one.
         rig.tables.bindings()?.iter().for_each(|(inside, _)| rig.tables.known.note(settings.seed, inside));
+        rig.tables.by_outside4.walk(|outside, _| rig.tables.known.note(settings.seed, &outside))?;
         let mut setup = Setup {
             outside: [[198, 51, 100, 2].into(), [203, 0, 113, 2].into()],
             ports: [(1024, 65535); 2],

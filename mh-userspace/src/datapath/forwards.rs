@@ -31,6 +31,7 @@ impl Tables {
         let inside =
             Inside { address: to.address.into(), port: to.port.to_be(), flags: u16::from(STATIC), released: 0 };
         self.by_outside4.insert(outside_end, inside, 0).map_err(DatapathError::map("write a forward"))?;
+        self.known.note(self.seed()?, &outside_end);
         if let Ok(former) = self.by_inside4.get(&inside_end, 0) {
             if former.flags & STATIC != 0 {
                 return Ok(());
@@ -69,10 +70,8 @@ impl Tables {
 
     /// Enters a forward by its inside end.
     fn enter(&mut self, inside: End<Ipv4>, outside: Outside<Ipv4>) -> Result<(), DatapathError> {
-        let seed = self.seed()?;
-        self.known.note(seed, &inside);
         self.by_inside4.insert(inside, outside, 0).map_err(DatapathError::map("write a forward"))?;
-        self.known.note(seed, &inside);
+        self.known.note(self.seed()?, &inside);
         Ok(())
     }
 

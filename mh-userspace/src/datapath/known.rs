@@ -43,9 +43,9 @@ impl Known {
         unsafe { std::slice::from_raw_parts(self.memory.start().cast(), length) }
     }
 
-    /// Notes the source of an inside end, before its binding is entered, and after.
+    /// Notes an end of a binding, once that is entered.
     pub fn note(&self, seed: [u64; 2], end: &End<Ipv4>) {
-        let place = Place::of_end(seed, end.address, end.port, end.protocol);
+        let place = Place::of(seed, end.address, end.port, end.protocol);
         if let Some(byte) = self.bytes().get(place.number()) {
             byte.store(FRESH, Ordering::SeqCst);
         }
@@ -53,7 +53,7 @@ impl Known {
 
     /// Whether nothing is known of the source of packets with this key.
     pub fn is_unknown(&self, seed: [u64; 2], key: &Key<Ipv4>) -> bool {
-        let byte = self.bytes().get(Place::of(seed, key).number());
+        let byte = self.bytes().get(Place::of(seed, key.src, key.sport, key.protocol).number());
         byte.is_some_and(|byte| byte.load(Ordering::SeqCst) == UNKNOWN)
     }
 
@@ -96,19 +96,19 @@ impl Kept {
         Self { seed, bits: vec![0; LINES as usize * PORTS / 64] }
     }
 
-    /// Keeps the source of an inside end.
+    /// Keeps an end of a binding.
     pub fn end(&mut self, end: &End<Ipv4>) {
-        self.keep(Place::of_end(self.seed, end.address, end.port, end.protocol));
+        self.keep(Place::of(self.seed, end.address, end.port, end.protocol));
     }
 
     /// Keeps the source of packets with this key.
     pub fn key(&mut self, key: &Key<Ipv4>) {
-        self.keep(Place::of(self.seed, key));
+        self.keep(Place::of(self.seed, key.src, key.sport, key.protocol));
     }
 
     /// Keeps the source that packets with this key answer to.
     pub fn answers_to(&mut self, key: &Key<Ipv4>) {
-        self.keep(Place::of_end(self.seed, key.dst, key.dport, key.protocol));
+        self.keep(Place::of(self.seed, key.dst, key.dport, key.protocol));
     }
 
     fn keep(&mut self, place: Place) {

@@ -363,7 +363,11 @@ impl<'a> Sweep<'a> {
     fn free_rested(&mut self) -> Result<(), Halt> {
         let mut batches = self.tables.by_outside4.batches(STEP)?;
         while let Some((ends, insides)) = batches.read().map_err(DatapathError::io("read the ports"))? {
-            for (end, _) in ends.iter().zip(insides).filter(|(_, inside)| inside.rested(self.now)) {
+            for (end, inside) in ends.iter().zip(insides) {
+                self.kept.end(end);
+                if !inside.rested(self.now) {
+                    continue;
+                }
                 // The host that it rests for may have taken it up since.
                 if self.tables.by_outside4.get(end, 0).is_ok_and(|inside| inside.rested(self.now)) {
                     self.tables.by_outside4.forget(end)?;
