@@ -24,8 +24,8 @@ use bytemuck::{Pod, Zeroable};
 use crate::{
     address::Address,
     flow::{self, Entry, Key},
-    wire,
     time::{self, Tick, ticks_for},
+    wire,
 };
 
 /// One end of a binding, as the key of either map: 8 bytes for IPv4, 20 for IPv6. All fields are as on the wire.

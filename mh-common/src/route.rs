@@ -59,7 +59,9 @@ mod tests {
 
     #[test]
     fn hosts_of_a_network_have_places_of_their_own() {
-        let place = |host: u32| Question { src: u32::from_ne_bytes([10, 0, 0, 1]) + host.to_be(), dst: 7, ..Question::default() }.place();
+        let place = |host: u32| {
+            Question { src: u32::from_ne_bytes([10, 0, 0, 1]) + host.to_be(), dst: 7, ..Question::default() }.place()
+        };
         let places: std::collections::HashSet<_> = (0..64).map(place).collect();
         assert!(places.len() > 40, "{} of 64", places.len());
         assert!(places.iter().all(|place| *place < ANSWERS));

@@ -332,7 +332,6 @@ impl<const EGRESS: bool> TcFrame<EGRESS> {
             _ => Err(()),
         }
     }
-
 }
 
 impl<const OUT: bool> Frame for TcFrame<OUT> {

@@ -17,7 +17,8 @@ use mh_common::{
 
 use crate::{
     access::{Frame, TcFrame},
-    conntrack::{self, Bound}, limit,
+    conntrack::{self, Bound},
+    limit,
     maps::{self, Tables},
     parse::{Header, Packet, Transport},
     port::Taken,

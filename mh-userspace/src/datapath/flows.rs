@@ -145,7 +145,9 @@ impl Tables {
             })?;
         }
         self.by_inside4.walk(|inside, outside| {
-            if let Some(flow) = embryo(&inside, &outside).filter(|flow| go_on && filter.matches(&flow.key, &flow.forward)) {
+            if let Some(flow) =
+                embryo(&inside, &outside).filter(|flow| go_on && filter.matches(&flow.key, &flow.forward))
+            {
                 go_on = each(flow);
             }
         })

@@ -61,9 +61,7 @@ impl Tables {
             _ => return Ok(()),
         }
         match self.further_forwards()?.into_iter().find(|(end, _)| *end == inside_end) {
-            Some((_, heir)) => {
-                self.enter(inside_end, heir)
-            }
+            Some((_, heir)) => self.enter(inside_end, heir),
             None => Ok(()),
         }
     }
@@ -109,11 +107,7 @@ impl Tables {
     }
 
     /// Removes a binding at once, with the flows that use it.
-    fn end_binding(
-        &mut self,
-        inside: &End<Ipv4>,
-        outside: &End<Ipv4>,
-    ) -> Result<(), DatapathError> {
+    fn end_binding(&mut self, inside: &End<Ipv4>, outside: &End<Ipv4>) -> Result<(), DatapathError> {
         let mut found: Vec<Flow> = Vec::new();
         let filter = Filter { uplink: Some(inside.uplink), protocol: Some(inside.protocol), ..Filter::default() };
         self.each_flow(&filter, |flow| {

@@ -244,7 +244,11 @@ mod tests {
     fn no_flow_is_left_without_what_it_needs() {
         let renewed = |names: &[&'static str]| with_dependents(names.iter().copied().collect());
         assert_eq!(renewed(&[]), [map::STAGES, map::XDP_STAGES].into());
-        assert_eq!(renewed(&[map::FLOWS4]), [map::STAGES, map::XDP_STAGES, map::FLOWS4].into(), "bindings rebuild flows");
+        assert_eq!(
+            renewed(&[map::FLOWS4]),
+            [map::STAGES, map::XDP_STAGES, map::FLOWS4].into(),
+            "bindings rebuild flows"
+        );
         for cause in [map::BY_OUTSIDE4, map::UPLINKS] {
             let renewed = renewed(&[cause]);
             for name in [map::FLOWS4, map::NEW_FLOWS4, map::BY_INSIDE4, map::BY_OUTSIDE4, map::PEERS4, map::ENDED4] {

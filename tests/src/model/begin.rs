@@ -38,7 +38,9 @@ impl Model {
             Some(_) => return no_uplink(),
         };
         let inside = Self::source_end(key, uplink);
-        let created = |model: &Self| model.bindings.get(&inside).filter(|b| b.address == model.setup.outside[usize::from(uplink)]).is_some();
+        let created = |model: &Self| {
+            model.bindings.get(&inside).filter(|b| b.address == model.setup.outside[usize::from(uplink)]).is_some()
+        };
         let made = !created(self);
         let (address, port) = self.bind(key, frame, uplink, kind, now, lot)?;
         let sent = Key { src: address, sport: port, ..*key };
@@ -160,7 +162,9 @@ impl Model {
     pub(super) fn evicted(&self, key: &Key, frame: &Frame, kind: Kind) -> Option<(u8, Key)> {
         let plain = has_ports(key.protocol);
         let midstream = !plain || key.protocol == TCP && frame.datagram.tcp_flags() & SYN == 0;
-        let answered_by = |sent: &Key| self.halves.get(&sent.swapped()).filter(|half| half.reply && !half.embryonic).map(|half| half.uplink);
+        let answered_by = |sent: &Key| {
+            self.halves.get(&sent.swapped()).filter(|half| half.reply && !half.embryonic).map(|half| half.uplink)
+        };
         // All uplinks translate: what begins inside has no answers to its own addresses. The machine itself may have been asked.
         let untranslated = answered_by(key).filter(|uplink| self.is_up(*uplink) && (kind == Kind::Host || midstream));
         if let Some(uplink) = untranslated {

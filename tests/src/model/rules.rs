@@ -7,8 +7,8 @@ use mh_common::{
     time::{Tick, passed, since},
 };
 
-use super::tables::{End, Half, Kind, LEAST_TIMEOUT, MAINTENANCE, Model, OnDown, Owner, has_ports};
 use super::send::next_mac;
+use super::tables::{End, Half, Kind, LEAST_TIMEOUT, MAINTENANCE, Model, OnDown, Owner, has_ports};
 use super::wire::{ACK, Body, Datagram, FIN, Frame, Key, Part, RST, SYN, TCP, UDP};
 use crate::rig::{TC_DROP, TC_NEXT, TC_REDIRECT, XDP_PASS, XDP_REDIRECT};
 
