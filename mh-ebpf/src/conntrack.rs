@@ -115,7 +115,6 @@ pub fn insert<Fam: Tables>(
         }
     }
     table.insert(key, &forward, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)?;
-    // Once more: see [`mh_common::known`].
     note::<Fam>(key, sent, flags);
     Ok(())
 }
@@ -216,13 +215,13 @@ pub fn is_embryonic<Fam: Tables>(key: &Key<Fam::Address>, inside: &End<Fam::Addr
     Fam::by_inside().get_ptr(*inside).is_some_and(|outside| unsafe { (*outside).is_answered(key) })
 }
 
-/// The same of the embryonic flow that a packet with this key is the first answer to, if there is one in the binding with this inside end.
+/// Makes conntrack entries of the embryonic flow that a packet from outside with this key answers to, if it is in the binding with this inside end.
 #[inline(always)]
 pub fn hatch_reply<Fam: Tables>(key: &Key<Fam::Address>, inside: &End<Fam::Address>) -> bool {
     is_embryonic::<Fam>(key, inside) && hatch::<Fam>(inside, key.src, key.sport, true)
 }
 
-/// The same of one whose packets would leave as `sent` by this uplink, so that another flow of which that is true does not coexist with it unseen.
+/// Makes conntrack entries of the embryonic flow whose packets would leave as `sent` by this uplink, so that another flow of which that is true finds them.
 #[inline(always)]
 pub fn hatch_answered<Fam: Tables>(sent: &Key<Fam::Address>, uplink: u8) {
     let end = End { address: sent.src, port: sent.sport, protocol: sent.protocol, uplink };

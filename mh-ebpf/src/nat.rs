@@ -56,9 +56,8 @@ pub fn is_owner<Fam: Tables>(packet: &Packet<Fam::Address>, index: u8) -> bool {
     inside::<Fam>(end).is_none_or(|inside| inside.address == key.src)
 }
 
-/// The binding of the packet's source on this uplink; makes one if there is none. `first_len`: the length of a packet whose flow may be embryonic in a
-/// new binding, which is so if the binding that is returned has it; else zero.
-/// `bound`: what is known of the source's bindings.
+/// The binding of the packet's source on this uplink; makes one if there is none. `bound`: what is known of the source's bindings. `first_len`: the length
+/// of a packet whose flow may be embryonic in a new binding, which is so if the binding that is returned has it; else zero.
 #[inline(always)]
 pub fn bind<Fam: Tables + Header, F: Frame>(
     frame: &F,
@@ -118,7 +117,7 @@ pub fn bind<Fam: Tables + Header, F: Frame>(
         outside = Outside { remote: key.dst, remote_port: key.dport, embryo: first_len, ..outside };
     }
     permit::<Fam>(packet, &outside, expires, scene);
-    // By its outside end, it is taken.
+    // The outside end has been entered.
     Fam::note(address, port, protocol);
     match Fam::by_inside().insert(inside_end, outside, BPF_NOEXIST as u64) {
         Ok(()) => {

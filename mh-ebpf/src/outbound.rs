@@ -132,8 +132,8 @@ pub fn begin<Fam: Tables + Header, const EGRESS: bool>(
     Ok(Note::New)
 }
 
-/// The length of a packet whose flow may be embryonic, from the IP header on; zero: it may not. One of which no more is to be known than its length, and
-/// that is sent as it is.
+/// The length, from the IP header on, of a packet whose flow may be embryonic; zero: it may not. There is nothing more to know of such a packet, and it is
+/// sent in one piece.
 #[inline(always)]
 pub fn embryonic_len<A: Address, F: Frame>(frame: &F, packet: &Packet<A>, uplink: &Uplink) -> u16 {
     let begins = match packet.transport {

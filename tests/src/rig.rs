@@ -74,6 +74,8 @@ pub const XDP_REDIRECT: i32 = 4;
 
 /// Size of the kernel's `struct __sk_buff`.
 const SK_BUFF: usize = 192;
+/// The key of the hash of parts that are cut: how many copies find room in few sets depends on it.
+const PARTS_SEED: [u64; 2] = [1, 7];
 /// Where the mark is in it.
 const MARK: usize = 8;
 /// Where the interface by which a packet was received is in it.
@@ -253,7 +255,10 @@ impl Rig {
     /// If a map can't be read or written.
     pub fn cut_parts(&mut self, sets: u32, window: u32) -> Result<()> {
         let found = self.parts.get(&0, 0)?;
-        let cut: Vec<_> = found.iter().map(|part| cache::Part { sets: part.sets.min(sets), window, ..*part }).collect();
+        let cut: Vec<_> = found
+            .iter()
+            .map(|part| cache::Part { sets: part.sets.min(sets), window, seed: PARTS_SEED, ..*part })
+            .collect();
         self.parts.set(0, PerCpuValues::try_from(cut)?, 0)?;
         Ok(self.tables.copies.look()?)
     }

@@ -27,7 +27,9 @@ use nix::sys::signal::Signal;
 const FLAPS: usize = 200;
 /// How much mhd's memory may grow between a tenth of the flaps and the last.
 const GROWTH_KIB: u64 = 4 * 1024;
-/// How much memory mhd may have.
+/// What memory is counted: mhd's own, and not the maps that it shares with the kernel, which each of its readers has mapped.
+const MEMORY: &str = "RssAnon";
+/// How much of it mhd may have.
 const MEMORY_KIB: u64 = 64 * 1024;
 /// When flows and bindings are gone: their timeouts, and the intervals at which they are looked for.
 const EXPIRY: Duration = Duration::from_secs(60);
@@ -206,7 +208,7 @@ fn flaps_leave_nothing_behind(scene: &mut Scene) -> Result<()> {
                 break;
             }
             if number == flaps / 10 {
-                memory = Some(status_of(scene, "VmRSS")?);
+                memory = Some(status_of(scene, MEMORY)?);
             }
         }
         let elapsed = begun.elapsed();
@@ -237,7 +239,7 @@ fn flaps_leave_nothing_behind(scene: &mut Scene) -> Result<()> {
     let grown = (status_of(scene, "Threads")?, threads);
     // Threads for blocking work come with demand and go by themselves.
     ensure!(grown.0 <= grown.1 + 4, "threads: {grown:?}");
-    let (before, now) = (memory.context("at least one flap")?, status_of(scene, "VmRSS")?);
+    let (before, now) = (memory.context("at least one flap")?, status_of(scene, MEMORY)?);
     println!(
         "memory: {before} KiB after a tenth, {now} KiB at the end; threads: {} at first, {} at the end",
         grown.1, grown.0

@@ -22,6 +22,7 @@ use serde_json::Value;
 
 in_both_modes!(
     flows_outlive_an_upgrade,
+    bindings_with_shorter_values_go_on,
     a_map_of_another_layout_is_made_anew_and_flows_go_on,
     flows_end_with_the_layout_of_bindings,
     an_interrupted_upgrade_is_taken_up_again,
@@ -119,6 +120,50 @@ fn flows_outlive_an_upgrade(scene: &mut Scene) -> Result<()> {
     scene.mhd.restart()?;
     assert_eq!(scene.mhd.log().matches("are brought from").count(), 1);
     check(&mut flows, scene)
+}
+
+/// Up to version 7, a binding's value by its inside end had 16 bytes.
+fn bindings_with_shorter_values_go_on(scene: &mut Scene) -> Result<()> {
+    let mut flows = Flows::open(scene, COUNT)?;
+    let before = scene.mhd.ctl_json(&["bindings"])?;
+    assert!(before.as_array().is_some_and(|bindings| bindings.len() >= COUNT), "{before}");
+    stop(scene)?;
+    let path = pin(scene, map::BY_INSIDE4);
+    let dump: Value = serde_json::from_str(&scene.lab.router.run(&["bpftool", "-j", "map", "dump", "pinned", &path])?)?;
+    let (kept, other) = (pin(scene, "kept"), pin(scene, "other"));
+    let make =
+        ["bpftool", "map", "create", &other, "type", "hash", "key", "8", "value", "16", "entries", "4096", "name", "x"];
+    scene.lab.router.run(&make)?;
+    for entry in dump.as_array().context("no entries")? {
+        let bytes = |of: &str, most: usize| -> Result<Vec<String>> {
+            let bytes = entry[of].as_array().context("no bytes")?.iter().take(most);
+            bytes.map(|byte| Ok(byte.as_str().context("no byte")?.to_owned())).collect()
+        };
+        let (key, value) = (bytes("key", 8)?, bytes("value", 16)?);
+        let mut line = vec!["bpftool", "map", "update", "pinned", &other, "key"];
+        line.extend(key.iter().map(String::as_str));
+        line.push("value");
+        line.extend(value.iter().map(String::as_str));
+        scene.lab.router.run(&line)?;
+    }
+    scene.lab.router.run(&["mv", &path, &kept])?;
+    scene.lab.router.run(&["mv", &other, &path])?;
+    set_version(scene, 7)?;
+    scene.mhd.start_again()?;
+    scene.lab.router.run(&["rm", &kept])?;
+    let log = scene.mhd.log();
+    assert!(log.contains("flows go on"), "{log}");
+    check_upgraded(scene)?;
+    check(&mut flows, scene)?;
+    let after = scene.mhd.ctl_json(&["bindings"])?;
+    let ends = |bindings: &Value| -> Vec<String> {
+        let fields = ["protocol", "inside", "inside_port", "outside", "outside_port", "uplink"];
+        let of = |binding: &Value| fields.map(|field| binding[field].to_string()).join(" ");
+        bindings.as_array().into_iter().flatten().map(of).collect()
+    };
+    let (before, after) = (ends(&before), ends(&after));
+    assert!(before.iter().all(|binding| after.contains(binding)), "{before:?}\n{after:?}");
+    Ok(())
 }
 
 fn a_map_of_another_layout_is_made_anew_and_flows_go_on(scene: &mut Scene) -> Result<()> {

@@ -4,11 +4,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may")]
 
 use anyhow::Result;
-use mh_common::time;
+use mh_common::{address::Ipv4, flow::Key, time};
 use mh_tests::model::wire::{ACK, FIN, SYN};
 use mh_tests::packet::{Packet, Transport};
 use mh_tests::rig::conversation::{assert_done, back, back_sent, counted, flows, on_rig, on_rig_with, out, out_sent};
-use mh_tests::rig::{GATEWAY2, HOST2, LAN, Rig, TC_NEXT, TC_REDIRECT, WAN2};
+use mh_tests::rig::{GATEWAY2, HOST2, LAN, Rig, TC_NEXT, TC_REDIRECT, WAN2, XDP_PASS, XDP_REDIRECT};
 use mh_userspace::datapath::{flows::now, sweep};
 
 /// How many entries the two tables of the conntrack have: established, and new.
@@ -189,6 +189,56 @@ fn each_gets_its_own_answer() {
             "reply",
         );
         assert_eq!(entries(rig)?, (4, 0));
+        Ok(())
+    });
+}
+
+/// XDP begins flows of sources of which nothing is known; when nothing is left of one, the second sweep forgets it.
+#[test]
+fn a_source_is_forgotten_when_nothing_is_left_of_it() {
+    on_rig(|rig| {
+        let (seed, packet) = (rig.tables.seed()?, out(Transport::Udp).build());
+        assert_done(&rig.xdp("lan0", &packet)?, XDP_REDIRECT, &out_sent(Transport::Udp).build(), "new");
+        let key = flows(rig)?[0].key;
+        assert!(!rig.tables.known.is_unknown(seed, &key));
+        // A known source's flow is the complete path's, be it another one.
+        let other = Packet { dst: "192.0.2.11:443".parse()?, ..out(Transport::Udp) }.build();
+        assert_done(&rig.xdp("lan0", &other)?, XDP_PASS, &other, "xdp_to_tc");
+        let timeouts = rig.tables.settings.get(&0, 0)?.timeouts;
+        let sweep = |rig: &mut Rig| sweep::sweep(&mut rig.tables, &timeouts, now());
+        sweep(rig)?;
+        sweep(rig)?;
+        assert!(!rig.tables.known.is_unknown(seed, &key), "it has a flow");
+        rig.age(timeouts.udp + 8)?;
+        sweep(rig)?;
+        sweep(rig)?;
+        assert!(rig.tables.known.is_unknown(seed, &key));
+        assert!(!rig.tables.known.is_unknown(seed, &flows_answered_at(&key)), "its port rests");
+        Ok(())
+    });
+}
+
+/// The outside end that the rig's flow had, as a source.
+fn flows_answered_at(key: &Key<Ipv4>) -> Key<Ipv4> {
+    Key { src: std::net::Ipv4Addr::new(198, 51, 100, 2).into(), ..*key }
+}
+
+/// What XDP refuses, for it has no room, it leaves to the complete path; and does not try again at once.
+#[test]
+fn without_room_the_complete_path_refuses() {
+    on_rig_with("ports = \"2000-2003\"", [0, 1], |rig| {
+        let packet = |port: u16| {
+            Packet { src: std::net::SocketAddrV4::new([192, 168, 1, 10].into(), port), ..out(Transport::Udp) }.build()
+        };
+        let mut begun = 0;
+        for port in 3000..3032 {
+            let counted = rig.xdp("lan0", &packet(port))?.counted;
+            begun += u32::from(counted == self::counted("new"));
+        }
+        assert!((1..=4).contains(&begun), "{begun} of four ports");
+        let last = rig.tc("lan0", &packet(3031))?;
+        assert!([counted("ports_exhausted"), counted("new")].contains(&last.counted), "{:?}", last.counted);
+        assert_eq!(rig.tables.totals()?.1, rig.tables.bindings()?.len() as u64);
         Ok(())
     });
 }

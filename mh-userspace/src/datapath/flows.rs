@@ -252,6 +252,24 @@ impl Tables {
         self.release_sources_of(index)
     }
 
+    /// Notes the sources of all flows and bindings: those of an older version are not known yet.
+    pub fn note_all(&self) -> Result<(), DatapathError> {
+        let seed = self.seed()?;
+        let note = |end: &End<Ipv4>| self.known.note(seed, end);
+        self.by_inside4.walk(|inside, _| note(&inside))?;
+        self.by_outside4.walk(|outside, _| note(&outside))?;
+        for table in [&self.flows4, &self.new_flows4] {
+            table.walk(|key, half| {
+                let end = |address, port| End { address, port, protocol: key.protocol, uplink: half.uplink };
+                note(&end(key.src, key.sport));
+                if half.is_reply() {
+                    note(&end(key.dst, key.dport));
+                }
+            })?;
+        }
+        Ok(())
+    }
+
     /// The key of the programs' hashes.
     pub fn seed(&self) -> Result<[u64; 2], DatapathError> {
         Ok(self.settings.get(&0, 0).map_err(DatapathError::map("read the settings"))?.seed)

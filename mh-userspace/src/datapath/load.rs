@@ -92,6 +92,7 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
         if let Some(path) = upgrade.new_settings() {
             write_version(&path, upgrade.found)?;
         }
+        upgrade.carry()?;
         upgrade.replace()?;
         let flows = if upgrade.keeps_flows() { "flows go on" } else { "flows had to end: their layout is another" };
         let (from, to, kept) = (upgrade.found, abi::VERSION, upgrade.kept());
@@ -99,6 +100,9 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
     }
 
     let mut tables = Tables::open(dir)?;
+    if matches!(pins, Pins::Older(_)) {
+        tables.note_all()?;
+    }
     for &(stage, name) in Stage::ALL {
         let program = program_of::<SchedClassifier>(&mut ebpf, name)?;
         let descriptor = program.fd().map_err(refused(name))?;

@@ -3,6 +3,9 @@
 //! A map is adopted if its layout is still the same ([`abi::LAYOUTS`], and what the kernel says of its sizes). One whose layout changed is
 //! made anew, and with it what can't be right without it (`TOGETHER`): so no flow is left without the binding that it needs.
 //!
+//! The bindings by their inside end, whose values have become longer with version 8, are copied from the old map to the new one, with zeros for what is new. Those that programs of
+//! the old version enter after that are lost, and their flows go on without until they end.
+//!
 //! What is replaced is moved aside, below `upgrade-VERSION/old`, and stays pinned until the programs on all interfaces are the new ones:
 //! the old ones go on with it until then, their stages included. The version is written last of all. Interrupted at any step, the next start
 //! finds the older version, sees by what was moved aside how far it came, and goes on from there.
@@ -14,12 +17,18 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::{MapData, MapError, MapInfo};
+use aya::maps::{HashMap, Map, MapData, MapError, MapInfo};
 use bytemuck::{Pod, Zeroable};
-use mh_common::abi::{self, Layout, map};
+use mh_common::{
+    abi::{self, Layout, map},
+    address::Ipv4,
+    binding::{End, Outside},
+};
 
 use super::{DatapathError, load::make_dir, syscall::bpf, unpin};
 
+/// `BPF_NOEXIST`: only if there is no entry.
+const BPF_NOEXIST: u64 = 1;
 /// `BPF_MAP_LOOKUP_ELEM`.
 const LOOKUP: libc::c_long = 1;
 /// The beginning of the name of the directory of an upgrade, below the pin directory.
@@ -29,8 +38,6 @@ const PREFIX: &str = "upgrade-";
 const TOGETHER: &[(&[&str], &[&str])] = &[
     // Flows and bindings know their uplink by an index, which the uplinks' records give a name.
     (&[map::UPLINKS], &[map::BY_INSIDE4]),
-    // Flows and bindings of sources that are not known are not looked for.
-    (&[map::KNOWN4], &[map::BY_INSIDE4]),
     // The two ways of bindings; flows translate as they say; and counts of them.
     (
         &[map::BY_INSIDE4, map::BY_OUTSIDE4],
@@ -71,6 +78,8 @@ pub struct Upgrade {
     pub found: u32,
     /// Maps that are made anew.
     renewed: BTreeSet<&'static str>,
+    /// The bindings by their inside end are among them, and are copied.
+    carries: bool,
 }
 
 /// Looks at what is pinned in the directory, and removes what an upgrade or a first start that was interrupted left of no use.
@@ -91,13 +100,65 @@ pub fn look(dir: &Path) -> Result<Pins, DatapathError> {
             Err(DatapathError::AbiVersion { dir: dir.to_owned(), found, expected: abi::VERSION })
         }
         found => {
-            let changed = |layout: &&Layout| {
-                layout.since > found || old(dir).join(layout.map).exists() || is_other(&dir.join(layout.map), layout)
+            let changed = |layout: &&Layout| is_changed(dir, found, layout.map);
+            let mut changed: BTreeSet<_> = abi::LAYOUTS.iter().filter(changed).map(|layout| layout.map).collect();
+            let others = with_dependents(changed.iter().copied().filter(|name| *name != map::BY_INSIDE4).collect());
+            let carries = changed.contains(map::BY_INSIDE4)
+                && !others.contains(map::BY_INSIDE4)
+                && found >= FIRST_CARRIED
+                && can_be_carried(&old_bindings(dir));
+            let renewed = if carries {
+                changed = others;
+                changed.insert(map::BY_INSIDE4);
+                changed
+            } else {
+                with_dependents(changed)
             };
-            let changed = abi::LAYOUTS.iter().filter(changed).map(|layout| layout.map);
-            Ok(Pins::Older(Upgrade { dir: dir.to_owned(), found, renewed: with_dependents(changed.collect()) }))
+            Ok(Pins::Older(Upgrade { dir: dir.to_owned(), found, renewed, carries }))
         }
     }
+}
+
+/// The version since which bindings by their inside end begin as they do now.
+const FIRST_CARRIED: u32 = 2;
+
+/// Whether bindings by their inside end can be copied from this map: their values are those of now, or a beginning of them.
+fn can_be_carried(path: &Path) -> bool {
+    let size = |bytes: u32| usize::try_from(bytes).unwrap_or(usize::MAX);
+    MapInfo::from_pin(path).is_ok_and(|info| {
+        size(info.key_size()) == size_of::<End<Ipv4>>()
+            && [size_of::<Shorter>(), size_of::<Outside<Ipv4>>()].contains(&size(info.value_size()))
+    })
+}
+
+/// A binding's value by its inside end up to version 7: the beginning of what it is now.
+type Shorter = [u32; 4];
+
+/// Where the bindings of the older version are.
+fn old_bindings(dir: &Path) -> PathBuf {
+    [old(dir).join(map::BY_INSIDE4), dir.join(map::BY_INSIDE4)]
+        .into_iter()
+        .find(|path| path.exists())
+        .unwrap_or_default()
+}
+
+/// All bindings of a map whose values are as long as those.
+fn bindings_of<V: aya::Pod + Pod>(data: MapData) -> Result<Vec<(End<Ipv4>, Outside<Ipv4>)>, MapError> {
+    let bindings: HashMap<MapData, End<Ipv4>, V> = Map::from_map_data(data)?.try_into()?;
+    let widened = |value: V| {
+        let mut outside = Outside::zeroed();
+        let bytes = bytemuck::bytes_of(&value);
+        bytemuck::bytes_of_mut(&mut outside)[..bytes.len()].copy_from_slice(bytes);
+        outside
+    };
+    bindings.iter().map(|entry| entry.map(|(end, value)| (end, widened(value)))).collect()
+}
+
+/// Whether the layout of a map is not that of the version found, or not what is pinned.
+fn is_changed(dir: &Path, found: u32, name: &str) -> bool {
+    abi::LAYOUTS.iter().filter(|layout| layout.map == name).any(|layout| {
+        layout.since > found || old(dir).join(layout.map).exists() || is_other(&dir.join(layout.map), layout)
+    })
 }
 
 /// Those maps, and those that can't be right without them. The stages are always among them: programs of two versions don't call each other.
@@ -132,6 +193,32 @@ impl Upgrade {
         Some(new(&self.dir).join(map::SETTINGS)).filter(|path| path.exists())
     }
 
+    /// Copies the bindings that are to be kept to the map that is made anew.
+    pub fn carry(&self) -> Result<(), DatapathError> {
+        if !self.carries {
+            return Ok(());
+        }
+        let (from, made) = (old_bindings(&self.dir), new(&self.dir).join(map::BY_INSIDE4));
+        let to = if made.exists() { made } else { self.dir.join(map::BY_INSIDE4) };
+        let failed = |source| DatapathError::Map { what: "copy the bindings", source };
+        let copy = || -> Result<(), MapError> {
+            let data = MapData::from_pin(&from)?;
+            let shorter = data.info()?.value_size() == size_of::<Shorter>() as u32;
+            let bindings = if shorter { bindings_of::<Shorter>(data) } else { bindings_of::<Outside<Ipv4>>(data) }?;
+            let mut map: HashMap<MapData, End<Ipv4>, Outside<Ipv4>> =
+                Map::from_map_data(MapData::from_pin(&to)?)?.try_into()?;
+            for (end, outside) in bindings {
+                // Of an attempt that was interrupted, some are there already, and may have been extended since.
+                match map.insert(end, outside, BPF_NOEXIST) {
+                    Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => {}
+                    written => written?,
+                }
+            }
+            Ok(())
+        };
+        copy().map_err(failed)
+    }
+
     /// Puts the new maps in the old ones' places.
     pub fn replace(&self) -> Result<(), DatapathError> {
         for name in &self.renewed {
@@ -154,7 +241,7 @@ impl Upgrade {
 
     /// Whether flows and their bindings are kept.
     pub fn keeps_flows(&self) -> bool {
-        !self.renewed.contains(map::BY_INSIDE4)
+        self.carries || !self.renewed.contains(map::BY_INSIDE4)
     }
 
     /// Whether the old map was moved aside and the new one took its place.
