@@ -25,7 +25,7 @@ use mh_common::{
     binding::{End, Outside},
 };
 
-use super::{DatapathError, load::make_dir, syscall::bpf, unpin};
+use super::{DatapathError, flows::Binding, load::make_dir, syscall::bpf, unpin};
 
 /// `BPF_NOEXIST`: only if there is no entry.
 const BPF_NOEXIST: u64 = 1;
@@ -133,6 +133,7 @@ fn can_be_carried(path: &Path) -> bool {
 
 /// A binding's value by its inside end up to version 7: the beginning of what it is now.
 type Shorter = [u32; 4];
+const SHORTER_LEN: u32 = 16;
 
 /// Where the bindings of the older version are.
 fn old_bindings(dir: &Path) -> PathBuf {
@@ -143,7 +144,7 @@ fn old_bindings(dir: &Path) -> PathBuf {
 }
 
 /// All bindings of a map whose values are as long as those.
-fn bindings_of<V: aya::Pod + Pod>(data: MapData) -> Result<Vec<(End<Ipv4>, Outside<Ipv4>)>, MapError> {
+fn bindings_of<V: aya::Pod + Pod>(data: MapData) -> Result<Vec<Binding>, MapError> {
     let bindings: HashMap<MapData, End<Ipv4>, V> = Map::from_map_data(data)?.try_into()?;
     let widened = |value: V| {
         let mut outside = Outside::zeroed();
@@ -203,7 +204,7 @@ impl Upgrade {
         let failed = |source| DatapathError::Map { what: "copy the bindings", source };
         let copy = || -> Result<(), MapError> {
             let data = MapData::from_pin(&from)?;
-            let shorter = data.info()?.value_size() == size_of::<Shorter>() as u32;
+            let shorter = data.info()?.value_size() == SHORTER_LEN;
             let bindings = if shorter { bindings_of::<Shorter>(data) } else { bindings_of::<Outside<Ipv4>>(data) }?;
             let mut map: HashMap<MapData, End<Ipv4>, Outside<Ipv4>> =
                 Map::from_map_data(MapData::from_pin(&to)?)?.try_into()?;
