@@ -141,6 +141,15 @@ pub struct Inside<A> {
     pub released: Tick,
 }
 
+impl<A: Address> Inside<A> {
+    /// The inside end of the binding with this outside end, of a protocol with ports.
+    #[inline(always)]
+    pub const fn end(&self, outside: &End<A>) -> End<A> {
+        let &End { protocol, uplink, .. } = outside;
+        End { address: self.address, port: self.port, protocol, uplink }
+    }
+}
+
 impl<A> Inside<A> {
     /// Whether the binding is in use (and its port not resting).
     #[inline(always)]

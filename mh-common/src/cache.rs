@@ -20,6 +20,7 @@ use crate::{
     abi::Timeouts,
     address::Ipv4,
     flow::{Entry, Key},
+    hash,
     time::{self, Tick},
     wire::Mac,
 };
@@ -287,16 +288,15 @@ impl Part {
     /// The connections of a host have consecutive ports, and their packets come together: so their places lie together, where one address
     /// translation does for all of them, and processors fetch ahead. All else decides by chance which neighbourhood that is.
     ///
-    /// Two multiplications: strong enough that nobody who doesn't know the seed finds flows that share a place, and cheap enough for every
-    /// packet. Whoever succeeds anyhow gains what they would have without a cache.
+    /// Whoever finds flows that share a place gains what they would have without a cache.
     #[inline(always)]
     pub const fn place(&self, addresses: u64, ports: u32, protocol: u8) -> Place {
-        let [a, b] = self.seed;
         let ports = u32::from_be(ports);
-        let x = (addresses ^ a).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let x = x ^ (x >> 32) ^ ((ports & !LOW_BITS) as u64 | (protocol as u64) << 32) ^ b;
-        let x = x.wrapping_mul(0xd6e8_feb8_6659_fd93);
-        Place { neighbourhoods: x ^ (x >> 32), low: (ports ^ (ports >> 16)) & (NEIGHBOURS - 1) }
+        let rest = (ports & !LOW_BITS) as u64 | (protocol as u64) << 32;
+        Place {
+            neighbourhoods: hash::place(self.seed, addresses, rest),
+            low: (ports ^ (ports >> 16)) & (NEIGHBOURS - 1),
+        }
     }
 
     /// Where packets with this key have their place.

@@ -14,7 +14,10 @@
 
 use bytemuck::{Pod, Zeroable};
 
-use crate::address::Ipv4;
+use crate::{
+    address::Ipv4,
+    hash::{self, Seed},
+};
 
 /// How many lines there are: 4 MiB.
 pub const LINES: u32 = 1 << 16;
@@ -29,17 +32,12 @@ pub const OLD: u8 = 1;
 pub const FRESH: u8 = 2;
 
 /// One byte each for consecutive ports of a host. 64 bytes.
-#[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
 pub struct Line {
     /// [`UNKNOWN`], [`OLD`] or [`FRESH`].
     pub ports: [u8; PORTS],
 }
-
-// SAFETY: bytes that fill the alignment up; every bit pattern is a value.
-unsafe impl Zeroable for Line {}
-// SAFETY: as above.
-unsafe impl Pod for Line {}
 
 /// Where a source's byte is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,13 +51,11 @@ pub struct Place {
 impl Place {
     /// Of a port, as it stands in memory. `seed`: [`crate::abi::Settings::seed`], so that nobody else knows who shares a byte.
     #[inline(always)]
-    pub const fn of(seed: [u64; 2], address: Ipv4, port: u16, protocol: u8) -> Self {
+    pub const fn of(seed: Seed, address: Ipv4, port: u16, protocol: u8) -> Self {
         let port = u16::from_be(port);
         let block = (port / PORTS as u16) as u64;
-        let x = (address.to_be() as u64 | block << 32 | (protocol as u64) << 48) ^ seed[0];
-        let x = x.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let x = (x ^ (x >> 32) ^ seed[1]).wrapping_mul(0xd6e8_feb8_6659_fd93);
-        Self { line: (x >> 32) as u32 % LINES, byte: port as usize % PORTS }
+        let hash = hash::place(seed, address.to_be() as u64 | block << 32 | (protocol as u64) << 48, 0);
+        Self { line: (hash >> 32) as u32 % LINES, byte: port as usize % PORTS }
     }
 
     /// The number of the byte among all.

@@ -30,15 +30,13 @@ use crate::{
 #[inline(always)]
 pub fn run<Fam: Tables + Header>(frame: &mut XdpFrame) -> Result<Sent, Verdict> {
     let interface = maps::interface(frame.ifindex()).ok_or(Verdict::Unmanaged)?;
-    let live = maps::live().ok_or(Verdict::ToTc)?;
-    let settings = maps::settings().ok_or(Verdict::ToTc)?;
-    let scene = Scene { interface, live, settings, now: track::now() };
+    let scene = Scene::at(interface)?;
     match parse::ethertype(frame, &interface)? {
         ethertype if ethertype == Fam::ETHERTYPE => {}
         _ => return Err(Verdict::ToTc),
     }
     let ip = Fam::parse(frame)?;
-    let packet = parse::transport::<Fam, _>(frame, ip)?.forget_choice(live.zero);
+    let packet = parse::transport::<Fam, _>(frame, ip)?.forget_choice(scene.live.zero);
     if packet.ip.ttl <= 1 {
         return Err(Verdict::ToTc);
     }
@@ -87,13 +85,7 @@ fn send<Fam: Tables + Header>(
 ) -> Result<Sent, Verdict> {
     let &Scene { live, now, .. } = scene;
     let key = &packet.key;
-    let index = if pinned == steer::ANY {
-        policy::select::<Fam, true>(packet, policy, scene)?.choice.uplink
-    } else if scene.is_healthy(pinned) {
-        pinned
-    } else {
-        return Err(Verdict::ToTc);
-    };
+    let index = outbound::uplink::<Fam>(packet, pinned, policy, scene)?;
     let uplink = maps::uplink(index).ok_or(Verdict::ToTc)?;
     let len = outbound::embryonic_len(frame, packet, uplink);
     if uplink.flags & abi::UPLINK_NAT == 0 || len == 0 {

@@ -226,7 +226,7 @@ pub fn hatch_reply<Fam: Tables>(key: &Key<Fam::Address>, inside: &End<Fam::Addre
 pub fn hatch_answered<Fam: Tables>(sent: &Key<Fam::Address>, uplink: u8) {
     let end = End { address: sent.src, port: sent.sport, protocol: sent.protocol, uplink };
     if let Some(inside) = nat::inside::<Fam>(end) {
-        let inside = End { address: inside.address, port: inside.port, ..end };
+        let inside = inside.end(&end);
         if is_embryonic::<Fam>(&swapped(sent), &inside) {
             hatch::<Fam>(&inside, sent.dst, sent.dport, false);
         }

@@ -67,7 +67,7 @@ pub fn forward_on<Fam: Tables + Header, const EGRESS: bool>(
         rewrite::resolve::<Fam, _>(frame, &packet.ip, entry, live, now)?;
     }
     // A binding of a port that has just been made, or asked for, lasts as long as it should.
-    let fresh = (note == Note::New as u32 || note == Note::Embryo as u32) && wire::has_ports(packet.key.protocol);
+    let fresh = Note::begins(note) && wire::has_ports(packet.key.protocol);
     if due && !fresh || closing || revived {
         extend_binding::<Fam>(&packet.key, hit, scene, closing);
     }

@@ -6,8 +6,7 @@
 
 use mh_common::{
     abi::{self, Stage},
-    address::Address,
-    binding::{End, Inside},
+    binding::End,
     flow::{self, Entry, Key},
     verdict::Verdict,
     wire,
@@ -69,7 +68,7 @@ fn enter<Fam: Tables + Header>(
     };
     let forward_key = swapped(&answer);
     if let Some(inside) = &inside
-        && conntrack::hatch_reply::<Fam>(key, &inside_end(inside, end))
+        && conntrack::hatch_reply::<Fam>(key, &inside.end(&end))
     {
         return Ok(Note::None);
     }
@@ -153,7 +152,7 @@ fn is_of_another<Fam: Tables>(key: &Key<Fam::Address>, scene: &Scene) -> bool {
     while (end.uplink as usize) < abi::MAX_UPLINKS && (end.uplink as u32) < scene.settings.uplinks {
         if let Some(inside) = Fam::by_outside().get_ptr(end) {
             // SAFETY: a live map value that is read.
-            let inside = unsafe { inside_end(&*inside, end) };
+            let inside = unsafe { (*inside).end(&end) };
             if let Some(outside) = Fam::by_inside().get_ptr(inside) {
                 // SAFETY: likewise.
                 let outside = unsafe { &*outside };
@@ -163,10 +162,4 @@ fn is_of_another<Fam: Tables>(key: &Key<Fam::Address>, scene: &Scene) -> bool {
         end.uplink += 1;
     }
     found != 0
-}
-
-/// The inside end of the binding with this outside end, of a protocol with ports.
-#[inline(always)]
-const fn inside_end<A: Address>(inside: &Inside<A>, outside: End<A>) -> End<A> {
-    End { address: inside.address, port: inside.port, protocol: outside.protocol, uplink: outside.uplink }
 }

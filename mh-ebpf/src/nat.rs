@@ -213,11 +213,7 @@ pub fn is_open<Fam: Tables + Header, F: Frame>(
     scene: &Scene,
 ) -> bool {
     let forward = inside.flags & binding::STATIC as u16 != 0;
-    let inside_end = if packet.transport == Transport::OTHER {
-        end
-    } else {
-        End { address: inside.address, port: inside.port, protocol: end.protocol, uplink: end.uplink }
-    };
+    let inside_end = if packet.transport == Transport::OTHER { end } else { inside.end(&end) };
     match Fam::by_inside().get_ptr(inside_end) {
         // SAFETY: a live map value of which a word is read.
         Some(binding) if !time::passed(scene.now, unsafe { (*binding).expires }) => {}

@@ -99,13 +99,7 @@ pub fn begin<Fam: Tables + Header, const EGRESS: bool>(
     count::rule(&rule);
     // Where no uplink is fit, the kernel's own choice for the machine's own packets is as good as any, unless a rule has one in mind.
     let unfit = if EGRESS && rule.number == NO_RULE { Verdict::Direct } else { Verdict::NoUplink };
-    let index = if pinned == steer::ANY {
-        policy::select::<Fam, true>(packet, rule.policy, scene).map_err(|_| unfit)?.choice.uplink
-    } else if scene.is_healthy(pinned) {
-        pinned
-    } else {
-        return Err(unfit);
-    };
+    let index = uplink::<Fam>(packet, pinned, rule.policy, scene).map_err(|_| unfit)?;
     let uplink = maps::uplink(index).ok_or(unfit)?;
     let key = &packet.key;
     let mut embryonic = false;
@@ -120,16 +114,34 @@ pub fn begin<Fam: Tables + Header, const EGRESS: bool>(
         embryonic = outside.embryo != 0;
         Key::new(outside.address, key.dst, outside.port, key.dport, key.protocol)
     };
+    let mut note = Note::New;
     if embryonic && let Some(place) = Fam::embryo() {
         // SAFETY: a per-CPU value, and nothing else runs on this CPU until the packet has been sent.
         unsafe { *place = Entry::translating(key, &sent, index, 0, scene.now) };
-        count::new_flow(index);
-        return Ok(Note::Embryo);
+        note = Note::Embryo;
+    } else {
+        conntrack::insert::<Fam>(key, &sent, index, flags, scene.now)?;
     }
-    conntrack::insert::<Fam>(key, &sent, index, flags, scene.now)?;
     count::new_flow(index);
     debug!(frame.tc_context(), "new flow: protocol {} on uplink {}", key.protocol, index);
-    Ok(Note::New)
+    Ok(note)
+}
+
+/// The uplink of a new flow under a policy. `pinned`: the only one that will do, or [`steer::ANY`].
+#[inline(always)]
+pub fn uplink<Fam: Tables>(
+    packet: &Packet<Fam::Address>,
+    pinned: u8,
+    policy: u8,
+    scene: &Scene,
+) -> Result<u8, Verdict> {
+    if pinned == steer::ANY {
+        Ok(policy::select::<Fam, true>(packet, policy, scene)?.choice.uplink)
+    } else if scene.is_healthy(pinned) {
+        Ok(pinned)
+    } else {
+        Err(Verdict::NoUplink)
+    }
 }
 
 /// The length, from the IP header on, of a packet whose flow may be embryonic; zero: it may not. There is nothing more to know of such a packet, and it is

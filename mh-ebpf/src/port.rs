@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use mh_common::{
     address::{Address, Ipv4, V4},
-    binding::{End, Inside, PortRequest},
+    binding::{End, PortRequest},
     hash,
     ports::{Candidates, MAX_TRIES, Range},
     verdict::Verdict,
@@ -84,7 +84,7 @@ fn fresh<Fam: Tables + Header, F: Frame>(frame: &F, request: &mut PortRequest<Fa
         let port = candidates.get(n).to_be();
         let end = End { port, ..request.outside };
         if Fam::is_unknown(end.address, port, end.protocol) {
-            match enter::<Fam, F>(frame, end, request) {
+            match enter::<Fam, F>(frame, end, false, request) {
                 EXHAUSTED => continue,
                 done => return done,
             }
@@ -99,15 +99,16 @@ fn fresh<Fam: Tables + Header, F: Frame>(frame: &F, request: &mut PortRequest<Fa
     EXHAUSTED
 }
 
-/// Enters a candidate that nobody has, unless a socket of the machine itself would take the remote's packets there.
+/// Enters a candidate that nobody has, unless a socket of the machine itself would take the remote's packets there. `own`: that is whom it is for.
 #[inline(always)]
 fn enter<Fam: Tables + Header, F: Frame>(
     frame: &F,
     end: End<Fam::Address>,
+    own: bool,
     request: &mut PortRequest<Fam::Address>,
 ) -> u32 {
     let transport = Transport::from_number(request.transport);
-    if nat::has_socket::<Fam, _>(frame, transport, end.address, end.port, request.remote, request.remote_port) {
+    if !own && nat::has_socket::<Fam, _>(frame, transport, end.address, end.port, request.remote, request.remote_port) {
         return EXHAUSTED;
     }
     match Fam::by_outside().insert(end, &request.inside, BPF_NOEXIST as u64) {
@@ -154,13 +155,12 @@ pub extern "C" fn mh_take_port4_xdp(xdp: *mut xdp_md) -> u32 {
 
 #[inline(always)]
 fn search<Fam: Tables + Header, F: Frame>(frame: &F, request: &mut PortRequest<Fam::Address>) -> u32 {
-    let transport = Transport::from_number(request.transport);
-    let own = request.own != 0;
     let wanted = request.inside.port;
     let mut candidates = candidates(request);
     for n in 0..MAX_TRIES {
         let mut port = candidates.get(n).to_be();
-        if own && n == 0 {
+        let own = request.own != 0 && n == 0;
+        if own {
             port = wanted;
         }
         let end = End { port, ..request.outside };
@@ -173,19 +173,9 @@ fn search<Fam: Tables + Header, F: Frame>(frame: &F, request: &mut PortRequest<F
                 continue;
             }
         }
-        let (address, remote, remote_port) = (request.outside.address, request.remote, request.remote_port);
-        let ours = own && n == 0;
-        if !ours && nat::has_socket::<Fam, _>(frame, transport, address, port, remote, remote_port) {
-            continue;
-        }
-        let inside: Inside<_> = request.inside;
-        match Fam::by_outside().insert(end, inside, BPF_NOEXIST as u64) {
-            Ok(()) => {
-                request.port = port;
-                return TAKEN;
-            }
-            Err(maps::EEXIST) => {}
-            Err(_) => return FULL,
+        match enter::<Fam, F>(frame, end, own, request) {
+            EXHAUSTED => {}
+            done => return done,
         }
     }
     EXHAUSTED

@@ -140,32 +140,6 @@ pub fn gateway<Fam: Tables + Header>(uplink: u8) -> [u32; 4] {
 /// Asks where the packet should go. `output`: the machine itself sends it by the frame's interface.
 #[inline(always)]
 pub fn route<Fam: Tables + Header, F: Frame>(frame: &F, ip: &Ip<Fam::Address>, output: bool) -> Route {
-    ask::<Fam, F>(frame, ip, output)
-}
-
-/// [`route`] of what came in by the frame's interface, unless this CPU has asked the same a moment ago.
-#[inline(always)]
-pub fn remembered_route<Fam: Tables + Header, F: Frame>(frame: &F, ip: &Ip<Fam::Address>, scene: &Scene) -> Route {
-    let question = Question {
-        src: Fam::words(ip.src)[0],
-        dst: Fam::words(ip.dst)[0],
-        ifindex: frame.ifindex(),
-        tick: scene.now,
-        epoch: scene.live.neighbour_epoch,
-        tos: ip.tos,
-        protocol: ip.protocol,
-    };
-    let Some(place) = maps::answer(question.place()) else { return ask::<Fam, F>(frame, ip, false) };
-    if place.question == question {
-        return Route { by_uplink: place.by_uplink != 0, on_link: place.on_link };
-    }
-    let route = ask::<Fam, F>(frame, ip, false);
-    *place = Answer { question, by_uplink: route.by_uplink as u8, on_link: route.on_link, reserved: 0 };
-    route
-}
-
-#[inline(always)]
-fn ask<Fam: Tables + Header, F: Frame>(frame: &F, ip: &Ip<Fam::Address>, output: bool) -> Route {
     let dst = Fam::words(ip.dst);
     let query = Query { output, ..Query::of::<Fam, F>(frame, ip) };
     let hop = next_hop(frame.context(), &query);
@@ -185,5 +159,26 @@ fn ask<Fam: Tables + Header, F: Frame>(frame: &F, ip: &Ip<Fam::Address>, output:
     } else if hop.is_not_forwarded() {
         route.by_uplink = !Fam::is_local(ip.dst);
     }
+    route
+}
+
+/// [`route`] of what came in by the frame's interface, unless this CPU has asked the same a moment ago.
+#[inline(always)]
+pub fn remembered_route<Fam: Tables + Header, F: Frame>(frame: &F, ip: &Ip<Fam::Address>, scene: &Scene) -> Route {
+    let question = Question {
+        src: Fam::words(ip.src)[0],
+        dst: Fam::words(ip.dst)[0],
+        ifindex: frame.ifindex(),
+        tick: scene.now,
+        epoch: scene.live.neighbour_epoch,
+        tos: ip.tos,
+        protocol: ip.protocol,
+    };
+    let Some(place) = maps::answer(question.place()) else { return route::<Fam, F>(frame, ip, false) };
+    if place.question == question {
+        return Route { by_uplink: place.by_uplink != 0, on_link: place.on_link };
+    }
+    let route = route::<Fam, F>(frame, ip, false);
+    *place = Answer { question, by_uplink: route.by_uplink as u8, on_link: route.on_link, reserved: 0 };
     route
 }

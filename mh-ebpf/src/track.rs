@@ -57,6 +57,12 @@ impl Scene {
     pub fn new<const EGRESS: bool>(frame: &mut TcFrame<EGRESS>) -> Result<Self, Verdict> {
         let interface = maps::interface(frame.ifindex()).ok_or(Verdict::Unmanaged)?;
         frame.set_device(&interface);
+        Self::at(interface)
+    }
+
+    /// What holds at an interface.
+    #[inline(always)]
+    pub fn at(interface: Interface) -> Result<Self, Verdict> {
         let live = maps::live().ok_or(Verdict::Unmanaged)?;
         let settings = maps::settings().ok_or(Verdict::Unmanaged)?;
         Ok(Self { interface, live, settings, now: now() })
@@ -317,11 +323,17 @@ pub enum Note {
 }
 
 impl Note {
+    /// Whether the flow has just begun, from inside to outside.
+    #[inline(always)]
+    pub const fn begins(note: u32) -> bool {
+        note == Self::New as u32 || note == Self::Embryo as u32
+    }
+
     /// What a packet with this note counts as; without one: as `otherwise` says.
     #[inline(always)]
     pub const fn verdict(note: u32, otherwise: Verdict) -> Verdict {
         match note {
-            n if n == Self::New as u32 || n == Self::Embryo as u32 => Verdict::New,
+            n if Self::begins(n) => Verdict::New,
             n if n == Self::Restored as u32 => Verdict::Restored,
             n if n == Self::Inbound as u32 => Verdict::Inbound,
             n if n == Self::Hairpin as u32 => Verdict::Hairpin,

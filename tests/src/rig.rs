@@ -74,12 +74,12 @@ pub const XDP_REDIRECT: i32 = 4;
 
 /// Size of the kernel's `struct __sk_buff`.
 const SK_BUFF: usize = 192;
-/// The key of the hash of parts that are cut: how many copies find room in few sets depends on it.
-const PARTS_SEED: [u64; 2] = [1, 7];
 /// Where the mark is in it.
 const MARK: usize = 8;
 /// Where the interface by which a packet was received is in it.
 const INGRESS_IFINDEX: usize = 36;
+/// The key of the hash of parts that are cut: how many copies find room in few sets depends on it.
+const PARTS_SEED: [u64; 2] = [1, 7];
 
 /// Which program runs.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -11,7 +11,6 @@ use std::{
     marker::PhantomData,
     os::fd::{AsFd as _, AsRawFd as _},
     path::Path,
-    ptr::{self, NonNull},
     sync::{PoisonError, RwLock},
 };
 
@@ -32,9 +31,10 @@ use mh_common::{
 
 use super::{
     DatapathError,
+    memory::Memory,
     shares::{self, Load},
     syscall::bpf,
-    tables::{Tables, pinned, typed},
+    tables::{Tables, typed},
 };
 
 /// Copies for each entry of the conntrack. A half that finds no room is handled by the conntrack, at its speed.
@@ -60,51 +60,6 @@ pub const fn sets(copies: u32) -> u32 {
 
 fn unreadable((file, source): (&str, io::Error)) -> DatapathError {
     DatapathError::Io { what: format!("read {file}"), source }
-}
-
-/// How many bytes so many entries take.
-const fn length<T>(entries: u32) -> usize {
-    entries as usize * size_of::<T>()
-}
-
-/// The memory of an array that the kernel shares.
-pub(super) struct Memory {
-    start: NonNull<libc::c_void>,
-    length: usize,
-    /// How many entries it has.
-    pub(super) entries: u32,
-}
-
-// SAFETY: the memory stays mapped as long as this lives, and is accessed by volatile or atomic operations only.
-unsafe impl Send for Memory {}
-// SAFETY: as above.
-unsafe impl Sync for Memory {}
-
-impl Memory {
-    /// Maps the array of `T` that is pinned in the directory; `protection` as for mmap(2).
-    pub(super) fn map<T>(dir: &Path, name: &'static str, protection: libc::c_int) -> Result<Self, DatapathError> {
-        let data = pinned(dir, name, |path| MapData::from_pin(path))?;
-        let entries = data.info().map_err(DatapathError::map("look at a shared table"))?.max_entries();
-        let descriptor = data.fd().as_fd().as_raw_fd();
-        let length = length::<T>(entries);
-        // SAFETY: a new mapping of the map's whole memory.
-        let start = unsafe { libc::mmap(ptr::null_mut(), length, protection, libc::MAP_SHARED, descriptor, 0) };
-        let mapped = NonNull::new(start).filter(|_| start != libc::MAP_FAILED);
-        let start = mapped.ok_or_else(io::Error::last_os_error).map_err(DatapathError::io("map a shared table"))?;
-        Ok(Self { start, length, entries })
-    }
-
-    /// Its first byte.
-    pub(super) const fn start(&self) -> *const u8 {
-        self.start.as_ptr().cast()
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: the mapping that `map` made, which nothing refers to any more.
-        unsafe { libc::munmap(self.start.as_ptr(), self.length) };
-    }
 }
 
 /// An array that the kernel shares, of entries of `WORDS` words, to be read.

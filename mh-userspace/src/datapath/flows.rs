@@ -180,8 +180,8 @@ impl Tables {
             {
                 return Some((forward, outside));
             }
-            let inside = self.by_outside4.get(&end(key.dst, key.dport), 0).ok()?;
-            let inside = end(inside.address, inside.port);
+            let outside_end = end(key.dst, key.dport);
+            let inside = self.by_outside4.get(&outside_end, 0).ok()?.end(&outside_end);
             let outside = self.by_inside4.get(&inside, 0).ok()?;
             outside.is_answered(key).then_some((inside, outside))
         })
@@ -205,13 +205,15 @@ impl Tables {
 
     /// Removes a half, wherever it is; one that is gone already is no error.
     pub fn remove_half(&mut self, key: &Key<Ipv4>) -> Result<(), DatapathError> {
+        // One that has an entry is not embryonic: nearly all that are removed one by one.
+        let embryonic = if self.entry(key).is_none() { self.binding_of_embryo(key) } else { None };
         self.flows4.forget(key)?;
         self.new_flows4.forget(key)?;
-        if let Some((inside, outside)) = self.binding_of_embryo(key) {
+        match embryonic {
             // An extension that a program writes at this moment is lost, and comes again with the next maintenance of the flow that asked for it.
-            return self.by_inside4.replace(&inside, &Outside { embryo: 0, ..outside });
+            Some((inside, outside)) => self.by_inside4.replace(&inside, &Outside { embryo: 0, ..outside }),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Removes both ends of a binding.

@@ -53,7 +53,7 @@ impl Tables {
         }
         let resting = Inside { flags: 0, released: flows::now().max(1), ..inside };
         self.by_outside4.insert(outside_end, resting, 0).map_err(DatapathError::map("let a port rest"))?;
-        let inside_end = End { address: inside.address, port: inside.port, ..outside_end };
+        let inside_end = inside.end(&outside_end);
         match self.by_inside4.get(&inside_end, 0) {
             Ok(o) if o.flags & STATIC != 0 && (o.address, o.port) == (outside_end.address, outside_end.port) => {
                 self.by_inside4.forget(&inside_end)?;
@@ -81,7 +81,7 @@ impl Tables {
             if inside.flags & u16::from(STATIC) == 0 {
                 return;
             }
-            let inside_end = End { address: inside.address, port: inside.port, ..end };
+            let inside_end = inside.end(&end);
             let has_it = |o: Outside<_>| (o.address, o.port) == (end.address, end.port);
             if !self.by_inside4.get(&inside_end, 0).is_ok_and(has_it) {
                 further.push((inside_end, Outside::to(&end, STATIC, now, now)));

@@ -14,7 +14,7 @@ use mh_common::{
     known::{FRESH, LINES, Line, OLD, PORTS, Place, UNKNOWN},
 };
 
-use super::{DatapathError, cache::Memory};
+use super::{DatapathError, memory::Memory};
 
 /// Lines are looked through by words of eight bytes.
 const WORDS_PER_LINE: usize = PORTS / 8;

@@ -27,6 +27,7 @@ mod kernel;
 pub mod known;
 mod link;
 pub mod load;
+mod memory;
 pub mod nudge;
 pub mod policy;
 mod qdisc;

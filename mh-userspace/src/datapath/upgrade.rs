@@ -100,17 +100,18 @@ pub fn look(dir: &Path) -> Result<Pins, DatapathError> {
             Err(DatapathError::AbiVersion { dir: dir.to_owned(), found, expected: abi::VERSION })
         }
         found => {
-            let changed = |layout: &&Layout| is_changed(dir, found, layout.map);
-            let mut changed: BTreeSet<_> = abi::LAYOUTS.iter().filter(changed).map(|layout| layout.map).collect();
-            let others = with_dependents(changed.iter().copied().filter(|name| *name != map::BY_INSIDE4).collect());
+            let changed = |layout: &&Layout| {
+                layout.since > found || old(dir).join(layout.map).exists() || is_other(&dir.join(layout.map), layout)
+            };
+            let changed: BTreeSet<_> = abi::LAYOUTS.iter().filter(changed).map(|layout| layout.map).collect();
+            let mut others = with_dependents(changed.iter().copied().filter(|name| *name != map::BY_INSIDE4).collect());
             let carries = changed.contains(map::BY_INSIDE4)
                 && !others.contains(map::BY_INSIDE4)
                 && found >= FIRST_CARRIED
                 && can_be_carried(&old_bindings(dir));
             let renewed = if carries {
-                changed = others;
-                changed.insert(map::BY_INSIDE4);
-                changed
+                others.insert(map::BY_INSIDE4);
+                others
             } else {
                 with_dependents(changed)
             };
@@ -124,16 +125,12 @@ const FIRST_CARRIED: u32 = 2;
 
 /// Whether bindings by their inside end can be copied from this map: their values are those of now, or a beginning of them.
 fn can_be_carried(path: &Path) -> bool {
-    let size = |bytes: u32| usize::try_from(bytes).unwrap_or(usize::MAX);
-    MapInfo::from_pin(path).is_ok_and(|info| {
-        size(info.key_size()) == size_of::<End<Ipv4>>()
-            && [size_of::<Shorter>(), size_of::<Outside<Ipv4>>()].contains(&size(info.value_size()))
-    })
+    let values = [size_of::<Shorter>(), size_of::<Outside<Ipv4>>()];
+    sizes(path).is_some_and(|(key, value)| key == size_of::<End<Ipv4>>() && values.contains(&value))
 }
 
 /// A binding's value by its inside end up to version 7: the beginning of what it is now.
 type Shorter = [u32; 4];
-const SHORTER_LEN: u32 = 16;
 
 /// Where the bindings of the older version are.
 fn old_bindings(dir: &Path) -> PathBuf {
@@ -153,13 +150,6 @@ fn bindings_of<V: aya::Pod + Pod>(data: MapData) -> Result<Vec<Binding>, MapErro
         outside
     };
     bindings.iter().map(|entry| entry.map(|(end, value)| (end, widened(value)))).collect()
-}
-
-/// Whether the layout of a map is not that of the version found, or not what is pinned.
-fn is_changed(dir: &Path, found: u32, name: &str) -> bool {
-    abi::LAYOUTS.iter().filter(|layout| layout.map == name).any(|layout| {
-        layout.since > found || old(dir).join(layout.map).exists() || is_other(&dir.join(layout.map), layout)
-    })
 }
 
 /// Those maps, and those that can't be right without them. The stages are always among them: programs of two versions don't call each other.
@@ -204,7 +194,7 @@ impl Upgrade {
         let failed = |source| DatapathError::Map { what: "copy the bindings", source };
         let copy = || -> Result<(), MapError> {
             let data = MapData::from_pin(&from)?;
-            let shorter = data.info()?.value_size() == SHORTER_LEN;
+            let shorter = sizes(&from).is_some_and(|(_, value)| value == size_of::<Shorter>());
             let bindings = if shorter { bindings_of::<Shorter>(data) } else { bindings_of::<Outside<Ipv4>>(data) }?;
             let mut map: HashMap<MapData, End<Ipv4>, Outside<Ipv4>> =
                 Map::from_map_data(MapData::from_pin(&to)?)?.try_into()?;
@@ -288,11 +278,13 @@ fn rename(from: &Path, to: &Path) -> Result<(), DatapathError> {
 
 /// Whether a pinned map has other sizes than the layout says, or can't be asked. One that is not there has none.
 fn is_other(path: &Path, layout: &Layout) -> bool {
-    path.exists()
-        && MapInfo::from_pin(path).map_or(true, |info| {
-            let size = |bytes: u32| usize::try_from(bytes).unwrap_or(usize::MAX);
-            (size(info.key_size()), size(info.value_size())) != (layout.key, layout.value)
-        })
+    path.exists() && sizes(path) != Some((layout.key, layout.value))
+}
+
+/// The sizes of a pinned map's keys and values, if it can be asked.
+fn sizes(path: &Path) -> Option<(usize, usize)> {
+    let info = MapInfo::from_pin(path).ok()?;
+    Some((info.key_size().try_into().ok()?, info.value_size().try_into().ok()?))
 }
 
 /// The first word of the first value of an array, whatever its values are.

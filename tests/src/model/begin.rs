@@ -38,20 +38,32 @@ impl Model {
             Some(_) => return no_uplink(),
         };
         let inside = Self::source_end(key, uplink);
-        let created = |model: &Self| {
-            model.bindings.get(&inside).filter(|b| b.address == model.setup.outside[usize::from(uplink)]).is_some()
-        };
-        let made = !created(self);
+        let lasts = |binding: &Binding| binding.address == self.setup.outside[usize::from(uplink)];
+        let made = !self.bindings.get(&inside).is_some_and(lasts);
         let (address, port) = self.bind(key, frame, uplink, kind, now, lot)?;
         let sent = Key { src: address, sport: port, ..*key };
         let alone = !self.halves.contains_key(key) && !self.halves.contains_key(&sent.swapped());
         let embryonic = made && kind == Kind::Lan && self.may_be_embryonic(key, frame, uplink) && alone;
-        self.insert(key, &sent, uplink, kind, now)?;
+        self.make(key, &sent, uplink, kind, embryonic, now)?;
+        Ok("new")
+    }
+
+    /// Makes a new flow, and counts it.
+    fn make(
+        &mut self,
+        key: &Key,
+        sent: &Key,
+        uplink: u8,
+        kind: Kind,
+        embryonic: bool,
+        now: Tick,
+    ) -> Result<(), Refusal> {
+        self.insert(key, sent, uplink, kind, now)?;
         for key in [*key, sent.swapped()] {
             self.halves.entry(key).and_modify(|half| half.embryonic = embryonic);
         }
         self.traffic[usize::from(uplink)].new_flows += 1;
-        Ok("new")
+        Ok(())
     }
 
     /// Whether a flow that begins with this packet and a binding of its own may be embryonic: one of UDP or TCP, in one piece.
@@ -110,12 +122,7 @@ impl Model {
         if self.halves.contains_key(&sent.swapped()) {
             return None;
         }
-        self.insert(key, &sent, uplink, Kind::Lan, now).ok()?;
-        for key in [*key, sent.swapped()] {
-            self.halves.entry(key).and_modify(|half| half.embryonic = true);
-        }
-        self.traffic[usize::from(uplink)].new_flows += 1;
-        Some(())
+        self.make(key, &sent, uplink, Kind::Lan, true, now).ok()
     }
 
     pub(super) fn count_new(&mut self, host: Ipv4Addr, now: Tick) {
