@@ -21,8 +21,9 @@ use crate::{
 
 /// The version of everything in this module. 3: two more stages; [`flow::ASKED`] in every flow that the remote end began. 4: rules, and
 /// policies with names, tiers and sources that stick. 5: the flow cache and its epoch. 6: its parts move while programs run. 7: its
-/// copies lie in the order in which they were made, with an index. 8: embryonic flows in bindings.
-pub const VERSION: u32 = 8;
+/// copies lie in the order in which they were made, with an index. 8: embryonic flows in bindings. 9: in
+/// bindings by their outside end, and nowhere else.
+pub const VERSION: u32 = 9;
 
 /// The most uplinks; one health bit each.
 pub const MAX_UPLINKS: usize = 32;
@@ -190,8 +191,8 @@ const fn layout<K, V>(map: &'static str, since: u32) -> Layout {
 pub const LAYOUTS: &[Layout] = &[
     layout::<flow::Key<Ipv4>, flow::Entry<Ipv4>>(map::FLOWS4, 2),
     layout::<flow::Key<Ipv4>, flow::Entry<Ipv4>>(map::NEW_FLOWS4, 2),
-    layout::<binding::End<Ipv4>, binding::Outside<Ipv4>>(map::BY_INSIDE4, 8),
-    layout::<binding::End<Ipv4>, binding::Inside<Ipv4>>(map::BY_OUTSIDE4, 2),
+    layout::<binding::End<Ipv4>, binding::Outside<Ipv4>>(map::BY_INSIDE4, 9),
+    layout::<binding::End<Ipv4>, binding::Inside<Ipv4>>(map::BY_OUTSIDE4, 9),
     layout::<Ipv4, u8>(map::LOCAL4, 2),
     layout::<Ipv4, u32>(map::OUTSIDE4, 2),
     layout::<binding::Peer<Ipv4>, crate::time::Tick>(map::PEERS4, 2),
@@ -201,7 +202,7 @@ pub const LAYOUTS: &[Layout] = &[
     layout::<fragment::Key<Ipv4>, fragment::Waiting>(map::WAITING4, 2),
     layout::<fragment::HeldKey<Ipv4>, fragment::Held>(map::HELD4, 2),
     layout::<u32, fragment::Held>(map::SCRATCH, 2),
-    layout::<u32, binding::PortRequest<Ipv4>>(map::PORT_REQUEST, 2),
+    layout::<u32, binding::PortRequest<Ipv4>>(map::PORT_REQUEST, 9),
     layout::<u32, u32>(map::STAGES, 3),
     layout::<u32, u32>(map::XDP_STAGES, 8),
     layout::<u32, Pool>(map::POOLS, 2),
@@ -564,10 +565,10 @@ const _: () = {
     assert!(align_of::<flow::Entry<Ipv4>>() == 8);
     assert!(size_of::<binding::End<Ipv4>>() == 8);
     assert!(size_of::<binding::End<Ipv6>>() == 20);
-    assert!(size_of::<binding::Outside<Ipv4>>() == 24);
-    assert!(size_of::<binding::Outside<Ipv6>>() == 48);
-    assert!(size_of::<binding::Inside<Ipv4>>() == 12);
-    assert!(size_of::<binding::Inside<Ipv6>>() == 24);
+    assert!(size_of::<binding::Outside<Ipv4>>() == 16);
+    assert!(size_of::<binding::Outside<Ipv6>>() == 28);
+    assert!(size_of::<binding::Inside<Ipv4>>() == 24);
+    assert!(size_of::<binding::Inside<Ipv6>>() == 48);
     assert!(size_of::<Settings>() == 64);
     assert!(size_of::<Live>() == 16);
     assert!(size_of::<cache::Copied>() == 64);
@@ -578,7 +579,7 @@ const _: () = {
     assert!(size_of::<Pool>() == 136);
     assert!(size_of::<Source>() == 12);
     assert!(size_of::<binding::Peer<Ipv4>>() == 12);
-    assert!(size_of::<binding::PortRequest<Ipv4>>() == 40);
+    assert!(size_of::<binding::PortRequest<Ipv4>>() == 44);
     assert!(size_of::<fragment::Key<Ipv4>>() == 12);
     assert!(size_of::<fragment::HeldKey<Ipv4>>() == 16);
     assert!(size_of::<fragment::Held>() == 2052);

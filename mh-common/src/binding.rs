@@ -14,7 +14,9 @@
 //! A port forward is a binding that the controller makes, marked [`STATIC`]: it never expires, and the filter lets everybody in.
 //!
 //! An embryonic flow is one of which a single packet has been seen. Most that begin never get any further: scans, floods, what is filtered. It has no
-//! conntrack entries yet, but stands in the binding that was made for it, until a second packet comes, in whatever direction: see [`Outside::embryo`].
+//! conntrack entries yet, but stands in the binding that was made for it, until a second packet comes, in whatever direction: see [`Inside::embryo`].
+//! Nor is that binding entered by its inside end before: its port is one of few that follow from the inside end ([`crate::ports::KEYED`]), and is
+//! looked for there.
 //!
 //! Protocols without ports (GRE, ESP, SCTP) are translated by address alone, so one inside host at a time has a remote address on an
 //! uplink: both ends of such a binding are kept under the remote address, with a port of zero.
@@ -22,8 +24,9 @@
 use bytemuck::{Pod, Zeroable};
 
 use crate::{
+    abi::Timeouts,
     address::Address,
-    flow::{self, Entry, Key},
+    flow::{self, Entry, Key, State},
     time::{self, Tick, ticks_for},
     wire,
 };
@@ -42,7 +45,7 @@ pub struct End<A> {
     pub uplink: u8,
 }
 
-/// The value of the map by inside end: 24 bytes for IPv4, 48 for IPv6.
+/// The value of the map by inside end: 16 bytes for IPv4, 28 for IPv6.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Outside<A> {
@@ -58,66 +61,20 @@ pub struct Outside<A> {
     pub created: Tick,
     /// From when on it may be removed if no conntrack entry uses it.
     pub expires: Tick,
-    /// The embryonic flow's remote address.
-    pub remote: A,
-    /// The embryonic flow's remote port, big-endian in memory.
-    pub remote_port: u16,
-    /// The length of its one packet in bytes, from the IP header on; zero: there is no embryonic flow.
-    pub embryo: u16,
 }
 
 impl<A: Address> Outside<A> {
-    /// A binding to this outside end, with no embryonic flow.
+    /// A binding to this outside end.
     #[inline(always)]
-    pub fn to(end: &End<A>, flags: u8, created: Tick, expires: Tick) -> Self {
+    pub const fn to(end: &End<A>, flags: u8, created: Tick, expires: Tick) -> Self {
         let &End { address, port, uplink, .. } = end;
-        Self { address, port, uplink, flags, created, expires, remote: A::zeroed(), remote_port: 0, embryo: 0 }
+        Self { address, port, uplink, flags, created, expires }
     }
 
-    /// Whether it has an embryonic flow with this remote end.
+    /// Whether it is to this outside end, which is of its uplink and protocol.
     #[inline(always)]
-    pub fn is_embryonic(&self, remote: A, remote_port: u16) -> bool {
-        self.embryo != 0 && self.remote == remote && self.remote_port == remote_port
-    }
-
-    /// Whether a packet from outside with this key answers to its embryonic flow.
-    #[inline(always)]
-    pub fn is_answered(&self, key: &Key<A>) -> bool {
-        self.is_embryonic(key.src, key.sport) && self.address == key.dst && self.port == key.dport
-    }
-
-    /// The forward key of the embryonic flow of the binding that has this inside end, if it has one.
-    #[inline(always)]
-    pub const fn embryo(&self, inside: &End<A>) -> Option<Key<A>> {
-        if self.embryo == 0 {
-            return None;
-        }
-        Some(Key::new(inside.address, self.remote, inside.port, self.remote_port, inside.protocol))
-    }
-
-    /// The forward half of the embryonic flow with this key. Of TCP, its packet was a SYN.
-    #[inline(always)]
-    pub fn embryo_forward(&self, key: &Key<A>) -> Entry<A> {
-        let sent = Key::new(self.address, key.dst, self.port, key.dport, key.protocol);
-        Entry {
-            packets: 1,
-            bytes: self.embryo as u64,
-            tcp: if key.protocol == wire::PROTOCOL_TCP { wire::TCP_SYN } else { 0 },
-            ..Entry::translating(key, &sent, self.uplink, 0, self.created)
-        }
-    }
-
-    /// The key of its reply half.
-    #[inline(always)]
-    pub const fn embryo_reply_key(&self, key: &Key<A>) -> Key<A> {
-        Key::new(key.dst, self.address, key.dport, self.port, key.protocol)
-    }
-
-    /// Its reply half.
-    #[inline(always)]
-    pub fn embryo_reply(&self, key: &Key<A>) -> Entry<A> {
-        let answer = Key::new(key.dst, key.src, key.dport, key.sport, key.protocol);
-        Entry::translating(&self.embryo_reply_key(key), &answer, self.uplink, flow::REPLY, self.created)
+    pub fn is_to(&self, end: &End<A>) -> bool {
+        self.address == end.address && self.port == end.port
     }
 }
 
@@ -127,7 +84,7 @@ pub const STATIC: u8 = 1 << 0;
 /// How long an outside port rests after its binding has ended, before it serves another inside host: 120 s (RFC 6888 REQ-8).
 pub const REST_TICKS: u32 = ticks_for(120_000_000_000);
 
-/// The value of the map by outside end: 12 bytes for IPv4, 24 for IPv6.
+/// The value of the map by outside end: 24 bytes for IPv4, 48 for IPv6.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inside<A> {
@@ -139,18 +96,87 @@ pub struct Inside<A> {
     pub flags: u16,
     /// Zero while the binding is in use; else when it ended, and the port began to rest.
     pub released: Tick,
+    /// When the binding was made.
+    pub created: Tick,
+    /// The remote address of the packet that it was made for, and of the embryonic flow.
+    pub remote: A,
+    /// Their remote port, big-endian in memory.
+    pub remote_port: u16,
+    /// The length of its one packet in bytes, from the IP header on; zero: there is no embryonic flow.
+    pub embryo: u16,
 }
 
 impl<A: Address> Inside<A> {
+    /// A binding of this inside address and port that is in use, with no embryonic flow.
+    #[inline(always)]
+    pub fn of(address: A, port: u16, flags: u16) -> Self {
+        Self { address, port, flags, released: 0, created: 0, remote: A::zeroed(), remote_port: 0, embryo: 0 }
+    }
+
     /// The inside end of the binding with this outside end, of a protocol with ports.
     #[inline(always)]
     pub const fn end(&self, outside: &End<A>) -> End<A> {
         let &End { protocol, uplink, .. } = outside;
         End { address: self.address, port: self.port, protocol, uplink }
     }
+
+    /// Whether it has an embryonic flow with this remote end.
+    #[inline(always)]
+    pub fn is_embryonic(&self, remote: A, remote_port: u16) -> bool {
+        self.has_embryo() && self.remote == remote && self.remote_port == remote_port
+    }
+
+    /// The forward key of the embryonic flow of the binding that has this outside end, if it has one.
+    #[inline(always)]
+    pub const fn embryo(&self, outside: &End<A>) -> Option<Key<A>> {
+        if !self.has_embryo() {
+            return None;
+        }
+        Some(Key::new(self.address, self.remote, self.port, self.remote_port, outside.protocol))
+    }
+
+    /// The forward half of the embryonic flow of the binding that has this outside end. Of TCP, its packet was a SYN.
+    #[inline(always)]
+    pub fn embryo_forward(&self, outside: &End<A>) -> Entry<A> {
+        let protocol = outside.protocol;
+        let key = Key::new(self.address, self.remote, self.port, self.remote_port, protocol);
+        let sent = Key::new(outside.address, self.remote, outside.port, self.remote_port, protocol);
+        Entry {
+            packets: 1,
+            bytes: self.embryo as u64,
+            tcp: if protocol == wire::PROTOCOL_TCP { wire::TCP_SYN } else { 0 },
+            ..Entry::translating(&key, &sent, outside.uplink, 0, self.created)
+        }
+    }
+
+    /// The key of its reply half.
+    #[inline(always)]
+    pub const fn embryo_reply_key(&self, outside: &End<A>) -> Key<A> {
+        Key::new(self.remote, outside.address, self.remote_port, outside.port, outside.protocol)
+    }
+
+    /// Its reply half.
+    #[inline(always)]
+    pub fn embryo_reply(&self, outside: &End<A>) -> Entry<A> {
+        let answer = Key::new(self.remote, self.address, self.remote_port, self.port, outside.protocol);
+        Entry::translating(&self.embryo_reply_key(outside), &answer, outside.uplink, flow::REPLY, self.created)
+    }
+
+    /// What the binding with the embryonic flow is by its inside end, where it has not been entered yet.
+    #[inline(always)]
+    pub fn embryo_binding(&self, outside: &End<A>, timeouts: &Timeouts) -> Outside<A> {
+        let expires = self.created.wrapping_add(State::New.timeout(outside.protocol, timeouts));
+        Outside::to(outside, 0, self.created, expires)
+    }
 }
 
 impl<A> Inside<A> {
+    /// Whether it is known by this end only, since its one flow is embryonic.
+    #[inline(always)]
+    pub const fn has_embryo(&self) -> bool {
+        self.embryo != 0
+    }
+
     /// Whether the binding is in use (and its port not resting).
     #[inline(always)]
     pub const fn in_use(&self) -> bool {
@@ -164,20 +190,17 @@ impl<A> Inside<A> {
     }
 }
 
-/// What a program asks for an outside port for, and the port that it gets. 40 bytes for IPv4.
+/// What a program asks for an outside port for, and the port that it gets. 44 bytes for IPv4.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortRequest<A> {
-    /// The inside end, as it is to be entered; its port is the first candidate.
+    /// What is to be entered; its port is the first candidate, its remote end that of the first packet, and it is made now. It keeps the embryonic flow only
+    /// where that can be found from inside: see [`crate::ports::KEYED`].
     pub inside: Inside<A>,
     /// The outside end; its port does not matter.
     pub outside: End<A>,
-    /// The remote address that the first packet goes to.
-    pub remote: A,
-    /// The time.
-    pub now: Tick,
-    /// The remote port, big-endian in memory.
-    pub remote_port: u16,
+    /// The secret number of the inside host: see [`crate::ports::Candidates::new`].
+    pub host: u32,
     /// The lowest port that will do, in host byte order.
     pub first_port: u16,
     /// The highest.
@@ -188,8 +211,6 @@ pub struct PortRequest<A> {
     pub transport: u8,
     /// Not zero: the inside end is a socket of the machine itself on the very outside address, and has its port already.
     pub own: u8,
-    /// Zero.
-    pub reserved: u16,
 }
 
 /// A remote address that may send to a binding, with address-dependent filtering: 12 bytes for IPv4.

@@ -5,7 +5,8 @@
 //! REQ-15 (otherwise not to be guessed). The first candidate is the source port itself. The second is the source port moved by a secret
 //! number of its host, over the whole class: what lies together inside lies together outside, so that what is kept of a host's connections
 //! is found near each other. To whoever knows the number, from one port inside and outside, it tells what the first candidate tells anybody: the
-//! inside port. All others are random.
+//! inside port. The next two are by the same number and the source port, hashed. So these four are the same whenever that source asks. All others are
+//! random.
 //!
 //! Tries are bounded by [`MAX_TRIES`]: with half of the ports in use, 1 in 4 billion new flows finds none, with 90 % 1 in 29.
 
@@ -13,6 +14,9 @@ use crate::hash::again;
 
 /// The most candidates that are tried for one binding.
 pub const MAX_TRIES: u32 = 32;
+
+/// Of these, so many follow from the source and its secret number alone: where its binding is looked for while its one flow is embryonic.
+pub const KEYED: u32 = 4;
 
 /// Of these, so many keep the source port's parity; after that any port of its class will do.
 const PARITY_TRIES: u32 = 16;
@@ -63,6 +67,8 @@ pub struct Candidates {
     range: Range,
     class: Range,
     host: u32,
+    /// What the next candidate is drawn with.
+    lot: u64,
     random: u64,
     /// Whether identifiers are handed out, which have neither class nor parity.
     plain: bool,
@@ -74,19 +80,22 @@ impl Candidates {
     #[inline(always)]
     pub const fn new(wanted: u16, range: Range, host: u32, random: u64, plain: bool) -> Self {
         let class = if plain { range } else { range.same_class(wanted) };
-        Self { wanted, range, class, host, random, plain }
+        Self { wanted, range, class, host, lot: (host as u64) << u16::BITS | wanted as u64, random, plain }
     }
 
-    /// The candidate of try number `n` (from 0 to [`MAX_TRIES`] - 1), in host byte order. It always lies within the range.
+    /// The candidate of try number `n`, in host byte order; tries are made in turn, from 0 to [`MAX_TRIES`] - 1. It always lies within the range.
     #[inline(always)]
     pub fn get(&mut self, n: u32) -> u16 {
-        self.random = again(self.random);
+        if n == KEYED {
+            self.lot = self.random;
+        }
+        self.lot = again(self.lot);
         let size = (self.class.last - self.class.first) as u64 + 1;
         let offset = if n == 1 {
             ((self.wanted as u64 + self.host as u64) % size) as u16
         } else {
             // A number below `size` by multiplication, not division (Lemire, 2019); the bias is below 2^-16.
-            (((self.random >> 32) * size) >> 32) as u16
+            (((self.lot >> 32) * size) >> 32) as u16
         };
         let port = self.class.first + offset;
         let keep_parity = (!self.plain && n < PARITY_TRIES) as u16;
@@ -129,6 +138,14 @@ mod tests {
         }
 
         #[test]
+        fn the_first_follow_from_the_source(wanted: u16, range in range(), host: u32, lots: [u64; 2], plain: bool) {
+            let [mut one, mut other] = lots.map(|random| Candidates::new(wanted, range, host, random, plain));
+            for n in 0..KEYED {
+                prop_assert_eq!(one.get(n), other.get(n));
+            }
+        }
+
+        #[test]
         fn class_and_parity_are_kept(wanted: u16, host: u32, random: u64) {
             let mut candidates = Candidates::new(wanted, Range { first: 2, last: u16::MAX }, host, random, false);
             for n in 0..PARITY_TRIES {
@@ -166,8 +183,9 @@ mod tests {
         let range = Range { first: 1024, last: 65535 };
         let mut buckets = [0u32; 16];
         for seed in 0..16_000u64 {
-            let port = Candidates::new(80, range, 0, again(seed), true).get(2);
-            buckets[usize::from((port - 1024) / 4032)] += 1;
+            let mut candidates = Candidates::new(80, range, 0, again(seed), true);
+            let last = (0..=KEYED).map(|n| candidates.get(n)).last().unwrap();
+            buckets[usize::from((last - 1024) / 4032)] += 1;
         }
         // 1000 expected, standard deviation 31
         assert!(buckets.iter().all(|&b| (845..1155).contains(&b)), "{buckets:?}");

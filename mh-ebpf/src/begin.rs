@@ -99,17 +99,20 @@ fn send<Fam: Tables + Header>(
     if entry.flags & (flow::RESOLVED | flow::XDP) != flow::RESOLVED | flow::XDP {
         return Err(Verdict::ToTc);
     }
-    let outside = nat::bind::<Fam, _>(frame, packet, index, uplink, &Bound::UNKNOWN, len, scene).inspect_err(|_| {
-        if let Some(part) = maps::part() {
-            part.refused = now;
-        }
-    })?;
-    if outside.embryo == 0 {
-        // It has another flow already, made by another CPU a moment ago, or what a former flow left is in its way.
+    let outside =
+        nat::bind::<Fam, _>(frame, packet, index, uplink, &Bound::UNKNOWN, len, scene).inspect_err(|error| {
+            // That no port was found tells nothing of others.
+            if !matches!(error, Verdict::PortsExhausted)
+                && let Some(part) = maps::part()
+            {
+                part.refused = now;
+            }
+        })?;
+    if !outside.embryonic {
         return Err(Verdict::ToTc);
     }
     entry.translate(key, &Key::new(outside.address, key.dst, outside.port, key.dport, key.protocol));
-    Fam::settle(key, core::ptr::null_mut());
+    // A former flow's copy is good no more: it lasts a part of what its flow may be idle, and nothing is known of a source that long after its last flow.
     count::new_flow(index);
     track::touch(entry, packet, frame, now);
     rewrite::translate::<Fam, _>(frame, packet, entry, true).map_err(|()| Verdict::Rewrite)?;

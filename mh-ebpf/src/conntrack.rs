@@ -1,7 +1,7 @@
 //! The conntrack as the stages use it: finding, making, removing and restoring the halves of flows.
 //!
 //! Invariants:
-//! - The halves of a flow live in the same table. An embryonic flow has none yet, see [`Outside::embryo`](mh_common::binding::Outside::embryo).
+//! - The halves of a flow live in the same table. An embryonic flow has none yet, see [`crate::embryo`].
 //! - A half that was evicted is restored with the uplink and the port that its flow had: from the other half, or, for TCP in
 //!   mid-stream and for protocols without ports, from the binding alone.
 //! - Nobody takes another flow's key.
@@ -21,9 +21,7 @@ use mh_common::{
 
 use crate::{
     maps::{self, Tables},
-    nat,
     parse::{Packet, Transport},
-    steer,
     track::Scene,
 };
 
@@ -151,20 +149,18 @@ fn is_other_half<A: Address>(half: *const Entry<A>, key: &Key<A>, uplink: u8, fl
 pub struct Bound {
     /// The uplinks that it has one on, a bit each.
     uplinks: u64,
-    /// The uplink on which the packet's flow is embryonic in a binding; else [`steer::ANY`].
-    pub embryo: u8,
     /// Nothing is known of the source: see [`mh_common::known`].
     pub unknown: bool,
 }
 
 impl Bound {
     /// A source of which nothing is known has no bindings.
-    pub const UNKNOWN: Self = Self { uplinks: 0, embryo: steer::ANY, unknown: true };
+    pub const UNKNOWN: Self = Self { uplinks: 0, unknown: true };
     /// It may have some, for which nobody has looked.
     pub const MAYBE: Self = Self { unknown: false, ..Self::UNKNOWN };
 }
 
-/// Looks for the bindings of the source of packets with this key. `portless`: their protocol has no ports.
+/// Looks for the bindings of the source of packets with this key, but for those with an embryonic flow. `portless`: their protocol has no ports.
 #[inline(always)]
 pub fn bound<Fam: Tables>(key: &Key<Fam::Address>, portless: bool, scene: &Scene) -> Bound {
     let mut end = source_end(key, portless);
@@ -172,13 +168,9 @@ pub fn bound<Fam: Tables>(key: &Key<Fam::Address>, portless: bool, scene: &Scene
     // VERIFIER: a constant bound beside the real one: 5.15 does not accept the number from the map alone.
     while (end.uplink as usize) < abi::MAX_UPLINKS && (end.uplink as u32) < scene.settings.uplinks {
         if let Some(outside) = Fam::by_inside().get_ptr(end) {
-            // SAFETY: a live map value that is read.
-            let outside = unsafe { &*outside };
             // VERIFIER: the index as the map value has it: from the counter, every set of bits would be a state of its own.
-            bound.uplinks |= 1 << (outside.uplink & 63);
-            if outside.is_embryonic(key.dst, key.dport) {
-                bound.embryo = outside.uplink;
-            }
+            // SAFETY: a live map value of which a word is read.
+            bound.uplinks |= 1 << (unsafe { (*outside).uplink } & 63);
         }
         end.uplink += 1;
     }
@@ -190,73 +182,6 @@ pub fn bound<Fam: Tables>(key: &Key<Fam::Address>, portless: bool, scene: &Scene
 const fn source_end<A: Address>(key: &Key<A>, portless: bool) -> End<A> {
     let address = if portless { key.dst } else { key.src };
     End { address, port: key.sport, protocol: key.protocol, uplink: 0 }
-}
-
-/// The forward half of a packet's flow if that is embryonic.
-#[inline(always)]
-pub fn embryo<Fam: Tables>(packet: &Packet<Fam::Address>, scene: &Scene) -> Option<Entry<Fam::Address>> {
-    let portless = packet.transport == Transport::OTHER;
-    let uplink = bound::<Fam>(&packet.key, portless, scene).embryo;
-    // SAFETY: a live map value that is read.
-    let outside = unsafe { &*Fam::by_inside().get_ptr(End { uplink, ..source_end(&packet.key, portless) })? };
-    Some(outside.embryo_forward(&packet.key))
-}
-
-/// Makes conntrack entries of the embryonic flow of a packet from inside, which is in the binding on this uplink. Fails if it is no more.
-#[inline(always)]
-pub fn hatch_forward<Fam: Tables>(key: &Key<Fam::Address>, uplink: u8) -> bool {
-    hatch::<Fam>(&End { uplink, ..source_end(key, false) }, key.dst, key.dport, false)
-}
-
-/// Whether the flow that a packet from outside with this key answers to is embryonic in the binding with this inside end.
-#[inline(always)]
-pub fn is_embryonic<Fam: Tables>(key: &Key<Fam::Address>, inside: &End<Fam::Address>) -> bool {
-    // SAFETY: a live map value that is read.
-    Fam::by_inside().get_ptr(*inside).is_some_and(|outside| unsafe { (*outside).is_answered(key) })
-}
-
-/// Makes conntrack entries of the embryonic flow that a packet from outside with this key answers to, if it is in the binding with this inside end.
-#[inline(always)]
-pub fn hatch_reply<Fam: Tables>(key: &Key<Fam::Address>, inside: &End<Fam::Address>) -> bool {
-    is_embryonic::<Fam>(key, inside) && hatch::<Fam>(inside, key.src, key.sport, true)
-}
-
-/// Makes conntrack entries of the embryonic flow whose packets would leave as `sent` by this uplink, so that another flow of which that is true finds them.
-#[inline(always)]
-pub fn hatch_answered<Fam: Tables>(sent: &Key<Fam::Address>, uplink: u8) {
-    let end = End { address: sent.src, port: sent.sport, protocol: sent.protocol, uplink };
-    if let Some(inside) = nat::inside::<Fam>(end) {
-        let inside = inside.end(&end);
-        if is_embryonic::<Fam>(&swapped(sent), &inside) {
-            hatch::<Fam>(&inside, sent.dst, sent.dport, false);
-        }
-    }
-}
-
-/// Makes conntrack entries of the embryonic flow with this remote end: `answered` says in which table. Whoever hatches the same flow at the same time
-/// enters the same halves.
-// VERIFIER: a function of its own, for its stack.
-#[inline(never)]
-fn hatch<Fam: Tables>(inside: &End<Fam::Address>, remote: Fam::Address, remote_port: u16, answered: bool) -> bool {
-    let Some(outside) = Fam::by_inside().get_ptr_mut(*inside) else { return false };
-    // SAFETY: a live map value, of which one word is written.
-    let outside = unsafe { &mut *outside };
-    if !outside.is_embryonic(remote, remote_port) {
-        return false;
-    }
-    let (Some(key), Some(place)) = (outside.embryo(inside), Fam::embryo()) else { return false };
-    let table = if answered { Fam::flows() } else { Fam::new_flows() };
-    // SAFETY: as in `outbound::begin`.
-    let half = unsafe { &mut *place };
-    let reply_key = outside.embryo_reply_key(&key);
-    // The reply's first, so that no packet goes out that can't be answered. Both sources are known for the binding.
-    *half = outside.embryo_reply(&key);
-    if table.insert(&reply_key, &*half, BPF_ANY as u64).is_err() {
-        return false;
-    }
-    *half = outside.embryo_forward(&key);
-    outside.embryo = 0;
-    table.insert(&key, &*half, BPF_ANY as u64).is_ok()
 }
 
 /// The uplink and the translated key of a flow whose forward half was evicted, if what is left tells them: its reply half, or, for a

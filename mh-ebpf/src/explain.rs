@@ -18,7 +18,7 @@ use mh_common::{
 
 use crate::{
     access::TcFrame,
-    conntrack, host,
+    conntrack, embryo, host,
     maps::{self, Tables},
     nat,
     parse::{self, Header, Packet, Transport},
@@ -74,7 +74,7 @@ fn existing<Fam: Tables + Header>(
         // SAFETY: a live map value that is read.
         Some(hit) => unsafe { &*hit.entry },
         None => {
-            embryonic = conntrack::embryo::<Fam>(packet, scene)?;
+            embryonic = embryo::forward::<Fam>(packet, scene)?;
             &embryonic
         }
     };
@@ -208,7 +208,7 @@ fn begin<Fam: Tables + Header>(
         answer.port = key.sport;
         return Verdict::New;
     }
-    match nat::bound::<Fam>(packet, index) {
+    match nat::bound::<Fam>(packet, index, scene) {
         Some(_) if packet.transport == Transport::OTHER && !nat::is_owner::<Fam>(packet, index) => {
             return Verdict::ProtocolInUse;
         }

@@ -20,7 +20,7 @@ use crate::{
     access::{Frame, TcFrame},
     conntrack,
     count::Sent,
-    forward, fragment,
+    embryo, forward, fragment,
     maps::{self, Tables},
     outbound,
     parse::{self, FROM_INSIDE, Header, Packet, Part, Transport},
@@ -108,7 +108,7 @@ pub fn begin<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> 
         && let Some((uplink, sent)) = asked_by::<Fam>(&packet, scene)
         && !socket::is_bound(frame)
     {
-        conntrack::hatch_answered::<Fam>(&sent, uplink);
+        embryo::hatch_answered::<Fam>(&sent, uplink);
         conntrack::insert::<Fam>(&packet.key, &sent, uplink, flow::HOST, scene.now)?;
         return Err(maps::stage(frame, Stage::HostAttend, Note::Host));
     }
@@ -117,11 +117,9 @@ pub fn begin<Fam: Tables + Header>(frame: &mut TcFrame<true>, scene: &Scene) -> 
         && !socket::is_bound(frame)
         && is_free::<Fam, _>(frame, &packet, scene);
     if steered {
+        // An inside host's, which has taken this address for its own.
+        embryo::hatch_source::<Fam>(&packet, scene)?;
         let bound = conntrack::bound::<Fam>(&packet.key, packet.transport == Transport::OTHER, scene);
-        if bound.embryo != steer::ANY {
-            // An inside host's, which has taken this address for its own.
-            conntrack::hatch_forward::<Fam>(&packet.key, bound.embryo);
-        }
         match outbound::begin::<Fam, true>(frame, &packet, steer::ANY, flow::HOST, &bound, scene) {
             Ok(note) => return Err(maps::stage(frame, Stage::HostAttend, note)),
             Err(Verdict::Direct) => {}

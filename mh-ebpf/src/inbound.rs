@@ -18,7 +18,7 @@ use crate::{
     access::TcFrame,
     conntrack::{self, swapped},
     count::Sent,
-    fragment,
+    embryo, fragment,
     maps::{self, Tables},
     nat,
     parse::{self, Header, Packet, Part, Transport},
@@ -67,10 +67,8 @@ fn enter<Fam: Tables + Header>(
         None => *key,
     };
     let forward_key = swapped(&answer);
-    if let Some(inside) = &inside
-        && conntrack::hatch_reply::<Fam>(key, &inside.end(&end))
-    {
-        return Ok(Note::None);
+    if inside.as_ref().is_some_and(|inside| inside.is_embryonic(key.src, key.sport)) {
+        return embryo::hatch::<Fam>(end, true).map(|()| Note::None);
     }
     if let Some(forward) = conntrack::find::<Fam>(&forward_key) {
         // SAFETY: a live map value that is read.
@@ -97,10 +95,11 @@ fn enter<Fam: Tables + Header>(
         if packet.tcp & (wire::TCP_FIN | wire::TCP_RST) != 0 {
             return Err(Verdict::TcpStray);
         }
-        if conntrack::bound::<Fam>(&forward_key, false, scene).embryo != steer::ANY {
+        if embryo::find_any::<Fam>(&forward_key, scene).is_asked_for() {
             // The inside host has begun a flow between the same ends, by another uplink.
             return Err(Verdict::NoFlow);
         }
+        embryo::make_way::<Fam>(&inside, end)?;
         let flags = flow::ASKED | if Fam::is_local(inside.address) { flow::HOST } else { 0 };
         conntrack::insert::<Fam>(&forward_key, &swapped(key), uplink, flags, scene.now)?;
         return Ok(Note::Inbound);
@@ -152,12 +151,8 @@ fn is_of_another<Fam: Tables>(key: &Key<Fam::Address>, scene: &Scene) -> bool {
     while (end.uplink as usize) < abi::MAX_UPLINKS && (end.uplink as u32) < scene.settings.uplinks {
         if let Some(inside) = Fam::by_outside().get_ptr(end) {
             // SAFETY: a live map value that is read.
-            let inside = unsafe { (*inside).end(&end) };
-            if let Some(outside) = Fam::by_inside().get_ptr(inside) {
-                // SAFETY: likewise.
-                let outside = unsafe { &*outside };
-                found |= (outside.is_answered(key) as u32).wrapping_mul(outside.embryo as u32);
-            }
+            let inside = unsafe { &*inside };
+            found |= (inside.is_embryonic(key.src, key.sport) as u32).wrapping_mul(inside.embryo as u32);
         }
         end.uplink += 1;
     }

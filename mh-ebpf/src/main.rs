@@ -6,7 +6,7 @@
 //!
 //! The stages of the pipeline are modules, in the order in which a packet meets them: [`access`] and [`parse`] (bytes to a flow key),
 //! [`track`] and [`conntrack`] (find the flow), [`forward`] and [`rewrite`] (count, translate, redirect). What is rare has programs of its own, which the TC programs
-//! tail-call (see [`mh_common::abi::Stage`]): [`outbound`] and [`inbound`] (new flows, with [`steer`], [`policy`], [`nat`] and [`limit`]),
+//! tail-call (see [`mh_common::abi::Stage`]): [`outbound`] and [`inbound`] (new flows, with [`steer`], [`policy`], [`nat`], [`embryo`] and [`limit`]),
 //! [`host`], [`error`] (ICMP errors), [`fragment`], [`reset`]. [`explain`] tells what they would do. [`maps`] names all tables. Everything behind the entry points is generic over the
 //! address family and over the hook.
 //!
@@ -33,6 +33,7 @@ mod cache;
 mod clamp;
 mod conntrack;
 mod count;
+mod embryo;
 mod error;
 mod explain;
 mod forward;

@@ -30,6 +30,7 @@ use mh_common::{
 use crate::{
     access::{Frame, TcFrame, XdpFrame},
     cache::{self, Arrival},
+    embryo,
     parse::Packet,
     policy,
     port::{self, Taken},
@@ -185,6 +186,8 @@ pub trait Tables: UplinkRoute {
         }
     }
 
+    /// Looks for a source's binding with an embryonic flow: see [`mod@embryo`].
+    fn find_embryo(host: u64, key: &Key<Self::Address>, uplink: u8) -> u32;
     /// Room on this CPU for the forward half of an embryonic flow, until its packet has been sent.
     fn embryo() -> Option<*mut Entry<Self::Address>>;
     /// The outside address number `n` of an uplink.
@@ -261,6 +264,11 @@ impl Tables for V4 {
         let line = KNOWN4.get_ptr_mut(place.line)?;
         // SAFETY: a live map value, which has a byte of that number.
         Some(unsafe { line.cast::<u8>().add(place.byte % known::PORTS) })
+    }
+
+    #[inline(always)]
+    fn find_embryo(host: u64, key: &Key<Ipv4>, uplink: u8) -> u32 {
+        embryo::find4(host, key, uplink)
     }
 
     #[inline(always)]

@@ -9,16 +9,17 @@ use aya_ebpf::{
 };
 use mh_common::{
     abi::{self, Uplink},
+    address::Address,
     binding::{self, End, Inside, Outside, Peer, PortRequest},
-    flow::{Key, State},
+    flow::State,
     hash, time,
     verdict::Verdict,
 };
 
 use crate::{
     access::{Frame, TcFrame},
-    conntrack::{self, Bound},
-    limit,
+    conntrack::Bound,
+    embryo, limit,
     maps::{self, Tables},
     parse::{Header, Packet, Transport},
     port::Taken,
@@ -39,13 +40,39 @@ pub fn outside_address<Fam: Tables>(packet: &Packet<Fam::Address>, index: u8, sc
 
 /// The binding that the packet's source has on this uplink, if it can serve a new flow.
 #[inline(always)]
-pub fn bound<Fam: Tables>(packet: &Packet<Fam::Address>, index: u8) -> Option<Outside<Fam::Address>> {
+pub fn bound<Fam: Tables>(packet: &Packet<Fam::Address>, index: u8, scene: &Scene) -> Option<Mapping<Fam::Address>> {
     let key = &packet.key;
     let address = if packet.transport == Transport::OTHER { key.dst } else { key.src };
     let end = End { address, port: key.sport, protocol: key.protocol, uplink: index };
-    // SAFETY: a live map value that is copied.
-    let binding = unsafe { *Fam::by_inside().get_ptr(end)? };
-    (Fam::owners(binding.address) >> (index & 31) & 1 != 0).then_some(binding)
+    let (address, port) = match Fam::by_inside().get_ptr(end) {
+        // SAFETY: a live map value that is read.
+        Some(binding) => unsafe { ((*binding).address, (*binding).port) },
+        None => {
+            let embryo = embryo::find::<Fam>(key, index, scene);
+            let end = if embryo.is_there() { embryo.end::<Fam>(key, scene)? } else { return None };
+            (end.address, end.port)
+        }
+    };
+    (Fam::owners(address) >> (index & 31) & 1 != 0).then_some(Mapping { address, port, embryonic: false })
+}
+
+/// What a source is translated to on an uplink.
+#[derive(Clone, Copy)]
+pub struct Mapping<A> {
+    /// The outside address.
+    pub address: A,
+    /// The outside port or ICMP identifier, big-endian in memory.
+    pub port: u16,
+    /// The binding was made with the flow that it is for, which is embryonic.
+    pub embryonic: bool,
+}
+
+impl<A: Address> Mapping<A> {
+    /// What the binding by its inside end says.
+    #[inline(always)]
+    const fn of(outside: &Outside<A>) -> Self {
+        Self { address: outside.address, port: outside.port, embryonic: false }
+    }
 }
 
 /// Whether a packet without ports is from the inside host that talks to its destination by this uplink.
@@ -56,8 +83,9 @@ pub fn is_owner<Fam: Tables>(packet: &Packet<Fam::Address>, index: u8) -> bool {
     inside::<Fam>(end).is_none_or(|inside| inside.address == key.src)
 }
 
-/// The binding of the packet's source on this uplink; makes one if there is none. `bound`: what is known of the source's bindings. `first_len`: the length
-/// of a packet whose flow may be embryonic in a new binding, which is so if the binding that is returned has it; else zero.
+/// What the packet's source is translated to on this uplink, by a binding that is made if there is none. `bound`: what is known of the source's bindings.
+/// `first_len`: the length of a packet whose flow may be embryonic in a new binding; else zero. A binding that has an embryonic flow already is
+/// none here, unless it is by another CPU at the same time: [`embryo::hatch_source`] comes before.
 #[inline(always)]
 pub fn bind<Fam: Tables + Header, F: Frame>(
     frame: &F,
@@ -67,10 +95,11 @@ pub fn bind<Fam: Tables + Header, F: Frame>(
     bound: &Bound,
     first_len: u16,
     scene: &Scene,
-) -> Result<Outside<Fam::Address>, Verdict> {
+) -> Result<Mapping<Fam::Address>, Verdict> {
     let now = scene.now;
     let key = &packet.key;
-    let address = outside_address::<Fam>(packet, index, scene).ok_or(Verdict::NoUplink)?;
+    let host = hash::host(scene.settings.seed, key.src);
+    let address = Fam::pool(index, host as u32).ok_or(Verdict::NoUplink)?;
     let protocol = key.protocol;
     let expires = now.wrapping_add(State::New.timeout(protocol, &scene.settings.timeouts));
     if packet.transport == Transport::OTHER {
@@ -85,7 +114,7 @@ pub fn bind<Fam: Tables + Header, F: Frame>(
         if Fam::owners(binding.address) >> (index & 31) & 1 != 0 {
             binding.expires = time::later(expires, binding.expires);
             permit::<Fam>(packet, binding, expires, scene);
-            return Ok(Outside { embryo: 0, ..*binding });
+            return Ok(Mapping::of(binding));
         }
         // The uplink has this address no more: the binding to it serves no new flow.
         let _ = Fam::by_outside().remove(End { address: binding.address, port: binding.port, protocol, uplink: index });
@@ -95,42 +124,52 @@ pub fn bind<Fam: Tables + Header, F: Frame>(
         return Err(Verdict::SourceBindings);
     }
     let request = PortRequest {
-        inside: Inside { address: key.src, port: key.sport, flags: 0, released: 0 },
+        inside: Inside {
+            created: now,
+            remote: key.dst,
+            remote_port: key.dport,
+            embryo: first_len,
+            ..Inside::of(key.src, key.sport, 0)
+        },
         outside: End { address, port: 0, protocol, uplink: index },
-        remote: key.dst,
-        now,
-        remote_port: key.dport,
+        // The half by which its outside address is not chosen.
+        host: (host >> u32::BITS) as u32,
         first_port: uplink.first_port,
         last_port: uplink.last_port,
         transport: packet.transport.number(),
         // The machine's own socket sits on its own port, whether that is in the range or not.
         own: (F::EGRESS && address == key.src) as u8,
         port: 0,
-        reserved: 0,
     };
-    let Taken { port, fresh } = Fam::take_port(frame, request)?;
+    let Taken { port, fresh, own } = Fam::take_port(frame, request)?;
     let outside_end = End { address, port, protocol, uplink: index };
-    let mut outside = Outside::to(&outside_end, 0, now, expires);
-    // What a former flow left, of which the other half was evicted, would take the answers.
-    let reply_key = Key::new(key.dst, address, key.dport, port, protocol);
-    if first_len != 0 && (fresh || conntrack::find::<Fam>(&reply_key).is_none()) {
-        outside = Outside { remote: key.dst, remote_port: key.dport, embryo: first_len, ..outside };
-    }
+    let outside = Outside::to(&outside_end, 0, now, expires);
     permit::<Fam>(packet, &outside, expires, scene);
-    // The outside end has been entered.
+    // The source first: who finds the port known for it finds the source known, too.
+    Fam::note(key.src, key.sport, protocol);
     Fam::note(address, port, protocol);
+    if fresh && first_len != 0 {
+        limit::bound::<Fam>(key.src);
+        return Ok(Mapping { embryonic: true, ..Mapping::of(&outside) });
+    }
+    if own {
+        let _ = embryo::hatch::<Fam>(outside_end, false);
+    }
     match Fam::by_inside().insert(inside_end, outside, BPF_NOEXIST as u64) {
         Ok(()) => {
-            Fam::note(key.src, key.sport, protocol);
-            limit::bound::<Fam>(key.src);
-            Ok(outside)
+            if !own {
+                limit::bound::<Fam>(key.src);
+            }
+            Ok(Mapping::of(&outside))
         }
         Err(error) => {
-            let _ = Fam::by_outside().remove(outside_end);
+            if !own {
+                let _ = Fam::by_outside().remove(outside_end);
+            }
             // Another CPU bound the same source in the meantime: its binding holds.
             match Fam::by_inside().get_ptr(inside_end) {
-                // SAFETY: a live map value that is copied.
-                Some(binding) if error == maps::EEXIST => Ok(Outside { embryo: 0, ..unsafe { *binding } }),
+                // SAFETY: a live map value that is read.
+                Some(binding) if error == maps::EEXIST => Ok(Mapping::of(unsafe { &*binding })),
                 _ => Err(Verdict::BindingsFull),
             }
         }
@@ -145,7 +184,7 @@ fn bind_remote<Fam: Tables + Header>(
     address: Fam::Address,
     expires: time::Tick,
     scene: &Scene,
-) -> Result<Outside<Fam::Address>, Verdict> {
+) -> Result<Mapping<Fam::Address>, Verdict> {
     let key = &packet.key;
     let end = End { address: key.dst, port: 0, protocol: key.protocol, uplink: index };
     if let Some(taken) = Fam::by_outside().get_ptr(end) {
@@ -157,14 +196,14 @@ fn bind_remote<Fam: Tables + Header>(
     } else if !limit::may_bind::<Fam>(key.src, scene) {
         return Err(Verdict::SourceBindings);
     }
-    let inside = Inside { address: key.src, port: 0, flags: 0, released: 0 };
+    let inside = Inside::of(key.src, 0, 0);
     let outside = Outside::to(&End { address, ..end }, 0, scene.now, expires);
     Fam::by_outside().insert(end, inside, BPF_ANY as u64).map_err(|_| Verdict::BindingsFull)?;
     if Fam::by_inside().get_ptr(end).is_none() {
         limit::bound::<Fam>(key.src);
     }
     Fam::by_inside().insert(end, outside, BPF_ANY as u64).map_err(|_| Verdict::BindingsFull)?;
-    Ok(outside)
+    Ok(Mapping::of(&outside))
 }
 
 /// With address-dependent filtering, notes that the packet's destination may send to the binding until then, or for as long as it may
@@ -214,11 +253,14 @@ pub fn is_open<Fam: Tables + Header, F: Frame>(
 ) -> bool {
     let forward = inside.flags & binding::STATIC as u16 != 0;
     let inside_end = if packet.transport == Transport::OTHER { end } else { inside.end(&end) };
-    match Fam::by_inside().get_ptr(inside_end) {
+    let expires = if inside.has_embryo() {
+        Some(inside.embryo_binding(&end, &scene.settings.timeouts).expires)
+    } else {
         // SAFETY: a live map value of which a word is read.
-        Some(binding) if !time::passed(scene.now, unsafe { (*binding).expires }) => {}
-        _ if forward => {}
-        _ => return false,
+        Fam::by_inside().get_ptr(inside_end).map(|binding| unsafe { (*binding).expires })
+    };
+    if !forward && expires.is_none_or(|expires| time::passed(scene.now, expires)) {
+        return false;
     }
     match find_socket::<Fam, _, false>(frame, packet.transport, address, port, remote, remote_port) {
         Some(socket) => forward && !socket.is_connected(),

@@ -18,7 +18,7 @@ use crate::{
     access::{Frame, TcFrame},
     conntrack::{self, Bound, is_unknown, swapped},
     count::{self, Sent},
-    fragment, limit,
+    embryo, fragment, limit,
     maps::{self, Tables},
     nat,
     parse::{self, Header, Packet, Part, Transport},
@@ -35,11 +35,11 @@ pub fn run<Fam: Tables + Header>(frame: &mut TcFrame<false>, scene: &Scene) -> R
     let bound = if !portless && is_unknown::<Fam>(&packet.key) {
         Bound::UNKNOWN
     } else {
+        if embryo::hatch_source::<Fam>(&packet, scene)? {
+            return Err(maps::stage(frame, Stage::Attend, Note::None));
+        }
         conntrack::bound::<Fam>(&packet.key, portless, scene)
     };
-    if bound.embryo != steer::ANY && conntrack::hatch_forward::<Fam>(&packet.key, bound.embryo) {
-        return Err(maps::stage(frame, Stage::Attend, Note::None));
-    }
     let route = steer::remembered_route::<Fam, _>(frame, &packet.ip, scene);
     let owners = Fam::owners(packet.key.dst);
     if owners != 0 {
@@ -111,7 +111,7 @@ pub fn begin<Fam: Tables + Header, const EGRESS: bool>(
         let first_len = if alone { embryonic_len(frame, packet, uplink) } else { 0 };
         let made = nat::bind::<Fam, _>(frame, packet, index, uplink, bound, first_len, scene);
         let outside = made.map_err(|verdict| if matches!(verdict, Verdict::NoUplink) { unfit } else { verdict })?;
-        embryonic = outside.embryo != 0;
+        embryonic = outside.embryonic;
         Key::new(outside.address, key.dst, outside.port, key.dport, key.protocol)
     };
     let mut note = Note::New;
@@ -184,14 +184,17 @@ fn turn_round<Fam: Tables + Header>(
         return Err(Verdict::TcpStray);
     }
     limit::new_flow::<Fam>(key.src, scene)?;
+    embryo::make_way::<Fam>(&inside, end)?;
     let uplink = maps::uplink(index).ok_or(Verdict::NoUplink)?;
     let outside = nat::bind::<Fam, _>(frame, packet, index, uplink, &Bound::MAYBE, 0, scene)?;
     let sent = Key::new(outside.address, inside.address, outside.port, inside.port, key.protocol);
     // The other host may have sent here itself, before there was anybody.
     let answer = swapped(&sent);
-    let embryo = conntrack::bound::<Fam>(&answer, false, scene).embryo;
-    if embryo != steer::ANY {
-        conntrack::hatch_forward::<Fam>(&answer, embryo);
+    let embryo = embryo::find_any::<Fam>(&answer, scene);
+    if embryo.is_asked_for()
+        && let Some(end) = embryo.end::<Fam>(&answer, scene)
+    {
+        let _ = embryo::hatch::<Fam>(end, false);
     }
     conntrack::insert::<Fam>(key, &sent, index, flow::HAIRPIN, scene.now)
 }

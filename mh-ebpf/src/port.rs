@@ -8,9 +8,8 @@ use aya_ebpf::{
 };
 use mh_common::{
     address::{Address, Ipv4, V4},
-    binding::{End, PortRequest},
-    hash,
-    ports::{Candidates, MAX_TRIES, Range},
+    binding::{End, Inside, PortRequest},
+    ports::{Candidates, KEYED, MAX_TRIES, Range},
     verdict::Verdict,
 };
 
@@ -25,34 +24,39 @@ use crate::{
 const TAKEN: u32 = 0;
 /// No candidate was free.
 const EXHAUSTED: u32 = 1;
-/// How many candidates are looked at for one of which nothing is known.
-const FRESH_TRIES: u32 = 4;
 /// The table has no room.
 const FULL: u32 = 2;
+/// The inside end has this port already.
+const OWN: u32 = 3;
 
 /// A port that was taken.
 #[derive(Clone, Copy)]
 pub struct Taken {
     /// The port, big-endian in memory.
     pub port: u16,
-    /// Nothing had been known of it (see [`mh_common::known`]): no flow has left an answer's half there.
+    /// Nothing had been known of it (see [`mh_common::known`]), so no flow has left an answer's half there; and it is one of those that are
+    /// [`ports::KEYED`](mh_common::ports::KEYED). It was entered with the embryonic flow that the request has.
     pub fresh: bool,
+    /// The inside end had it already, by another CPU at the same time: nothing was entered.
+    pub own: bool,
 }
 
-/// Takes a port as the request says, and enters it by its outside end.
+/// Takes a port as the request says, and enters it by its outside end. XDP takes only fresh ones; what else there may be is for the complete path to see.
 #[inline(always)]
 pub fn take4<F: Frame>(frame: &F, request: PortRequest<Ipv4>) -> Result<Taken, Verdict> {
     let place = maps::port_request().ok_or(Verdict::PortsExhausted)?;
     *place = request;
     let context = frame.context();
     // VERIFIER: two functions, each walked by itself: one loop that does both has four times the states.
-    match if F::COMPLETE { mh_take_fresh4(context.cast()) } else { mh_take_fresh4_xdp(context.cast()) } {
-        TAKEN => return Ok(Taken { port: place.port, fresh: true }),
-        FULL => return Err(Verdict::BindingsFull),
-        _ => {}
+    let mut fresh = true;
+    let mut answer = if F::COMPLETE { mh_take_fresh4(context.cast()) } else { mh_take_fresh4_xdp(context.cast()) };
+    if answer == EXHAUSTED && F::COMPLETE {
+        fresh = false;
+        answer = mh_take_port4(context.cast());
     }
-    match if F::COMPLETE { mh_take_port4(context.cast()) } else { mh_take_port4_xdp(context.cast()) } {
-        TAKEN => Ok(Taken { port: place.port, fresh: false }),
+    match answer {
+        OWN if !F::COMPLETE => Err(Verdict::PortsExhausted),
+        TAKEN | OWN => Ok(Taken { port: place.port, fresh: fresh && answer == TAKEN, own: answer == OWN }),
         FULL => Err(Verdict::BindingsFull),
         _ => Err(Verdict::PortsExhausted),
     }
@@ -80,23 +84,39 @@ fn fresh<Fam: Tables + Header, F: Frame>(frame: &F, request: &mut PortRequest<Fa
         return EXHAUSTED;
     }
     let mut candidates = candidates(request);
-    for n in 0..FRESH_TRIES {
+    for n in 0..KEYED {
         let port = candidates.get(n).to_be();
         let end = End { port, ..request.outside };
         if Fam::is_unknown(end.address, port, end.protocol) {
+            // What is known of a port may be what another CPU did for the same source a moment ago, and by now it is known of the source, too.
+            if !F::COMPLETE && n > 0 && !Fam::is_unknown(request.inside.address, request.inside.port, end.protocol) {
+                return EXHAUSTED;
+            }
             match enter::<Fam, F>(frame, end, false, request) {
-                EXHAUSTED => continue,
+                EXHAUSTED if F::COMPLETE => {}
                 done => return done,
             }
         }
-        // Whether it can serve is for the other to say.
-        let taken = Fam::by_outside().get_ptr(end);
-        // SAFETY: a live map value of which a word is read.
-        if !taken.is_some_and(|taken| unsafe { (*taken).in_use() }) {
-            return EXHAUSTED;
+        if F::COMPLETE {
+            // Whether it can serve is for the other to say.
+            let taken = Fam::by_outside().get_ptr(end);
+            // SAFETY: a live map value that is read.
+            let Some(taken) = taken.map(|taken| unsafe { &*taken }).filter(|taken| taken.in_use()) else {
+                return EXHAUSTED;
+            };
+            if is_own(taken, request) {
+                request.port = port;
+                return OWN;
+            }
         }
     }
     EXHAUSTED
+}
+
+/// Whether a binding is of the inside end that a port is asked for.
+#[inline(always)]
+fn is_own<A: Address>(taken: &Inside<A>, request: &PortRequest<A>) -> bool {
+    taken.address == request.inside.address && taken.port == request.inside.port
 }
 
 /// Enters a candidate that nobody has, unless a socket of the machine itself would take the remote's packets there. `own`: that is whom it is for.
@@ -108,7 +128,8 @@ fn enter<Fam: Tables + Header, F: Frame>(
     request: &mut PortRequest<Fam::Address>,
 ) -> u32 {
     let transport = Transport::from_number(request.transport);
-    if !own && nat::has_socket::<Fam, _>(frame, transport, end.address, end.port, request.remote, request.remote_port) {
+    let Inside { remote, remote_port, .. } = request.inside;
+    if !own && nat::has_socket::<Fam, _>(frame, transport, end.address, end.port, remote, remote_port) {
         return EXHAUSTED;
     }
     match Fam::by_outside().insert(end, &request.inside, BPF_NOEXIST as u64) {
@@ -128,9 +149,7 @@ fn candidates<A: Address>(request: &PortRequest<A>) -> Candidates {
         if identifiers { Range::IDENTIFIERS } else { Range { first: request.first_port, last: request.last_port } };
     // SAFETY: a helper call without arguments.
     let random = unsafe { bpf_get_prandom_u32() } as u64;
-    // The half of the host's number by which its outside address is not chosen.
-    let host = maps::settings().map_or(0, |settings| hash::host(settings.seed, request.inside.address) >> 32) as u32;
-    Candidates::new(u16::from_be(request.inside.port), range, host, random, identifiers)
+    Candidates::new(u16::from_be(request.inside.port), range, request.host, random, identifiers)
 }
 
 /// [`take4`], of which request and answer are in a map.
@@ -144,18 +163,11 @@ pub extern "C" fn mh_take_port4(skb: *mut __sk_buff) -> u32 {
     search::<V4, _>(&frame, request)
 }
 
-/// The same at XDP.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn mh_take_port4_xdp(xdp: *mut xdp_md) -> u32 {
-    let Some(request) = maps::port_request() else { return EXHAUSTED };
-    let frame = XdpFrame::new(XdpContext::new(xdp));
-    search::<V4, _>(&frame, request)
-}
-
 #[inline(always)]
 fn search<Fam: Tables + Header, F: Frame>(frame: &F, request: &mut PortRequest<Fam::Address>) -> u32 {
     let wanted = request.inside.port;
+    // It would not be found from inside.
+    request.inside.embryo = 0;
     let mut candidates = candidates(request);
     for n in 0..MAX_TRIES {
         let mut port = candidates.get(n).to_be();
@@ -167,7 +179,12 @@ fn search<Fam: Tables + Header, F: Frame>(frame: &F, request: &mut PortRequest<F
         if let Some(taken) = Fam::by_outside().get_ptr(end) {
             // SAFETY: a live map value that is copied.
             let taken = unsafe { *taken };
-            let free = !taken.in_use() && (taken.address == request.inside.address || taken.rested(request.now));
+            if taken.in_use() && is_own(&taken, request) {
+                request.port = port;
+                return OWN;
+            }
+            let free =
+                !taken.in_use() && (taken.address == request.inside.address || taken.rested(request.inside.created));
             // Of several CPUs that want a rested port, the one whose removal succeeds goes on.
             if !free || Fam::by_outside().remove(end).is_err() {
                 continue;

@@ -22,7 +22,7 @@ use serde_json::Value;
 
 in_both_modes!(
     flows_outlive_an_upgrade,
-    bindings_with_shorter_values_go_on,
+    bindings_with_other_values_go_on,
     a_map_of_another_layout_is_made_anew_and_flows_go_on,
     flows_end_with_the_layout_of_bindings,
     an_interrupted_upgrade_is_taken_up_again,
@@ -123,34 +123,19 @@ fn flows_outlive_an_upgrade(scene: &mut Scene) -> Result<()> {
 }
 
 /// Up to version 7, a binding's value by its inside end had 16 bytes.
-fn bindings_with_shorter_values_go_on(scene: &mut Scene) -> Result<()> {
+/// As version 8 left them: longer values by inside ends, and shorter ones by outside ends.
+fn bindings_with_other_values_go_on(scene: &mut Scene) -> Result<()> {
     let mut flows = Flows::open(scene, COUNT)?;
     let before = scene.mhd.ctl_json(&["bindings"])?;
     assert!(before.as_array().is_some_and(|bindings| bindings.len() >= COUNT), "{before}");
     stop(scene)?;
-    let path = pin(scene, map::BY_INSIDE4);
-    let dump: Value = serde_json::from_str(&scene.lab.router.run(&["bpftool", "-j", "map", "dump", "pinned", &path])?)?;
-    let (kept, other) = (pin(scene, "kept"), pin(scene, "other"));
-    let make =
-        ["bpftool", "map", "create", &other, "type", "hash", "key", "8", "value", "16", "entries", "4096", "name", "x"];
-    scene.lab.router.run(&make)?;
-    for entry in dump.as_array().context("no entries")? {
-        let bytes = |of: &str, most: usize| -> Result<Vec<String>> {
-            let bytes = entry[of].as_array().context("no bytes")?.iter().take(most);
-            bytes.map(|byte| Ok(byte.as_str().context("no byte")?.to_owned())).collect()
-        };
-        let (key, value) = (bytes("key", 8)?, bytes("value", 16)?);
-        let mut line = vec!["bpftool", "map", "update", "pinned", &other, "key"];
-        line.extend(key.iter().map(String::as_str));
-        line.push("value");
-        line.extend(value.iter().map(String::as_str));
-        scene.lab.router.run(&line)?;
-    }
-    scene.lab.router.run(&["mv", &path, &kept])?;
-    scene.lab.router.run(&["mv", &other, &path])?;
-    set_version(scene, 7)?;
+    let kept = [(map::BY_INSIDE4, 24), (map::BY_OUTSIDE4, 12)].map(|(name, length)| refit(scene, name, length));
+    let kept = kept.into_iter().collect::<Result<Vec<_>>>()?;
+    set_version(scene, 8)?;
     scene.mhd.start_again()?;
-    scene.lab.router.run(&["rm", &kept])?;
+    for path in &kept {
+        scene.lab.router.run(&["rm", path])?;
+    }
     let log = scene.mhd.log();
     assert!(log.contains("flows go on"), "{log}");
     check_upgraded(scene)?;
@@ -164,6 +149,33 @@ fn bindings_with_shorter_values_go_on(scene: &mut Scene) -> Result<()> {
     let (before, after) = (ends(&before), ends(&after));
     assert!(before.iter().all(|binding| after.contains(binding)), "{before:?}\n{after:?}");
     Ok(())
+}
+
+/// Puts a map in a map's place that has the same entries with values of another length, cut or with zeros behind. Returns where the map is then.
+fn refit(scene: &Scene, name: &str, length: usize) -> Result<String> {
+    let (path, kept, other) = (pin(scene, name), pin(scene, &format!("kept_{name}")), pin(scene, "other"));
+    let dump: Value = serde_json::from_str(&scene.lab.router.run(&["bpftool", "-j", "map", "dump", "pinned", &path])?)?;
+    let value = length.to_string();
+    let make = [
+        "bpftool", "map", "create", &other, "type", "hash", "key", "8", "value", &value, "entries", "4096", "name", "x",
+    ];
+    scene.lab.router.run(&make)?;
+    for entry in dump.as_array().context("no entries")? {
+        let bytes = |of: &str| -> Result<Vec<String>> {
+            let bytes = entry[of].as_array().context("no bytes")?.iter();
+            bytes.map(|byte| Ok(byte.as_str().context("no byte")?.to_owned())).collect()
+        };
+        let (key, mut value) = (bytes("key")?, bytes("value")?);
+        value.resize(length, "0".to_owned());
+        let mut line = vec!["bpftool", "map", "update", "pinned", &other, "key"];
+        line.extend(key.iter().map(String::as_str));
+        line.push("value");
+        line.extend(value.iter().map(String::as_str));
+        scene.lab.router.run(&line)?;
+    }
+    scene.lab.router.run(&["mv", &path, &kept])?;
+    scene.lab.router.run(&["mv", &other, &path])?;
+    Ok(kept)
 }
 
 fn a_map_of_another_layout_is_made_anew_and_flows_go_on(scene: &mut Scene) -> Result<()> {

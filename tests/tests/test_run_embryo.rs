@@ -4,12 +4,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may")]
 
 use anyhow::Result;
-use mh_common::{address::Ipv4, flow::Key, time};
+use mh_common::{address::Ipv4, binding::End, flow::Key, time};
 use mh_tests::model::wire::{ACK, FIN, SYN};
 use mh_tests::packet::{Packet, Transport};
 use mh_tests::rig::conversation::{assert_done, back, back_sent, counted, flows, on_rig, on_rig_with, out, out_sent};
 use mh_tests::rig::{GATEWAY2, HOST2, LAN, Rig, TC_NEXT, TC_REDIRECT, WAN2, XDP_PASS, XDP_REDIRECT};
 use mh_userspace::datapath::{flows::now, sweep};
+use mh_userspace::reconcile::Action;
 
 /// How many entries the two tables of the conntrack have: established, and new.
 fn entries(rig: &Rig) -> Result<(usize, usize)> {
@@ -85,7 +86,8 @@ fn begin_beside(rig: &mut Rig) -> Result<()> {
     assert_eq!(entries(rig)?, (0, 2));
     let other = Packet { dst: "192.0.2.11:443".parse()?, ..out(Transport::Udp) };
     assert_eq!(rig.tc("lan0", &other.build())?.counted, counted("new"));
-    assert_eq!((entries(rig)?, rig.tables.bindings()?.len()), ((0, 4), 2));
+    // What was embryonic has hatched, since its binding has another flow.
+    assert_eq!((entries(rig)?, rig.tables.bindings()?.len()), ((0, 6), 2));
     assert_eq!(flows(rig)?.len(), 3);
     Ok(())
 }
@@ -101,7 +103,7 @@ fn only_its_answer_is_one() {
         // Anybody may send to the binding: a flow of its own.
         let stranger = Packet { src: "192.0.2.99:5".parse()?, ..answer.clone() }.build();
         assert_eq!(rig.tc("wan1", &stranger)?.counted, counted("inbound"));
-        assert_eq!(entries(rig)?, (0, 2));
+        assert_eq!(entries(rig)?, (0, 4));
         assert_done(&rig.tc("wan1", &answer.build())?, TC_REDIRECT, &back_sent(Transport::Udp).build(), "reply");
         assert_eq!(entries(rig)?, (2, 2));
         Ok(())
@@ -167,6 +169,48 @@ fn a_flush_ends_it_and_not_its_binding() {
         assert_eq!((flows(rig)?.len(), rig.tables.bindings()?.len()), (0, 1));
         let fin = back(Transport::Tcp(FIN | ACK)).build();
         assert_eq!(rig.tc("wan1", &fin)?.counted, counted("tcp_stray"));
+        Ok(())
+    });
+}
+
+/// It would not be found from inside any more, and has entries instead.
+#[test]
+fn it_goes_on_when_addresses_change() {
+    on_rig(|rig| {
+        begin(rig, Transport::Udp)?;
+        let mut pool = rig.tables.pools.get(&0, 0)?;
+        rig.apply(&Action::SetPool(0, pool))?;
+        assert_eq!(entries(rig)?, (0, 0), "nothing has changed");
+        let address = std::net::Ipv4Addr::new(198, 51, 100, 77);
+        rig.apply(&Action::SetOutside(address, 1))?;
+        pool.ranges[0].first = address.into();
+        rig.apply(&Action::SetPool(0, pool))?;
+        assert_eq!((entries(rig)?, flows(rig)?.len(), rig.tables.bindings()?.len()), ((0, 2), 1, 1));
+        let again = rig.tc("lan0", &out(Transport::Udp).build())?;
+        assert_done(&again, TC_REDIRECT, &out_sent(Transport::Udp).build(), "forward");
+        assert_done(
+            &rig.tc("wan1", &back(Transport::Udp).build())?,
+            TC_REDIRECT,
+            &back_sent(Transport::Udp).build(),
+            "reply",
+        );
+        Ok(())
+    });
+}
+
+/// XDP takes the next of the ports that follow from the source, and the complete path finds the flow there.
+#[test]
+fn a_port_of_which_something_is_known_is_passed_over() {
+    on_rig(|rig| {
+        let (seed, packet) = (rig.tables.seed()?, out(Transport::Udp).build());
+        let address = std::net::Ipv4Addr::new(198, 51, 100, 2).into();
+        let end = |port: u16| End { address, port: port.to_be(), protocol: 17, uplink: 0 };
+        rig.tables.known.note(seed, &end(40001));
+        assert_eq!(rig.xdp("lan0", &packet)?.counted, counted("new"));
+        let [(_, outside)] = rig.tables.bindings()?[..] else { panic!("one binding") };
+        assert_ne!(outside.port, end(40001).port);
+        let again = rig.tc("lan0", &packet)?;
+        assert_eq!((again.counted, entries(rig)?, flows(rig)?.len()), (counted("forward"), (0, 2), 1));
         Ok(())
     });
 }

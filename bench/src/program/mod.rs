@@ -227,9 +227,7 @@ fn is_translated(packet: &[u8], cost: &Cost) -> bool {
 }
 
 fn bindings(rig: &Rig) -> Result<u64> {
-    let mut count = 0;
-    rig.tables.by_inside4.walk(|_, _| count += 1)?;
-    Ok(count)
+    Ok(rig.tables.bindings()?.len() as u64)
 }
 
 #[cfg(test)]

@@ -131,10 +131,13 @@ impl Datapath {
                 tables.settings.set(0, settings, 0).map_err(DatapathError::map("write the settings"))
             }
             Action::SetUplink(index, uplink) => {
-                tables.uplinks.set(u32::from(*index), *uplink, 0).map_err(DatapathError::map("write an uplink"))
+                tables.uplinks.set(u32::from(*index), *uplink, 0).map_err(DatapathError::map("write an uplink"))?;
+                tables.hatch_misplaced(*index)
             }
             Action::SetPool(index, pool) => {
-                tables.pools.set(u32::from(*index), *pool, 0).map_err(DatapathError::map("write an uplink's addresses"))
+                let written = tables.pools.set(u32::from(*index), *pool, 0);
+                written.map_err(DatapathError::map("write an uplink's addresses"))?;
+                tables.hatch_misplaced(*index)
             }
             Action::SetOutside(address, uplinks) => tables
                 .outside4

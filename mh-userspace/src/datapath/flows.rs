@@ -7,9 +7,9 @@ use std::{
 
 use ipnet::IpNet;
 use mh_common::{
-    abi,
+    abi::{self, Settings},
     address::Ipv4,
-    binding::{End, Outside},
+    binding::{End, Inside, Outside},
     flow::{self, Entry, Key, Seen, State},
     time::{self, TICK_NS, Tick},
     verdict::{Group, Verdict},
@@ -107,10 +107,10 @@ pub(super) const fn inside_end(key: &Key<Ipv4>, forward: &Entry<Ipv4>) -> End<Ip
     End { address, port: key.sport, protocol: key.protocol, uplink: forward.uplink }
 }
 
-/// The embryonic flow of a binding, if it has one, with both halves as they would be.
-pub fn embryo(inside: &End<Ipv4>, outside: &Outside<Ipv4>) -> Option<Flow> {
-    let key = outside.embryo(inside)?;
-    Some(Flow { key, forward: outside.embryo_forward(&key), reply: Some(outside.embryo_reply(&key)) })
+/// The embryonic flow of a binding by its outside end, if it has one, with both halves as they would be.
+pub fn embryo(outside: &End<Ipv4>, inside: &Inside<Ipv4>) -> Option<Flow> {
+    let key = inside.embryo(outside)?;
+    Some(Flow { key, forward: inside.embryo_forward(outside), reply: Some(inside.embryo_reply(outside)) })
 }
 
 /// Now, in the datapath's ticks.
@@ -135,6 +135,12 @@ impl Tables {
     pub fn each_flow(&self, filter: &Filter, mut each: impl FnMut(Flow) -> bool) -> Result<(), DatapathError> {
         let mut go_on = true;
         self.copies.look()?;
+        // One that hatches meanwhile is seen here or there.
+        self.each_embryo(|end, inside| {
+            if let Some(flow) = embryo(end, inside).filter(|flow| go_on && filter.matches(&flow.key, &flow.forward)) {
+                go_on = each(flow);
+            }
+        })?;
         for table in [&self.flows4, &self.new_flows4] {
             table.walk(|key, mut forward| {
                 if go_on && !forward.is_reply() && filter.matches(&key, &forward) {
@@ -144,20 +150,14 @@ impl Tables {
                 }
             })?;
         }
-        self.by_inside4.walk(|inside, outside| {
-            if let Some(flow) =
-                embryo(&inside, &outside).filter(|flow| go_on && filter.matches(&flow.key, &flow.forward))
-            {
-                go_on = each(flow);
-            }
-        })
+        Ok(())
     }
 
     /// A half of a flow, with what its copies have counted, or as it would be if the flow were not embryonic.
     pub fn half(&self, key: &Key<Ipv4>) -> Option<Entry<Ipv4>> {
         self.entry(key).or_else(|| {
-            let (inside, outside) = self.binding_of_embryo(key)?;
-            let flow = embryo(&inside, &outside)?;
+            let (end, inside) = self.embryo(key)?;
+            let flow = embryo(&end, &inside)?;
             if flow.key == *key { Some(flow.forward) } else { flow.reply }
         })
     }
@@ -167,24 +167,6 @@ impl Tables {
         let mut half = self.flows4.get(key, 0).or_else(|_| self.new_flows4.get(key, 0)).ok()?;
         self.copies.count(key, &mut half);
         Some(half)
-    }
-
-    /// The binding in which a flow is embryonic, by either of the keys that its halves would have.
-    fn binding_of_embryo(&self, key: &Key<Ipv4>) -> Option<Binding> {
-        let uplinks = u8::try_from(self.settings.get(&0, 0).ok()?.uplinks).unwrap_or(u8::MAX);
-        (0..uplinks).find_map(|uplink| {
-            let end = |address, port| End { address, port, protocol: key.protocol, uplink };
-            let forward = end(key.src, key.sport);
-            if let Ok(outside) = self.by_inside4.get(&forward, 0)
-                && outside.is_embryonic(key.dst, key.dport)
-            {
-                return Some((forward, outside));
-            }
-            let outside_end = end(key.dst, key.dport);
-            let inside = self.by_outside4.get(&outside_end, 0).ok()?.end(&outside_end);
-            let outside = self.by_inside4.get(&inside, 0).ok()?;
-            outside.is_answered(key).then_some((inside, outside))
-        })
     }
 
     /// What answers to a flow; another flow may have the key.
@@ -206,14 +188,10 @@ impl Tables {
     /// Removes a half, wherever it is; one that is gone already is no error.
     pub fn remove_half(&mut self, key: &Key<Ipv4>) -> Result<(), DatapathError> {
         // One that has an entry is not embryonic: nearly all that are removed one by one.
-        let embryonic = if self.entry(key).is_none() { self.binding_of_embryo(key) } else { None };
+        let embryonic = if self.entry(key).is_none() { self.embryo(key) } else { None };
         self.flows4.forget(key)?;
         self.new_flows4.forget(key)?;
-        match embryonic {
-            // An extension that a program writes at this moment is lost, and comes again with the next maintenance of the flow that asked for it.
-            Some((inside, outside)) => self.by_inside4.replace(&inside, &Outside { embryo: 0, ..outside }),
-            None => Ok(()),
-        }
+        embryonic.map_or(Ok(()), |(end, inside)| self.keep_binding(&end, &inside))
     }
 
     /// Removes both ends of a binding.
@@ -259,7 +237,12 @@ impl Tables {
         let seed = self.seed()?;
         let note = |end: &End<Ipv4>| self.known.note(seed, end);
         self.by_inside4.walk(|inside, _| note(&inside))?;
-        self.by_outside4.walk(|outside, _| note(&outside))?;
+        self.by_outside4.walk(|outside, inside| {
+            note(&outside);
+            if inside.has_embryo() {
+                note(&inside.end(&outside));
+            }
+        })?;
         for table in [&self.flows4, &self.new_flows4] {
             table.walk(|key, half| {
                 let end = |address, port| End { address, port, protocol: key.protocol, uplink: half.uplink };
@@ -274,13 +257,20 @@ impl Tables {
 
     /// The key of the programs' hashes.
     pub fn seed(&self) -> Result<[u64; 2], DatapathError> {
-        Ok(self.settings.get(&0, 0).map_err(DatapathError::map("read the settings"))?.seed)
+        Ok(self.settings()?.seed)
+    }
+
+    /// The programs' settings.
+    pub(super) fn settings(&self) -> Result<Settings, DatapathError> {
+        self.settings.get(&0, 0).map_err(DatapathError::map("read the settings"))
     }
 
     /// All bindings.
     pub fn bindings(&self) -> Result<Vec<Binding>, DatapathError> {
         let mut bindings = Vec::new();
         self.by_inside4.walk(|inside, outside| bindings.push((inside, outside)))?;
+        let timeouts = self.settings()?.timeouts;
+        self.each_embryo(|end, inside| bindings.push((inside.end(end), inside.embryo_binding(end, &timeouts))))?;
         Ok(bindings)
     }
 
@@ -296,11 +286,9 @@ impl Tables {
                 }
             })?;
         }
-        self.by_inside4.walk(|_, outside| {
-            if outside.embryo != 0 {
-                counts[1] += 1;
-                *by_uplink.entry(outside.uplink).or_default() += 1;
-            }
+        self.each_embryo(|end, _| {
+            counts[1] += 1;
+            *by_uplink.entry(end.uplink).or_default() += 1;
         })?;
         let [established, new] = counts;
         Ok((established, new, by_uplink))

@@ -28,10 +28,12 @@ impl Tables {
                 self.end_binding(&end, &outside_end)?;
             }
         }
-        let inside =
-            Inside { address: to.address.into(), port: to.port.to_be(), flags: u16::from(STATIC), released: 0 };
+        let inside = Inside::of(to.address.into(), to.port.to_be(), u16::from(STATIC));
         self.by_outside4.insert(outside_end, inside, 0).map_err(DatapathError::map("write a forward"))?;
         self.known.note(self.seed()?, &outside_end);
+        if let Some((end, inside)) = self.embryo_of(&inside_end) {
+            self.keep_binding(&end, &inside)?;
+        }
         if let Ok(former) = self.by_inside4.get(&inside_end, 0) {
             if former.flags & STATIC != 0 {
                 return Ok(());
@@ -55,7 +57,7 @@ impl Tables {
         self.by_outside4.insert(outside_end, resting, 0).map_err(DatapathError::map("let a port rest"))?;
         let inside_end = inside.end(&outside_end);
         match self.by_inside4.get(&inside_end, 0) {
-            Ok(o) if o.flags & STATIC != 0 && (o.address, o.port) == (outside_end.address, outside_end.port) => {
+            Ok(o) if o.flags & STATIC != 0 && o.is_to(&outside_end) => {
                 self.by_inside4.forget(&inside_end)?;
             }
             _ => return Ok(()),
@@ -82,8 +84,7 @@ impl Tables {
                 return;
             }
             let inside_end = inside.end(&end);
-            let has_it = |o: Outside<_>| (o.address, o.port) == (end.address, end.port);
-            if !self.by_inside4.get(&inside_end, 0).is_ok_and(has_it) {
+            if !self.by_inside4.get(&inside_end, 0).is_ok_and(|o| o.is_to(&end)) {
                 further.push((inside_end, Outside::to(&end, STATIC, now, now)));
             }
         })?;

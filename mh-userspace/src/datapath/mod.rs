@@ -11,7 +11,7 @@
 //! - [`tables`]: the maps by name and type, opened from their pins; [`batch`] reads large ones.
 //! - [`policy`]: policies and rules, and which of them are in force; [`explain`] asks what they make of a packet.
 //! - [`nudge`]: has clients that only wait notice that their connection is lost.
-//! - [`flows`]: the conntrack and the bindings as people see them; [`sweep`] expires what is idle;
+//! - [`flows`]: the conntrack and the bindings as people see them; `embryo`: flows that are in their binding only; [`sweep`] expires what is idle;
 //!   `sticky` are the sources that keep their uplink.
 //!
 //! Fail static: nothing in here takes anything out of force because the controller ends. Only [`load::detach`] does.
@@ -20,6 +20,7 @@ pub mod apply;
 pub mod attach;
 pub mod batch;
 pub mod cache;
+mod embryo;
 pub mod explain;
 pub mod flows;
 mod forwards;

@@ -29,6 +29,7 @@ use mh_common::{
 
 use super::{
     DatapathError,
+    embryo::Outer,
     flows::{self, Flow, inside_end},
     known::Kept,
     sticky::Sources,
@@ -108,8 +109,8 @@ struct Sweep<'a> {
     unused: HashMap<End<Ipv4>, Outside<Ipv4>>,
     /// The forward halves of flows that are over.
     over: Vec<Key<Ipv4>>,
-    /// Embryonic flows that are over, and the bindings with which they go.
-    embryos: Vec<(Key<Ipv4>, End<Ipv4>)>,
+    /// Bindings whose embryonic flow is over.
+    embryos: Vec<Outer>,
     /// Reply halves that have been idle for long, and where their forward halves would be.
     idle: Vec<(Key<Ipv4>, Key<Ipv4>)>,
     /// Flows were removed of which there may be good copies.
@@ -159,9 +160,12 @@ impl<'a> Sweep<'a> {
     }
 
     fn run(mut self) -> Result<Swept, Halt> {
+        // In this order a flow that hatches meanwhile is seen as what it was, or as what it is.
+        self.look_at_ports()?;
         self.look_at_bindings()?;
         self.look_at_flows()?;
         self.remove_flows()?;
+        self.end_embryos()?;
         self.release_unused()?;
         if let Some(sources) = self.sources.take() {
             let (step, mut count) = (&mut self.step, 0);
@@ -170,7 +174,6 @@ impl<'a> Sweep<'a> {
                 if count % STEP == 0 { step().map(drop).ok_or(Halt::Stopped) } else { Ok(()) }
             })?;
         }
-        self.free_rested()?;
         self.withdraw()?;
         self.settle()?;
         self.forget_sources()?;
@@ -211,6 +214,74 @@ impl<'a> Sweep<'a> {
         outside.flags & STATIC == 0 && !time::passed(outside.created, self.began)
     }
 
+    /// Notes that a binding of this host has ended.
+    fn let_go(&mut self, outside: &Outside<Ipv4>, host: Ipv4) {
+        if self.is_counted(outside)
+            && let Some(held) = self.held.get_mut(&host)
+        {
+            *held = held.saturating_sub(1);
+        }
+    }
+
+    /// Bindings by their outside end: those with an embryonic flow are looked at, and ports that have rested are free again.
+    fn look_at_ports(&mut self) -> Result<(), Halt> {
+        let mut batches = self.tables.by_outside4.batches(STEP)?;
+        while let Some((ends, insides)) = batches.read().map_err(DatapathError::io("read the ports"))? {
+            for (end, inside) in ends.iter().zip(insides) {
+                self.kept.end(end);
+                if inside.has_embryo() {
+                    self.look_at_embryo(end, inside);
+                }
+                if !inside.rested(self.now) {
+                    continue;
+                }
+                // The host that it rests for may have taken it up since.
+                if self.tables.by_outside4.get(end, 0).is_ok_and(|inside| inside.rested(self.now)) {
+                    self.tables.by_outside4.forget(end)?;
+                    self.swept.rested += 1;
+                }
+            }
+            self.pause()?;
+        }
+        Ok(())
+    }
+
+    fn look_at_embryo(&mut self, end: &End<Ipv4>, inside: &Inside<Ipv4>) {
+        let Some(flow) = flows::embryo(end, inside) else { return };
+        self.kept.end(&inside.end(end));
+        if self.is_counted(&inside.embryo_binding(end, self.timeouts)) {
+            *self.held.entry(inside.address).or_default() += 1;
+        }
+        if is_expired(&flow, self.timeouts, self.now) || self.has_lost(end.uplink, end.address) {
+            self.embryos.push((*end, *inside));
+        } else if let Some(sources) = &mut self.sources
+            && sources.want(flow.key.src, end.uplink)
+        {
+            sources.see(&flow);
+        }
+    }
+
+    /// Ends embryonic flows that are over, nearly all with their bindings. What has hatched since stays.
+    fn end_embryos(&mut self) -> Result<(), Halt> {
+        for (number, (end, inside)) in std::mem::take(&mut self.embryos).iter().enumerate() {
+            if self.tables.by_outside4.get(end, 0).is_ok_and(|now| now == *inside) {
+                let binding = inside.embryo_binding(end, self.timeouts);
+                if time::passed(self.now, binding.expires) || self.has_lost(end.uplink, end.address) {
+                    self.let_go(&binding, inside.address);
+                    self.tables.release_embryo(end, inside, self.now)?;
+                    self.swept.bindings += 1;
+                } else {
+                    self.tables.keep_binding(end, inside)?;
+                }
+                self.swept.flows += 1;
+            }
+            if number % STEP == STEP - 1 {
+                self.pause()?;
+            }
+        }
+        Ok(())
+    }
+
     fn look_at_bindings(&mut self) -> Result<(), Halt> {
         let mut batches = self.tables.by_inside4.batches(STEP)?;
         while let Some((insides, outsides)) = batches.read().map_err(DatapathError::io("read the bindings"))? {
@@ -223,11 +294,6 @@ impl<'a> Sweep<'a> {
                 let over = time::passed(self.now, outside.expires) || self.has_lost(inside.uplink, outside.address);
                 if outside.flags & STATIC == 0 && over {
                     self.unused.insert(*inside, *outside);
-                }
-                if let Some(flow) = flows::embryo(inside, outside)
-                    && self.look_at_flow(&flow.key, &flow.forward).is_some()
-                {
-                    self.embryos.push((flow.key, *inside));
                 }
             }
             self.pause()?;
@@ -300,10 +366,6 @@ impl<'a> Sweep<'a> {
 
     /// Removes what was found over. What a packet has revived since stays.
     fn remove_flows(&mut self) -> Result<(), Halt> {
-        // Nearly all embryonic flows go with their bindings, unless those have another flow.
-        let mut embryos = std::mem::take(&mut self.embryos);
-        embryos.retain(|(_, binding)| !self.unused.contains_key(binding));
-        self.over.extend(embryos.iter().map(|(key, _)| *key));
         // Not before all were looked at: flows may have a reply half in common.
         for (number, key) in std::mem::take(&mut self.over).iter().enumerate() {
             let half = self.tables.half(key).filter(|half| !half.is_reply());
@@ -334,14 +396,9 @@ impl<'a> Sweep<'a> {
             // A new flow may have taken it up since.
             let still = self.tables.by_inside4.get(inside, 0).is_ok_and(|o| o.expires == outside.expires);
             if still {
-                if self.is_counted(outside)
-                    && let Some(held) = self.held.get_mut(&self.tables.owner(inside).0)
-                {
-                    *held = held.saturating_sub(1);
-                }
+                self.let_go(outside, self.tables.owner(inside).0);
                 self.tables.release_binding(inside, outside, self.now)?;
                 self.swept.bindings += 1;
-                self.swept.flows += u64::from(outside.embryo != 0);
             }
             if number % STEP == STEP - 1 {
                 self.pause()?;
@@ -355,25 +412,6 @@ impl<'a> Sweep<'a> {
         let lines = known::LINES as usize;
         for first in (0..lines).step_by(LINES_AT_A_TIME) {
             self.tables.known.forget(first..lines.min(first + LINES_AT_A_TIME), &self.kept);
-            self.pause()?;
-        }
-        Ok(())
-    }
-
-    fn free_rested(&mut self) -> Result<(), Halt> {
-        let mut batches = self.tables.by_outside4.batches(STEP)?;
-        while let Some((ends, insides)) = batches.read().map_err(DatapathError::io("read the ports"))? {
-            for (end, inside) in ends.iter().zip(insides) {
-                self.kept.end(end);
-                if !inside.rested(self.now) {
-                    continue;
-                }
-                // The host that it rests for may have taken it up since.
-                if self.tables.by_outside4.get(end, 0).is_ok_and(|inside| inside.rested(self.now)) {
-                    self.tables.by_outside4.forget(end)?;
-                    self.swept.rested += 1;
-                }
-            }
             self.pause()?;
         }
         Ok(())
@@ -485,11 +523,23 @@ impl Tables {
         }
         let end = End { address: outside.address, port: outside.port, ..*inside };
         match self.by_outside4.get(&end, 0) {
-            Ok(owner) if (owner.address, owner.port) == (inside.address, inside.port) => {
-                let resting = Inside { released: now.max(1), ..owner };
-                self.by_outside4.insert(end, resting, 0).map_err(DatapathError::map("let a port rest"))
-            }
+            Ok(owner) if owner.end(&end) == *inside => self.let_rest(end, &owner, now),
             _ => Ok(()),
         }
+    }
+
+    /// Ends a binding with its embryonic flow; its port rests, unless the flow hatches at this moment.
+    fn release_embryo(&mut self, end: &End<Ipv4>, inside: &Inside<Ipv4>, now: Tick) -> Result<(), DatapathError> {
+        let over = Inside { embryo: 0, ..*inside };
+        self.let_rest(*end, &over, now)?;
+        if self.by_inside4.get(&inside.end(end), 0).is_ok_and(|outside| outside.is_to(end)) {
+            self.by_outside4.replace(end, &over)?;
+        }
+        Ok(())
+    }
+
+    fn let_rest(&mut self, end: End<Ipv4>, owner: &Inside<Ipv4>, now: Tick) -> Result<(), DatapathError> {
+        let resting = Inside { released: now.max(1), ..*owner };
+        self.by_outside4.insert(end, resting, 0).map_err(DatapathError::map("let a port rest"))
     }
 }

@@ -3,6 +3,7 @@
 //! Every [`Tables`] has descriptors of its own, so readers (flow lists, the sweep) work beside the controller without locks.
 
 use std::{
+    io,
     ops::{Deref, DerefMut},
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
@@ -27,6 +28,8 @@ use super::{
     known::Known,
 };
 
+/// `BPF_NOEXIST`: only if there is no entry.
+const BPF_NOEXIST: u64 = 1;
 /// `BPF_EXIST`: only if the entry is there.
 const BPF_EXIST: u64 = 2;
 
@@ -67,6 +70,11 @@ impl<K: aya::Pod + bytemuck::Pod, V: aya::Pod + bytemuck::Pod> Hash<K, V> {
         self.map.remove(key).or_else(is_gone).map_err(DatapathError::map("remove an entry"))
     }
 
+    /// Enters an entry, unless there is one.
+    pub fn add(&mut self, key: &K, value: &V) -> Result<(), DatapathError> {
+        self.map.insert(key, value, BPF_NOEXIST).or_else(is_there).map_err(DatapathError::map("enter an entry"))
+    }
+
     /// Gives an entry another value; one that is gone stays gone.
     pub fn replace(&mut self, key: &K, value: &V) -> Result<(), DatapathError> {
         self.map.insert(key, value, BPF_EXIST).or_else(is_gone).map_err(DatapathError::map("change an entry"))
@@ -78,6 +86,14 @@ fn is_gone(error: MapError) -> Result<(), MapError> {
     match error {
         MapError::KeyNotFound => Ok(()),
         MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        error => Err(error),
+    }
+}
+
+/// That an entry is there already is no error.
+pub(super) fn is_there(error: MapError) -> Result<(), MapError> {
+    match error {
+        MapError::SyscallError(error) if error.io_error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         error => Err(error),
     }
 }

@@ -3,8 +3,8 @@
 //! A map is adopted if its layout is still the same ([`abi::LAYOUTS`], and what the kernel says of its sizes). One whose layout changed is
 //! made anew, and with it what can't be right without it (`TOGETHER`): so no flow is left without the binding that it needs.
 //!
-//! The bindings by their inside end, whose values have become longer with version 8, are copied from the old map to the new one, with zeros for what is new. Those that programs of
-//! the old version enter after that are lost, and their flows go on without until they end.
+//! The bindings, of which both maps have had values of other lengths, are copied from the old map to the new one: what they begin with is the same since version 2, and what is new is
+//! zero. Those that programs of the old version enter after that are lost, and their flows go on without until they end.
 //!
 //! What is replaced is moved aside, below `upgrade-VERSION/old`, and stays pinned until the programs on all interfaces are the new ones:
 //! the old ones go on with it until then, their stages included. The version is written last of all. Interrupted at any step, the next start
@@ -22,10 +22,10 @@ use bytemuck::{Pod, Zeroable};
 use mh_common::{
     abi::{self, Layout, map},
     address::Ipv4,
-    binding::{End, Outside},
+    binding::{End, Inside, Outside},
 };
 
-use super::{DatapathError, flows::Binding, load::make_dir, syscall::bpf, unpin};
+use super::{DatapathError, load::make_dir, syscall::bpf, tables::is_there, unpin};
 
 /// `BPF_NOEXIST`: only if there is no entry.
 const BPF_NOEXIST: u64 = 1;
@@ -78,8 +78,8 @@ pub struct Upgrade {
     pub found: u32,
     /// Maps that are made anew.
     renewed: BTreeSet<&'static str>,
-    /// The bindings by their inside end are among them, and are copied.
-    carries: bool,
+    /// Those of them whose entries are copied.
+    carried: BTreeSet<&'static str>,
 }
 
 /// Looks at what is pinned in the directory, and removes what an upgrade or a first start that was interrupted left of no use.
@@ -104,52 +104,66 @@ pub fn look(dir: &Path) -> Result<Pins, DatapathError> {
                 layout.since > found || old(dir).join(layout.map).exists() || is_other(&dir.join(layout.map), layout)
             };
             let changed: BTreeSet<_> = abi::LAYOUTS.iter().filter(changed).map(|layout| layout.map).collect();
-            let mut others = with_dependents(changed.iter().copied().filter(|name| *name != map::BY_INSIDE4).collect());
-            let carries = changed.contains(map::BY_INSIDE4)
-                && !others.contains(map::BY_INSIDE4)
-                && found >= FIRST_CARRIED
-                && can_be_carried(&old_bindings(dir));
-            let renewed = if carries {
-                others.insert(map::BY_INSIDE4);
-                others
-            } else {
-                with_dependents(changed)
-            };
-            Ok(Pins::Older(Upgrade { dir: dir.to_owned(), found, renewed, carries }))
+            let carried = carried(dir, found, &changed);
+            // What is copied is as good as what is kept, unless something else is missing without which it can't be right.
+            let others = with_dependents(&changed - &carried);
+            let carried = if others.is_disjoint(&carried) { carried } else { BTreeSet::new() };
+            let renewed = if carried.is_empty() { with_dependents(changed) } else { &others | &carried };
+            Ok(Pins::Older(Upgrade { dir: dir.to_owned(), found, renewed, carried }))
         }
     }
 }
 
-/// The version since which bindings by their inside end begin as they do now.
+/// The maps whose entries can be copied if their layout has changed, each with the lengths that its values have had, in words.
+const CARRIED: [(&str, [usize; 2]); 2] = [(map::BY_INSIDE4, [4, 6]), (map::BY_OUTSIDE4, [3, 6])];
+
+/// The version since which their values begin as they do now.
 const FIRST_CARRIED: u32 = 2;
 
-/// Whether bindings by their inside end can be copied from this map: their values are those of now, or a beginning of them.
-fn can_be_carried(path: &Path) -> bool {
-    let values = [size_of::<Shorter>(), size_of::<Outside<Ipv4>>()];
-    sizes(path).is_some_and(|(key, value)| key == size_of::<End<Ipv4>>() && values.contains(&value))
-}
-
-/// A binding's value by its inside end up to version 7: the beginning of what it is now.
-type Shorter = [u32; 4];
-
-/// Where the bindings of the older version are.
-fn old_bindings(dir: &Path) -> PathBuf {
-    [old(dir).join(map::BY_INSIDE4), dir.join(map::BY_INSIDE4)]
-        .into_iter()
-        .find(|path| path.exists())
-        .unwrap_or_default()
-}
-
-/// All bindings of a map whose values are as long as those.
-fn bindings_of<V: aya::Pod + Pod>(data: MapData) -> Result<Vec<Binding>, MapError> {
-    let bindings: HashMap<MapData, End<Ipv4>, V> = Map::from_map_data(data)?.try_into()?;
-    let widened = |value: V| {
-        let mut outside = Outside::zeroed();
-        let bytes = bytemuck::bytes_of(&value);
-        bytemuck::bytes_of_mut(&mut outside)[..bytes.len()].copy_from_slice(bytes);
-        outside
+/// The maps among those whose layout has changed that can be copied from what is there. None if one of them can't: the ways of bindings belong together.
+fn carried(dir: &Path, found: u32, changed: &BTreeSet<&'static str>) -> BTreeSet<&'static str> {
+    let candidates = || CARRIED.into_iter().filter(|(name, _)| changed.contains(name));
+    let can_be = |(name, words): (&str, [usize; 2])| {
+        let lengths = words.map(|words| words * size_of::<u32>());
+        sizes(&former(dir, name)).is_some_and(|(key, value)| key == size_of::<End<Ipv4>>() && lengths.contains(&value))
     };
-    bindings.iter().map(|entry| entry.map(|(end, value)| (end, widened(value)))).collect()
+    if found >= FIRST_CARRIED && candidates().all(can_be) {
+        candidates().map(|(name, _)| name).collect()
+    } else {
+        BTreeSet::new()
+    }
+}
+
+/// Where a map of the older version is.
+fn former(dir: &Path, name: &str) -> PathBuf {
+    [old(dir).join(name), dir.join(name)].into_iter().find(|path| path.exists()).unwrap_or_default()
+}
+
+/// Copies all entries of a map to one that is empty or has some of them, whose values are `V`.
+fn copy<V: aya::Pod + Pod>(from: &Path, to: &Path) -> Result<(), MapError> {
+    let words = sizes(from).map(|(_, value)| value / size_of::<u32>());
+    let entries = match words {
+        Some(3) => read::<[u32; 3], V>(from),
+        Some(4) => read::<[u32; 4], V>(from),
+        _ => read::<[u32; 6], V>(from),
+    }?;
+    let mut map: HashMap<MapData, End<Ipv4>, V> = Map::from_map_data(MapData::from_pin(to)?)?.try_into()?;
+    for (end, value) in entries {
+        // Of an attempt that was interrupted, some are there already, and may have been extended since.
+        map.insert(end, value, BPF_NOEXIST).or_else(is_there)?;
+    }
+    Ok(())
+}
+
+/// All entries of a map whose values are `F`, as much of them as there is room for in a `V`, and zeros for the rest.
+fn read<F: aya::Pod + Pod, V: Pod>(path: &Path) -> Result<Vec<(End<Ipv4>, V)>, MapError> {
+    let map: HashMap<MapData, End<Ipv4>, F> = Map::from_map_data(MapData::from_pin(path)?)?.try_into()?;
+    let fitted = |former: F| {
+        let (mut value, common) = (V::zeroed(), size_of::<F>().min(size_of::<V>()));
+        bytemuck::bytes_of_mut(&mut value)[..common].copy_from_slice(&bytemuck::bytes_of(&former)[..common]);
+        value
+    };
+    map.iter().map(|entry| entry.map(|(end, former)| (end, fitted(former)))).collect()
 }
 
 /// Those maps, and those that can't be right without them. The stages are always among them: programs of two versions don't call each other.
@@ -184,30 +198,19 @@ impl Upgrade {
         Some(new(&self.dir).join(map::SETTINGS)).filter(|path| path.exists())
     }
 
-    /// Copies the bindings that are to be kept to the map that is made anew.
+    /// Copies the bindings that are to be kept to the maps that are made anew.
     pub fn carry(&self) -> Result<(), DatapathError> {
-        if !self.carries {
-            return Ok(());
+        for name in &self.carried {
+            let (from, made) = (former(&self.dir, name), new(&self.dir).join(name));
+            let to = if made.exists() { made } else { self.dir.join(name) };
+            let copied = if *name == map::BY_INSIDE4 {
+                copy::<Outside<Ipv4>>(&from, &to)
+            } else {
+                copy::<Inside<Ipv4>>(&from, &to)
+            };
+            copied.map_err(DatapathError::map("copy the bindings"))?;
         }
-        let (from, made) = (old_bindings(&self.dir), new(&self.dir).join(map::BY_INSIDE4));
-        let to = if made.exists() { made } else { self.dir.join(map::BY_INSIDE4) };
-        let failed = |source| DatapathError::Map { what: "copy the bindings", source };
-        let copy = || -> Result<(), MapError> {
-            let data = MapData::from_pin(&from)?;
-            let shorter = sizes(&from).is_some_and(|(_, value)| value == size_of::<Shorter>());
-            let bindings = if shorter { bindings_of::<Shorter>(data) } else { bindings_of::<Outside<Ipv4>>(data) }?;
-            let mut map: HashMap<MapData, End<Ipv4>, Outside<Ipv4>> =
-                Map::from_map_data(MapData::from_pin(&to)?)?.try_into()?;
-            for (end, outside) in bindings {
-                // Of an attempt that was interrupted, some are there already, and may have been extended since.
-                match map.insert(end, outside, BPF_NOEXIST) {
-                    Err(MapError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::AlreadyExists => {}
-                    written => written?,
-                }
-            }
-            Ok(())
-        };
-        copy().map_err(failed)
+        Ok(())
     }
 
     /// Puts the new maps in the old ones' places.
@@ -232,7 +235,7 @@ impl Upgrade {
 
     /// Whether flows and their bindings are kept.
     pub fn keeps_flows(&self) -> bool {
-        self.carries || !self.renewed.contains(map::BY_INSIDE4)
+        self.carried.contains(map::BY_INSIDE4) || !self.renewed.contains(map::BY_INSIDE4)
     }
 
     /// Whether the old map was moved aside and the new one took its place.

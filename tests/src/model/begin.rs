@@ -23,7 +23,7 @@ impl Model {
         now: Tick,
         lot: Lot<'_>,
     ) -> Result<&'static str, Refusal> {
-        self.hatch(key);
+        self.hatch_source(key);
         if let Some((uplink, sent)) = self.evicted(key, frame, kind) {
             self.insert(key, &sent, uplink, kind, now)?;
             return Ok("restored");
@@ -43,7 +43,11 @@ impl Model {
         let (address, port) = self.bind(key, frame, uplink, kind, now, lot)?;
         let sent = Key { src: address, sport: port, ..*key };
         let alone = !self.halves.contains_key(key) && !self.halves.contains_key(&sent.swapped());
-        let embryonic = made && kind == Kind::Lan && self.may_be_embryonic(key, frame, uplink) && alone;
+        let may_be = made && kind == Kind::Lan && self.may_be_embryonic(key, frame, uplink) && alone;
+        // Only with a port that was fresh, which the datapath knows of others than the first as well.
+        let embryonic = (lot.drawn)(&inside).is_some_and(|(_, embryonic)| embryonic);
+        let must_be = may_be && port == key.sport && lot.fresh[usize::from(uplink)];
+        assert!(if embryonic { may_be } else { !must_be }, "{key:?} at {port} is embryonic: {embryonic}");
         self.make(key, &sent, uplink, kind, embryonic, now)?;
         Ok("new")
     }
@@ -89,7 +93,7 @@ impl Model {
     pub(super) fn begin_at_xdp(&mut self, side: Side, frame: &Frame, now: Tick, lot: Lot<'_>) -> Option<Key> {
         let key = frame.datagram.key().filter(|key| Self::may_begin_at_xdp(key, frame))?;
         let from_lan = side == Side::Lan && frame.datagram.is_forwardable() && frame.datagram.ttl > 1;
-        if !from_lan || self.outside_of(key.dst).is_some() || self.refused == now {
+        if !from_lan || self.outside_of(key.dst).is_some() {
             return None;
         }
         let bound = (0..2).any(|uplink| self.bindings.contains_key(&Self::source_end(&key, uplink)));
@@ -114,10 +118,13 @@ impl Model {
         if !self.may_be_embryonic(key, frame, uplink) {
             return None;
         }
-        let Ok((address, port)) = self.bind(key, frame, uplink, Kind::Lan, now, lot) else {
-            self.refused = now;
+        let (first, last) = self.setup.ports[usize::from(uplink)];
+        let kept = lot.fresh[usize::from(uplink)] && (first..=last).contains(&key.sport);
+        if !kept && (lot.drawn)(&Self::source_end(key, uplink)).is_none() {
+            // Something was known of all ports that follow from the source.
             return None;
-        };
+        }
+        let (address, port) = self.bind(key, frame, uplink, Kind::Lan, now, lot).ok()?;
         let sent = Key { src: address, sport: port, ..*key };
         if self.halves.contains_key(&sent.swapped()) {
             return None;
@@ -223,13 +230,11 @@ impl Model {
             self.owners.remove(&end);
             self.touched_owners.insert(end);
             self.bindings.remove(&inside);
-            let embryonic = |(key, half): (&Key, &Half)| half.embryonic && Self::inside_end(key, half) == inside;
-            let gone: Vec<Key> = self.halves.iter().filter(|half| embryonic(*half)).map(|(key, _)| *key).collect();
-            gone.iter().for_each(|key| self.remove_half(key));
         }
         if let Some(binding) = self.bindings.get_mut(&inside) {
             binding.expires = later(expires, binding.expires);
             let (address, port) = (binding.address, binding.port);
+            self.hatch_binding(&inside, &End { address, port, ..inside });
             self.permit(key, End { address, port, protocol, uplink }, expires);
             return Ok((address, port));
         }
@@ -237,10 +242,11 @@ impl Model {
         let (first, last) = if protocol == ICMP { (1, u16::MAX) } else { self.setup.ports[usize::from(uplink)] };
         let own = kind == Kind::Host && address == key.src;
         let within = |port: u16| first <= port && port <= last;
-        let keeps = (within(key.sport) || own) && self.is_free(&end(key.sport), key.src, now);
+        let known = lot.fresh_only && !lot.fresh[usize::from(uplink)];
+        let keeps = (within(key.sport) || own) && !known && self.is_free(&end(key.sport), key.src, now);
         let port = if keeps {
             key.sport
-        } else if let Some(port) = lot(&inside) {
+        } else if let Some((port, _)) = (lot.drawn)(&inside) {
             self.check_lot(key.sport, port, (first, last), &end, key.src, now);
             port
         } else {

@@ -50,8 +50,16 @@ pub(super) enum Fate {
 /// The machine's address on the LAN.
 pub const ROUTER: Ipv4Addr = Ipv4Addr::new(192, 168, 1, 1);
 
-/// What the model is told of a lot that the datapath drew: the outside port of the binding with this inside end.
-pub type Lot<'a> = &'a dyn Fn(&End) -> Option<u16>;
+/// What the model is told of lots that the datapath drew.
+#[derive(Clone, Copy)]
+pub struct Lot<'a> {
+    /// The outside port of the binding with this inside end, and whether its flow is embryonic.
+    pub drawn: &'a dyn Fn(&End) -> Option<(u16, bool)>,
+    /// Whether nothing was known of the packet's own source port at the outside address of each uplink.
+    pub fresh: [bool; 2],
+    /// Whether the datapath takes no other ports, since this is XDP.
+    pub fresh_only: bool,
+}
 
 /// A packet that is not sent: the counter, and the mark with which it goes to the kernel; `None`: dropped.
 pub(super) type Refusal = (&'static str, Option<u32>);
@@ -209,8 +217,8 @@ impl Model {
         let half = self.halves.get(&key).filter(|half| self.takes(half, side)).cloned();
         if let Some(half) = half {
             self.touched.insert(half.to.swapped());
-            if side == Side::Lan {
-                self.hatch(&key);
+            if side == Side::Lan && half.embryonic {
+                self.hatch_source(&key);
             }
             if frame.datagram.ttl <= 1 {
                 return pass("pass_ttl_expired");
@@ -264,6 +272,7 @@ impl Model {
         now: Tick,
         lot: Lot<'_>,
     ) -> Result<&'static str, Refusal> {
+        self.hatch_source(key);
         let route = Self::route(key.dst);
         if let Some(uplink) = self.outside_of(key.dst) {
             let turned = self.hairpin(key, frame, now, lot);
@@ -312,6 +321,7 @@ impl Model {
             return drop("tcp_stray");
         }
         self.count_new(key.src, now);
+        self.hatch_binding(&End { address: owner.address, port: owner.port, ..end }, &end);
         let (address, port) = self.bind(key, frame, uplink, Kind::Hairpin, now, lot)?;
         let sent = Key { src: address, sport: port, dst: owner.address, dport: owner.port, protocol: key.protocol };
         self.insert(key, &sent, uplink, Kind::Hairpin, now)?;
@@ -373,6 +383,9 @@ impl Model {
                 return drop("tcp_stray");
             }
             let kind = if Self::is_own(inside.dst) { Kind::Host } else { Kind::Lan };
+            if !self.halves.get(&forward_key).is_some_and(|half| half.embryonic) {
+                self.hatch_binding(&End { address: inside.dst, port: inside.dport, ..end }, &end);
+            }
             self.insert(&forward_key, &key.swapped(), uplink, kind, now)?;
             self.halves.entry(forward_key).and_modify(|half| half.asked = true);
             return Ok("inbound");

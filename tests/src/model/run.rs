@@ -8,9 +8,11 @@ use mh_common::{abi, address::Ipv4, binding, flow, policy, time::Tick};
 use mh_userspace::datapath::{
     flows::{self, Flow},
     sweep,
+    tables::Tables,
 };
 use nix::time::{ClockId, clock_gettime};
 
+use super::rules::Lot;
 use super::steps::{Hook, Step, Steps};
 use super::tables::{Binding, End, Half, Kind, Model, Owner, Setup, Source, Traffic};
 use super::wire::{Frame, Key};
@@ -108,7 +110,7 @@ impl World<'_> {
                 model.epoch = self.rig.next_neighbour_epoch(model.healthy)?.to_le_bytes()[0];
             }
             Step::Renumber(uplink, address) => {
-                model.setup.outside[usize::from(*uplink)] = *address;
+                model.renumber(*uplink, *address);
                 model.epoch = self.rig.renumber(*uplink, *address, model.healthy)?.to_le_bytes()[0];
             }
         }
@@ -141,8 +143,13 @@ impl World<'_> {
             Side::Uplink(_) | Side::Egress(_) => "wan2",
         };
         let seed = self.model.setup.seed;
-        let unknown = |key: Key| self.rig.tables.known.is_unknown(seed, &kernel_key(&key));
-        let unknown = frame.datagram.key().is_some_and(unknown);
+        let is_unknown = |key: Key| self.rig.tables.known.is_unknown(seed, &kernel_key(&key));
+        let unknown = frame.datagram.key().is_some_and(is_unknown);
+        let fresh = self
+            .model
+            .setup
+            .outside
+            .map(|address| frame.datagram.key().is_some_and(|key| is_unknown(Key { src: address, ..key })));
         let bytes = frame.build();
         let outcome = match hook {
             Hook::Xdp => self.rig.xdp(interface, &bytes)?,
@@ -159,13 +166,18 @@ impl World<'_> {
                 self.model.clone_from(before);
             }
             let tables = &self.rig.tables;
-            let lot = |end: &End| tables.by_inside4.get(&kernel_end(end), 0).ok().map(|o| u16::from_be(o.port));
+            let drawn = |end: &End| {
+                let end = kernel_end(end);
+                let embryonic = tables.embryo_of(&end).map(|(outside, _)| (u16::from_be(outside.port), true));
+                tables.by_inside4.get(&end, 0).map(|outside| (u16::from_be(outside.port), false)).ok().or(embryonic)
+            };
+            let lot = Lot { drawn: &drawn, fresh, fresh_only: hook == Hook::Xdp };
             let model = &mut self.model;
             let expected = match (hook, side) {
-                (Hook::Xdp, _) => model.xdp(side, frame, tick, unknown, &lot),
-                (Hook::Egress(mark), Side::Egress(uplink)) => model.egress(uplink, mark, true, frame, tick, &lot),
-                (Hook::Forwarded(mark), Side::Egress(uplink)) => model.egress(uplink, mark, false, frame, tick, &lot),
-                _ => model.tc(side, frame, tick, &lot),
+                (Hook::Xdp, _) => model.xdp(side, frame, tick, unknown, lot),
+                (Hook::Egress(mark), Side::Egress(uplink)) => model.egress(uplink, mark, true, frame, tick, lot),
+                (Hook::Forwarded(mark), Side::Egress(uplink)) => model.egress(uplink, mark, false, frame, tick, lot),
+                _ => model.tc(side, frame, tick, lot),
             };
             if until != now {
                 self.adopt_times(until - now);
@@ -216,9 +228,7 @@ impl World<'_> {
             }
         }
         for end in &model.touched_bindings {
-            if let (Some(binding), Ok(found)) =
-                (model.bindings.get_mut(end), tables.by_inside4.get(&kernel_end(end), 0))
-            {
+            if let (Some(binding), Some(found)) = (model.bindings.get_mut(end), binding_of(tables, end)) {
                 adopt(&mut binding.created, found.created);
                 adopt(&mut binding.expires, found.expires);
             }
@@ -253,7 +263,7 @@ impl World<'_> {
             same(key, found.as_ref(), self.model.halves.get(key))?;
         }
         for end in &self.model.touched_bindings {
-            let found = tables.by_inside4.get(&kernel_end(end), 0).ok().map(|outside| model_binding(&outside));
+            let found = binding_of(tables, end).map(|outside| model_binding(&outside));
             same(end, found.as_ref(), self.model.bindings.get(end))?;
         }
         for end in &self.model.touched_owners {
@@ -282,17 +292,18 @@ impl World<'_> {
                 halves.insert(key, model_half(&key, &entry, answered));
             })?;
         }
-        tables.by_inside4.walk(|inside, outside| {
-            for (key, entry) in flows::embryo(&inside, &outside).iter().flat_map(Flow::halves) {
+        tables.each_embryo(|end, inside| {
+            for (key, entry) in flows::embryo(end, inside).iter().flat_map(Flow::halves) {
                 let key = model_key(&key);
                 halves.insert(key, Half { embryonic: true, ..model_half(&key, &entry, false) });
             }
         })?;
         same_all(&halves, &self.model.halves)?;
         let mut bindings = HashMap::new();
-        tables.by_inside4.walk(|end, outside| {
-            bindings.insert(model_end(&end), model_binding(&outside));
-        })?;
+        for (end, outside) in tables.bindings()? {
+            let former = bindings.insert(model_end(&end), model_binding(&outside));
+            ensure!(former.is_none(), "{end:?} has two bindings, {outside:?} and {former:?}");
+        }
         same_all(&bindings, &self.model.bindings)?;
         let mut owners = HashMap::new();
         tables.by_outside4.walk(|end, inside| {
@@ -321,6 +332,15 @@ impl World<'_> {
         })?;
         same_all(&peers, &self.model.peers)
     }
+}
+
+/// The binding with this inside end, be its flow embryonic.
+fn binding_of(tables: &Tables, end: &End) -> Option<binding::Outside<Ipv4>> {
+    let end = kernel_end(end);
+    tables.by_inside4.get(&end, 0).ok().or_else(|| {
+        let timeouts = tables.settings.get(&0, 0).ok()?.timeouts;
+        tables.embryo_of(&end).map(|(outside, inside)| inside.embryo_binding(&outside, &timeouts))
+    })
 }
 
 fn same<K: std::fmt::Debug, V: std::fmt::Debug + PartialEq>(

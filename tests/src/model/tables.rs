@@ -219,8 +219,6 @@ pub struct Model {
     pub healthy: u64,
     /// Neighbour epoch.
     pub epoch: u8,
-    /// When XDP last found no room for a flow.
-    pub refused: Tick,
     /// Halves of flows by what their packets arrive with.
     pub halves: HashMap<Key, Half>,
     /// Bindings by inside end.
@@ -257,7 +255,6 @@ impl Model {
             setup,
             healthy: 0b11,
             epoch: 0,
-            refused: 0,
             halves: HashMap::new(),
             bindings: HashMap::new(),
             owners: HashMap::new(),
@@ -355,6 +352,36 @@ impl Model {
         }
     }
 
+    /// A packet has come from inside of a source that may have embryonic flows: of its own, or else of all of them.
+    pub fn hatch_source(&mut self, key: &Key) {
+        if self.halves.get(key).is_some_and(|half| half.embryonic && !half.reply) {
+            return self.hatch(key);
+        }
+        self.hatch_all(|at, _| (at.src, at.sport, at.protocol) == (key.src, key.sport, key.protocol));
+    }
+
+    /// The binding of this inside end, which may have this outside end or another one (it is a forward's), gets another flow by it.
+    pub fn hatch_binding(&mut self, inside: &End, outside: &End) {
+        if self.bindings.get(inside).is_some_and(|b| (b.address, b.port) == (outside.address, outside.port)) {
+            self.hatch_all(|key, half| Self::inside_end(key, half) == *inside);
+        }
+    }
+
+    /// Hatches the embryonic flows of which this is true, by their forward halves.
+    fn hatch_all(&mut self, is_meant: impl Fn(&Key, &Half) -> bool) {
+        let meant = |(key, half): &(&Key, &Half)| half.embryonic && !half.reply && is_meant(key, half);
+        let keys: Vec<Key> = self.halves.iter().filter(meant).map(|(key, _)| *key).collect();
+        for key in keys {
+            self.hatch(&key);
+        }
+    }
+
+    /// Gives an uplink another address. Embryonic flows on the former one would not be found from inside any more.
+    pub fn renumber(&mut self, uplink: u8, address: Ipv4Addr) {
+        self.setup.outside[usize::from(uplink)] = address;
+        self.hatch_all(|_, half| half.uplink == uplink && half.to.src != address);
+    }
+
     /// Takes a half out as if for lack of room; of an embryonic flow, both.
     pub fn evict(&mut self, key: &Key) {
         if let Some(half) = self.halves.get(key).filter(|half| half.embryonic) {
@@ -402,6 +429,10 @@ impl Model {
         let ended = ends && half.to.protocol == TCP && self.has_ended(&half);
         let end = Self::inside_end(key, &half);
         self.touched_bindings.insert(end);
+        // One with an embryonic flow has no other: the half is of a former binding, of an address that the uplink has had.
+        if self.halves.iter().any(|(key, half)| half.embryonic && Self::inside_end(key, half) == end) {
+            return;
+        }
         let Some(binding) = self.bindings.get_mut(&end) else { return };
         binding.expires = if ended { expires } else { later(expires, binding.expires) };
         if self.setup.address_dependent && half.leads_outside() {
