@@ -5,7 +5,7 @@
 //! thrown out to make room (RFC 6888 REQ-11).
 //!
 //! Invariant: `by outside` is inserted first and with `BPF_NOEXIST`, so a port belongs to at most one inside end; whoever fails
-//! to insert `by inside` after that takes its own `by outside` back.
+//! to insert `by inside` after that takes its own `by outside` back. An embryonic flow's stays, and ends when its time is over.
 //!
 //! Lifetime: `expires` is moved on by the flows that use the binding (see [`crate::time::MAINTENANCE_TICKS`]) and pulled in
 //! when a TCP flow closes. The controller removes a binding once `expires` has passed and no conntrack entry uses it; its outside end

@@ -153,9 +153,9 @@ pub fn hatch_source<Fam: Tables>(packet: &Packet<Fam::Address>, scene: &Scene) -
         match hatch::<Fam>(end, false) {
             Ok(()) if embryo.is_asked_for() => return Ok(true),
             Ok(()) => {}
-            // Somebody else has ended it in the meantime.
-            Err(Verdict::NoFlow) => break,
-            Err(full) => return Err(full),
+            Err(full @ (Verdict::BindingsFull | Verdict::ConntrackFull)) if embryo.is_asked_for() => return Err(full),
+            // Somebody else has ended it in the meantime; or there is no room for a flow that this packet is not of.
+            Err(_) => break,
         }
     }
     Ok(false)
@@ -185,7 +185,6 @@ pub fn make_way<Fam: Tables>(inside: &Inside<Fam::Address>, end: End<Fam::Addres
 
 /// Hatches the embryonic flow of the binding with this outside end; `answered` says in which table. Fails if there is no room, or with [`Verdict::NoFlow`] if
 /// it is no more, or its source got another binding on that uplink: by another CPU at the same time, or since the uplink's addresses changed.
-/// Whoever hatches the same flow at the same time enters the same.
 // VERIFIER: a function of its own, for its stack.
 #[inline(never)]
 pub fn hatch<Fam: Tables>(end: End<Fam::Address>, answered: bool) -> Result<(), Verdict> {

@@ -68,7 +68,11 @@ fn enter<Fam: Tables + Header>(
     };
     let forward_key = swapped(&answer);
     if inside.as_ref().is_some_and(|inside| inside.is_embryonic(key.src, key.sport)) {
-        return embryo::hatch::<Fam>(end, true).map(|()| Note::None);
+        match embryo::hatch::<Fam>(end, true) {
+            // Another CPU has done it, and the half is there to be restored, if it is not there.
+            Err(Verdict::NoFlow) => {}
+            done => return done.map(|()| Note::None),
+        }
     }
     if let Some(forward) = conntrack::find::<Fam>(&forward_key) {
         // SAFETY: a live map value that is read.

@@ -22,7 +22,8 @@ use serde_json::Value;
 
 in_both_modes!(
     flows_outlive_an_upgrade,
-    bindings_with_other_values_go_on,
+    bindings_of_version_7_go_on,
+    bindings_of_version_8_go_on,
     a_map_of_another_layout_is_made_anew_and_flows_go_on,
     flows_end_with_the_layout_of_bindings,
     an_interrupted_upgrade_is_taken_up_again,
@@ -122,16 +123,22 @@ fn flows_outlive_an_upgrade(scene: &mut Scene) -> Result<()> {
     check(&mut flows, scene)
 }
 
-/// Up to version 7, a binding's value by its inside end had 16 bytes.
-/// As version 8 left them: longer values by inside ends, and shorter ones by outside ends.
-fn bindings_with_other_values_go_on(scene: &mut Scene) -> Result<()> {
+fn bindings_of_version_7_go_on(scene: &mut Scene) -> Result<()> {
+    bindings_go_on(scene, 7, [(map::BY_INSIDE4, 16), (map::BY_OUTSIDE4, 12)])
+}
+
+fn bindings_of_version_8_go_on(scene: &mut Scene) -> Result<()> {
+    bindings_go_on(scene, 8, [(map::BY_INSIDE4, 24), (map::BY_OUTSIDE4, 12)])
+}
+
+/// Bindings whose values had these lengths.
+fn bindings_go_on(scene: &mut Scene, version: u32, lengths: [(&str, usize); 2]) -> Result<()> {
     let mut flows = Flows::open(scene, COUNT)?;
     let before = scene.mhd.ctl_json(&["bindings"])?;
     assert!(before.as_array().is_some_and(|bindings| bindings.len() >= COUNT), "{before}");
     stop(scene)?;
-    let kept = [(map::BY_INSIDE4, 24), (map::BY_OUTSIDE4, 12)].map(|(name, length)| refit(scene, name, length));
-    let kept = kept.into_iter().collect::<Result<Vec<_>>>()?;
-    set_version(scene, 8)?;
+    let kept = lengths.into_iter().map(|(name, length)| refit(scene, name, length)).collect::<Result<Vec<_>>>()?;
+    set_version(scene, version)?;
     scene.mhd.start_again()?;
     for path in &kept {
         scene.lab.router.run(&["rm", path])?;

@@ -4,7 +4,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may")]
 
 use anyhow::Result;
-use mh_common::{address::Ipv4, binding::End, flow::Key, time};
+use mh_common::{
+    address::Ipv4,
+    binding::{End, Outside},
+    flow::Key,
+    time,
+};
 use mh_tests::model::wire::{ACK, FIN, SYN};
 use mh_tests::packet::{Packet, Transport};
 use mh_tests::rig::conversation::{assert_done, back, back_sent, counted, flows, on_rig, on_rig_with, out, out_sent};
@@ -169,6 +174,23 @@ fn a_flush_ends_it_and_not_its_binding() {
         assert_eq!((flows(rig)?.len(), rig.tables.bindings()?.len()), (0, 1));
         let fin = back(Transport::Tcp(FIN | ACK)).build();
         assert_eq!(rig.tc("wan1", &fin)?.counted, counted("tcp_stray"));
+        Ok(())
+    });
+}
+
+/// Two CPUs at the same time may give a source two bindings: the port of the one that nobody finds from inside is not lost.
+#[test]
+fn a_second_binding_of_its_source_lets_its_port_rest() {
+    on_rig(|rig| {
+        begin(rig, Transport::Udp)?;
+        let flow = flows(rig)?[0];
+        let [(inside, outside)] = rig.tables.bindings()?[..] else { panic!("one binding") };
+        rig.tables.by_inside4.insert(inside, Outside { port: 2222u16.to_be(), ..outside }, 0)?;
+        let again = rig.tc("lan0", &out(Transport::Udp).build())?;
+        assert_eq!(again.counted, counted("new"), "by the other one");
+        rig.tables.remove_flow(&flow)?;
+        let end = End { address: outside.address, port: outside.port, ..inside };
+        assert!(!rig.tables.by_outside4.get(&end, 0)?.in_use());
         Ok(())
     });
 }

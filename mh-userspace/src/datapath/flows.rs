@@ -211,6 +211,13 @@ impl Tables {
 
     /// Removes the flows that match, both halves, and returns how many there were.
     pub fn flush(&mut self, filter: &Filter) -> Result<u64, DatapathError> {
+        let mut embryonic = Vec::new();
+        self.each_embryo(|end, inside| {
+            if embryo(end, inside).is_some_and(|flow| filter.matches(&flow.key, &flow.forward)) {
+                embryonic.push((*end, *inside));
+            }
+        })?;
+        embryonic.iter().try_for_each(|(end, inside)| self.keep_binding(end, inside))?;
         let mut found = Vec::new();
         self.each_flow(filter, |flow| {
             found.push(flow);
@@ -218,7 +225,7 @@ impl Tables {
         })?;
         found.iter().try_for_each(|flow| self.remove_flow(flow))?;
         self.void_copies()?;
-        Ok(found.len() as u64)
+        Ok((embryonic.len() + found.len()) as u64)
     }
 
     /// Removes all flows and bindings of an uplink that is no more, so that its index can serve another one.
@@ -267,10 +274,10 @@ impl Tables {
 
     /// All bindings.
     pub fn bindings(&self) -> Result<Vec<Binding>, DatapathError> {
-        let mut bindings = Vec::new();
-        self.by_inside4.walk(|inside, outside| bindings.push((inside, outside)))?;
-        let timeouts = self.settings()?.timeouts;
+        let (mut bindings, timeouts) = (Vec::new(), self.settings()?.timeouts);
+        // First, as in `each_flow`.
         self.each_embryo(|end, inside| bindings.push((inside.end(end), inside.embryo_binding(end, &timeouts))))?;
+        self.by_inside4.walk(|inside, outside| bindings.push((inside, outside)))?;
         Ok(bindings)
     }
 
@@ -278,6 +285,10 @@ impl Tables {
     pub fn totals(&self) -> Result<(u64, u64, HashMap<u8, u64>), DatapathError> {
         let mut by_uplink = HashMap::new();
         let mut counts = [0u64; 2];
+        self.each_embryo(|end, _| {
+            counts[1] += 1;
+            *by_uplink.entry(end.uplink).or_default() += 1;
+        })?;
         for (table, count) in [&self.flows4, &self.new_flows4].into_iter().zip(&mut counts) {
             table.walk(|_, entry| {
                 if !entry.is_reply() {
@@ -286,10 +297,6 @@ impl Tables {
                 }
             })?;
         }
-        self.each_embryo(|end, _| {
-            counts[1] += 1;
-            *by_uplink.entry(end.uplink).or_default() += 1;
-        })?;
         let [established, new] = counts;
         Ok((established, new, by_uplink))
     }

@@ -72,6 +72,7 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
     let copies = cache::copies(sizes.conntrack_entries);
     let mut loader = EbpfLoader::new();
     let renewed = if let Pins::Older(upgrade) = &pins { upgrade.prepare()? } else { Vec::new() };
+    let room = |name| if let Pins::Older(upgrade) = &pins { upgrade.room(name) } else { 0 };
     for (name, path) in renewed {
         loader.map_pin_path(name, path);
     }
@@ -79,8 +80,8 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
         .default_map_pin_directory(dir)
         .map_max_entries(map::FLOWS4, sizes.conntrack_entries.saturating_sub(new_flows).max(1))
         .map_max_entries(map::NEW_FLOWS4, new_flows)
-        .map_max_entries(map::BY_INSIDE4, sizes.bindings)
-        .map_max_entries(map::BY_OUTSIDE4, sizes.bindings.saturating_mul(RESTING_FACTOR))
+        .map_max_entries(map::BY_INSIDE4, sizes.bindings.max(room(map::BY_INSIDE4)))
+        .map_max_entries(map::BY_OUTSIDE4, sizes.bindings.saturating_mul(RESTING_FACTOR).max(room(map::BY_OUTSIDE4)))
         .map_max_entries(map::PEERS4, sizes.bindings)
         .map_max_entries(map::CACHE4, copies)
         .map_max_entries(map::CACHE_INDEX4, cache::sets(copies))

@@ -261,18 +261,15 @@ impl<'a> Sweep<'a> {
         }
     }
 
-    /// Ends embryonic flows that are over, nearly all with their bindings. What has hatched since stays.
+    /// Ends embryonic flows that are over, with their bindings. What has hatched since, or got its address back, stays.
     fn end_embryos(&mut self) -> Result<(), Halt> {
         for (number, (end, inside)) in std::mem::take(&mut self.embryos).iter().enumerate() {
-            if self.tables.by_outside4.get(end, 0).is_ok_and(|now| now == *inside) {
-                let binding = inside.embryo_binding(end, self.timeouts);
-                if time::passed(self.now, binding.expires) || self.has_lost(end.uplink, end.address) {
-                    self.let_go(&binding, inside.address);
-                    self.tables.release_embryo(end, inside, self.now)?;
-                    self.swept.bindings += 1;
-                } else {
-                    self.tables.keep_binding(end, inside)?;
-                }
+            let binding = inside.embryo_binding(end, self.timeouts);
+            let over = time::passed(self.now, binding.expires) || self.has_lost(end.uplink, end.address);
+            if over && self.tables.by_outside4.get(end, 0).is_ok_and(|now| now == *inside) {
+                self.let_go(&binding, inside.address);
+                self.tables.release_embryo(end, inside, self.now)?;
+                self.swept.bindings += 1;
                 self.swept.flows += 1;
             }
             if number % STEP == STEP - 1 {
@@ -529,7 +526,12 @@ impl Tables {
     }
 
     /// Ends a binding with its embryonic flow; its port rests, unless the flow hatches at this moment.
-    fn release_embryo(&mut self, end: &End<Ipv4>, inside: &Inside<Ipv4>, now: Tick) -> Result<(), DatapathError> {
+    pub(super) fn release_embryo(
+        &mut self,
+        end: &End<Ipv4>,
+        inside: &Inside<Ipv4>,
+        now: Tick,
+    ) -> Result<(), DatapathError> {
         let over = Inside { embryo: 0, ..*inside };
         self.let_rest(*end, &over, now)?;
         if self.by_inside4.get(&inside.end(end), 0).is_ok_and(|outside| outside.is_to(end)) {

@@ -70,9 +70,10 @@ impl<K: aya::Pod + bytemuck::Pod, V: aya::Pod + bytemuck::Pod> Hash<K, V> {
         self.map.remove(key).or_else(is_gone).map_err(DatapathError::map("remove an entry"))
     }
 
-    /// Enters an entry, unless there is one.
+    /// Enters an entry, unless there is one, or no room.
     pub fn add(&mut self, key: &K, value: &V) -> Result<(), DatapathError> {
-        self.map.insert(key, value, BPF_NOEXIST).or_else(is_there).map_err(DatapathError::map("enter an entry"))
+        let added = self.map.insert(key, value, BPF_NOEXIST).or_else(is_full).or_else(is_there);
+        added.map_err(DatapathError::map("enter an entry"))
     }
 
     /// Gives an entry another value; one that is gone stays gone.
@@ -86,6 +87,14 @@ fn is_gone(error: MapError) -> Result<(), MapError> {
     match error {
         MapError::KeyNotFound => Ok(()),
         MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        error => Err(error),
+    }
+}
+
+/// That there is no room is no error.
+fn is_full(error: MapError) -> Result<(), MapError> {
+    match error {
+        MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::E2BIG) => Ok(()),
         error => Err(error),
     }
 }

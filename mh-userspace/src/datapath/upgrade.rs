@@ -198,9 +198,16 @@ impl Upgrade {
         Some(new(&self.dir).join(map::SETTINGS)).filter(|path| path.exists())
     }
 
+    /// How many entries a map has to have at least, for what is to be copied into it.
+    pub fn room(&self, name: &str) -> u32 {
+        let former = self.carried.contains(name).then(|| MapInfo::from_pin(former(&self.dir, name)).ok()).flatten();
+        former.map_or(0, |info| info.max_entries())
+    }
+
     /// Copies the bindings that are to be kept to the maps that are made anew.
     pub fn carry(&self) -> Result<(), DatapathError> {
-        for name in &self.carried {
+        // The outside ends first: programs of the old version may enter bindings meanwhile, and an inside end alone is let go like any other.
+        for name in self.carried.iter().rev() {
             let (from, made) = (former(&self.dir, name), new(&self.dir).join(name));
             let to = if made.exists() { made } else { self.dir.join(name) };
             let copied = if *name == map::BY_INSIDE4 {
