@@ -126,26 +126,22 @@ impl<A: Address> Inside<A> {
         self.has_embryo() && self.remote == remote && self.remote_port == remote_port
     }
 
-    /// The forward key of the embryonic flow of the binding that has this outside end, if it has one.
+    /// The key of the forward half of the embryonic flow of the binding that has this outside end.
     #[inline(always)]
-    pub const fn embryo(&self, outside: &End<A>) -> Option<Key<A>> {
-        if !self.has_embryo() {
-            return None;
-        }
-        Some(Key::new(self.address, self.remote, self.port, self.remote_port, outside.protocol))
+    pub const fn embryo_key(&self, outside: &End<A>) -> Key<A> {
+        Key::new(self.address, self.remote, self.port, self.remote_port, outside.protocol)
     }
 
-    /// The forward half of the embryonic flow of the binding that has this outside end. Of TCP, its packet was a SYN.
+    /// That half. Of TCP, its packet was a SYN.
     #[inline(always)]
     pub fn embryo_forward(&self, outside: &End<A>) -> Entry<A> {
         let protocol = outside.protocol;
-        let key = Key::new(self.address, self.remote, self.port, self.remote_port, protocol);
         let sent = Key::new(outside.address, self.remote, outside.port, self.remote_port, protocol);
         Entry {
             packets: 1,
             bytes: self.embryo as u64,
             tcp: if protocol == wire::PROTOCOL_TCP { wire::TCP_SYN } else { 0 },
-            ..Entry::translating(&key, &sent, outside.uplink, 0, self.created)
+            ..Entry::translating(&self.embryo_key(outside), &sent, outside.uplink, 0, self.created)
         }
     }
 

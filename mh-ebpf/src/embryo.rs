@@ -36,23 +36,20 @@ impl Embryo {
     /// The flow is that which was asked for, not another one of the same source.
     const ASKED_FOR: u32 = 1 << 25;
 
-    /// Whether there is one.
-    #[inline(always)]
-    pub const fn is_there(self) -> bool {
-        self.0 & Self::THERE != 0
-    }
-
     /// Whether its flow is that which was asked for.
     #[inline(always)]
     pub const fn is_asked_for(self) -> bool {
         self.0 & Self::ASKED_FOR != 0
     }
 
-    /// The outside end of the binding, of the source of packets with this key.
+    /// The outside end of the binding, of the source of packets with this key; `None` if there is no such binding.
     #[inline(always)]
     pub fn end<Fam: Tables>(self, key: &Key<Fam::Address>, scene: &Scene) -> Option<End<Fam::Address>> {
+        if self.0 & Self::THERE == 0 {
+            return None;
+        }
         let uplink = self.0 as u8;
-        let address = Fam::pool(uplink, hash::host(scene.settings.seed, key.src) as u32)?;
+        let address = nat::outside_address::<Fam>(key.src, uplink, scene)?;
         Some(End { address, port: (self.0 >> u8::BITS) as u16, protocol: key.protocol, uplink })
     }
 }
@@ -146,9 +143,6 @@ pub fn hatch_source<Fam: Tables>(packet: &Packet<Fam::Address>, scene: &Scene) -
     }
     for _ in 0..HATCH_TRIES {
         let embryo = find_any::<Fam>(key, scene);
-        if !embryo.is_there() {
-            break;
-        }
         let Some(end) = embryo.end::<Fam>(key, scene) else { break };
         match hatch::<Fam>(end, false) {
             Ok(()) if embryo.is_asked_for() => return Ok(true),
@@ -214,7 +208,6 @@ pub fn hatch<Fam: Tables>(end: End<Fam::Address>, answered: bool) -> Result<(), 
     *half = inside.embryo_reply(&end);
     table.insert(&inside.embryo_reply_key(&end), &*half, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)?;
     *half = inside.embryo_forward(&end);
-    let key = Key::new(inside.address, inside.remote, inside.port, inside.remote_port, end.protocol);
     inside.embryo = 0;
-    table.insert(&key, &*half, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)
+    table.insert(&inside.embryo_key(&end), &*half, BPF_ANY as u64).map_err(|_| Verdict::ConntrackFull)
 }

@@ -217,7 +217,7 @@ fn begin<Fam: Tables + Header>(
             answer.address = Fam::words(binding.address);
             answer.port = binding.port;
         }
-        None => match nat::outside_address::<Fam>(packet, index, scene) {
+        None => match nat::outside_address::<Fam>(key.src, index, scene) {
             Some(address) => answer.address = Fam::words(address),
             None => return Verdict::NoUplink,
         },

@@ -32,10 +32,10 @@ const CURRENT_NETNS: u64 = u64::MAX;
 const TCP_LISTEN: u32 = 10;
 const TCP_CLOSE: u32 = 7;
 
-/// The outside address that all bindings of the packet's source on this uplink get.
+/// The outside address that all bindings of an inside host on this uplink get.
 #[inline(always)]
-pub fn outside_address<Fam: Tables>(packet: &Packet<Fam::Address>, index: u8, scene: &Scene) -> Option<Fam::Address> {
-    Fam::pool(index, hash::host(scene.settings.seed, packet.key.src) as u32)
+pub fn outside_address<Fam: Tables>(host: Fam::Address, index: u8, scene: &Scene) -> Option<Fam::Address> {
+    Fam::pool(index, hash::host(scene.settings.seed, host) as u32)
 }
 
 /// The binding that the packet's source has on this uplink, if it can serve a new flow.
@@ -48,8 +48,7 @@ pub fn bound<Fam: Tables>(packet: &Packet<Fam::Address>, index: u8, scene: &Scen
         // SAFETY: a live map value that is read.
         Some(binding) => unsafe { ((*binding).address, (*binding).port) },
         None => {
-            let embryo = embryo::find::<Fam>(key, index, scene);
-            let end = if embryo.is_there() { embryo.end::<Fam>(key, scene)? } else { return None };
+            let end = embryo::find::<Fam>(key, index, scene).end::<Fam>(key, scene)?;
             (end.address, end.port)
         }
     };

@@ -94,6 +94,10 @@ fn begin_beside(rig: &mut Rig) -> Result<()> {
     // What was embryonic has hatched, since its binding has another flow.
     assert_eq!((entries(rig)?, rig.tables.bindings()?.len()), ((0, 6), 2));
     assert_eq!(flows(rig)?.len(), 3);
+    // Of bindings that have been entered, and one that has not.
+    rig.tc("lan0", &Packet { src: "192.168.1.10:40077".parse()?, ..out(Transport::Udp) }.build())?;
+    assert_eq!((entries(rig)?, rig.tables.binding_usage()?.used), ((0, 6), 3));
+    assert_eq!(rig.tables.totals()?.1, 4, "flows without a reply are another number");
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use crate::{
         api::{
             self, Backend, Binding, Capacity, ControlError, Count, DrainRequest, ExplainRequest, Explanation, Flow,
             FlowFilter, FlowTotals, HealthRequest, Policy, Reloaded, Rule, Set, SetsRequest, Stats, Status,
-            UplinkStatus, Usage, Version, Weight, WeightsRequest,
+            UplinkStatus, Version, Weight, WeightsRequest,
         },
         events::EventLog,
     },
@@ -181,9 +181,6 @@ impl Backend for Handle {
         self.read(move |tables| {
             let (established, embryonic, by_uplink) = tables.totals()?;
             let capacity = tables.flows4.capacity() + tables.new_flows4.capacity();
-            let bindings = tables.usage()?.into_iter().find(|(name, _)| *name == abi::map::BY_INSIDE4);
-            // Those of embryonic flows are known by their outside ends only.
-            let bindings = bindings.map(|(_, usage)| Usage { used: usage.used + embryonic, ..usage });
             let mut uplinks = Vec::with_capacity(views.uplinks.len());
             for view in &views.uplinks {
                 let stats = tables.uplink_stats(view.index)?;
@@ -220,7 +217,7 @@ impl Backend for Handle {
                 mode: views.mode.to_owned(),
                 uplinks,
                 flows: FlowTotals { established, embryonic, capacity: u64::from(capacity) },
-                bindings: bindings.unwrap_or_default(),
+                bindings: tables.binding_usage()?,
             })
         })
         .await

@@ -79,18 +79,29 @@ impl Tables {
 
     /// Ends the embryonic flow of a binding, and not the binding, if there is room for it, and its source has no other.
     pub(super) fn keep_binding(&mut self, end: &End<Ipv4>, inside: &Inside<Ipv4>) -> Result<(), DatapathError> {
-        if self.enter_binding(end, inside)? {
+        let entered = self.enter_binding(end, inside)?;
+        self.end_embryo(end, inside, entered)
+    }
+
+    /// Ends the embryonic flow of a binding, and the binding unless it has been entered by its inside end.
+    fn end_embryo(&mut self, end: &End<Ipv4>, inside: &Inside<Ipv4>, entered: bool) -> Result<(), DatapathError> {
+        if entered {
             self.by_outside4.replace(end, &Inside { embryo: 0, ..*inside })
         } else {
             self.release_embryo(end, inside, now())
         }
     }
 
+    /// Whether the binding with these ends has been entered by its inside end.
+    pub(super) fn is_entered(&self, end: &End<Ipv4>, inside: &Inside<Ipv4>) -> bool {
+        self.by_inside4.get(&inside.end(end), 0).is_ok_and(|outside| outside.is_to(end))
+    }
+
     /// Enters the binding of an embryonic flow by its inside end. Returns whether it is there now.
     fn enter_binding(&mut self, end: &End<Ipv4>, inside: &Inside<Ipv4>) -> Result<bool, DatapathError> {
-        let (inside_end, outside) = (inside.end(end), inside.embryo_binding(end, &self.settings()?.timeouts));
-        self.by_inside4.add(&inside_end, &outside)?;
-        Ok(self.by_inside4.get(&inside_end, 0).is_ok_and(|outside| outside.is_to(end)))
+        let outside = inside.embryo_binding(end, &self.settings()?.timeouts);
+        self.by_inside4.add(&inside.end(end), &outside)?;
+        Ok(self.is_entered(end, inside))
     }
 
     /// Makes conntrack entries of embryonic flows of an uplink that would not be found from inside any more, since its addresses or ports have changed.
@@ -106,15 +117,14 @@ impl Tables {
             }
         })?;
         for (end, inside) in misplaced {
-            if self.enter_binding(&end, &inside)?
-                && let Some(flow) = embryo(&end, &inside)
-            {
+            let entered = self.enter_binding(&end, &inside)?;
+            if entered && let Some(flow) = embryo(&end, &inside) {
                 // The reply's first, so that no packet goes out that can't be answered.
                 for (key, half) in flow.halves().collect::<Vec<_>>().iter().rev() {
                     self.new_flows4.add(key, half)?;
                 }
             }
-            self.keep_binding(&end, &inside)?;
+            self.end_embryo(&end, &inside, entered)?;
         }
         Ok(())
     }

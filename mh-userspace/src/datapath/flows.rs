@@ -109,8 +109,11 @@ pub(super) const fn inside_end(key: &Key<Ipv4>, forward: &Entry<Ipv4>) -> End<Ip
 
 /// The embryonic flow of a binding by its outside end, if it has one, with both halves as they would be.
 pub fn embryo(outside: &End<Ipv4>, inside: &Inside<Ipv4>) -> Option<Flow> {
-    let key = inside.embryo(outside)?;
-    Some(Flow { key, forward: inside.embryo_forward(outside), reply: Some(inside.embryo_reply(outside)) })
+    inside.has_embryo().then(|| Flow {
+        key: inside.embryo_key(outside),
+        forward: inside.embryo_forward(outside),
+        reply: Some(inside.embryo_reply(outside)),
+    })
 }
 
 /// Now, in the datapath's ticks.
@@ -310,6 +313,14 @@ impl Tables {
             (map::BY_INSIDE4, usage(&self.by_inside4)?),
             (map::BY_OUTSIDE4, usage(&self.by_outside4)?),
         ])
+    }
+
+    /// How many bindings there are, those of embryonic flows too, and how many find room by their inside ends.
+    pub fn binding_usage(&self) -> Result<api::Usage, DatapathError> {
+        let mut embryonic = 0;
+        self.each_embryo(|_, _| embryonic += 1)?;
+        let entered = usage(&self.by_inside4)?;
+        Ok(api::Usage { used: entered.used + embryonic, ..entered })
     }
 
     /// A verdict's counter, over all CPUs.

@@ -252,7 +252,7 @@ impl<'a> Sweep<'a> {
         if self.is_counted(&inside.embryo_binding(end, self.timeouts)) {
             *self.held.entry(inside.address).or_default() += 1;
         }
-        if is_expired(&flow, self.timeouts, self.now) || self.has_lost(end.uplink, end.address) {
+        if self.is_embryo_over(&flow) {
             self.embryos.push((*end, *inside));
         } else if let Some(sources) = &mut self.sources
             && sources.want(flow.key.src, end.uplink)
@@ -261,13 +261,17 @@ impl<'a> Sweep<'a> {
         }
     }
 
+    /// Whether an embryonic flow is over, and its binding with it.
+    fn is_embryo_over(&self, flow: &Flow) -> bool {
+        is_expired(flow, self.timeouts, self.now) || self.has_lost(flow.forward.uplink, flow.forward.src)
+    }
+
     /// Ends embryonic flows that are over, with their bindings. What has hatched since, or got its address back, stays.
     fn end_embryos(&mut self) -> Result<(), Halt> {
         for (number, (end, inside)) in std::mem::take(&mut self.embryos).iter().enumerate() {
-            let binding = inside.embryo_binding(end, self.timeouts);
-            let over = time::passed(self.now, binding.expires) || self.has_lost(end.uplink, end.address);
+            let over = flows::embryo(end, inside).is_some_and(|flow| self.is_embryo_over(&flow));
             if over && self.tables.by_outside4.get(end, 0).is_ok_and(|now| now == *inside) {
-                self.let_go(&binding, inside.address);
+                self.let_go(&inside.embryo_binding(end, self.timeouts), inside.address);
                 self.tables.release_embryo(end, inside, self.now)?;
                 self.swept.bindings += 1;
                 self.swept.flows += 1;
@@ -534,7 +538,7 @@ impl Tables {
     ) -> Result<(), DatapathError> {
         let over = Inside { embryo: 0, ..*inside };
         self.let_rest(*end, &over, now)?;
-        if self.by_inside4.get(&inside.end(end), 0).is_ok_and(|outside| outside.is_to(end)) {
+        if self.is_entered(end, inside) {
             self.by_outside4.replace(end, &over)?;
         }
         Ok(())

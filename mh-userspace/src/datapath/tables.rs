@@ -29,7 +29,7 @@ use super::{
 };
 
 /// `BPF_NOEXIST`: only if there is no entry.
-const BPF_NOEXIST: u64 = 1;
+pub(super) const BPF_NOEXIST: u64 = 1;
 /// `BPF_EXIST`: only if the entry is there.
 const BPF_EXIST: u64 = 2;
 

@@ -25,10 +25,14 @@ use mh_common::{
     binding::{End, Inside, Outside},
 };
 
-use super::{DatapathError, load::make_dir, syscall::bpf, tables::is_there, unpin};
+use super::{
+    DatapathError,
+    load::make_dir,
+    syscall::bpf,
+    tables::{BPF_NOEXIST, is_there},
+    unpin,
+};
 
-/// `BPF_NOEXIST`: only if there is no entry.
-const BPF_NOEXIST: u64 = 1;
 /// `BPF_MAP_LOOKUP_ELEM`.
 const LOOKUP: libc::c_long = 1;
 /// The beginning of the name of the directory of an upgrade, below the pin directory.

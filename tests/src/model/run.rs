@@ -167,9 +167,8 @@ impl World<'_> {
             }
             let tables = &self.rig.tables;
             let drawn = |end: &End| {
-                let end = kernel_end(end);
-                let embryonic = tables.embryo_of(&end).map(|(outside, _)| (u16::from_be(outside.port), true));
-                tables.by_inside4.get(&end, 0).map(|outside| (u16::from_be(outside.port), false)).ok().or(embryonic)
+                let embryonic = tables.by_inside4.get(&kernel_end(end), 0).is_err();
+                binding_of(tables, end).map(|outside| (u16::from_be(outside.port), embryonic))
             };
             let lot = Lot { drawn: &drawn, fresh, fresh_only: hook == Hook::Xdp };
             let model = &mut self.model;

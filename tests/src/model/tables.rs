@@ -455,6 +455,10 @@ impl Model {
 
     /// The controller's sweep.
     pub fn sweep(&mut self, now: Tick) {
+        // A binding with an embryonic flow has no other: those of its inside end are of former bindings, of addresses that the uplink has had.
+        let embryonic = |(_, half): &(&Key, &Half)| half.embryonic;
+        let alone: BTreeSet<End> =
+            self.halves.iter().filter(embryonic).map(|(key, half)| Self::inside_end(key, half)).collect();
         let over: Vec<Key> = self
             .halves
             .iter()
@@ -492,7 +496,7 @@ impl Model {
             .iter()
             .filter(|(end, binding)| {
                 let over = passed(now, binding.expires) || self.has_lost(end.uplink, binding.address);
-                !binding.fixed && over && !used.contains(end)
+                !binding.fixed && over && (alone.contains(end) || !used.contains(end))
             })
             .map(|(end, _)| *end)
             .collect();
