@@ -25,6 +25,10 @@ pub struct Flags {
     /// Measures only contenders with this in their name, and what they are compared with (more than once: any of them).
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
+
+    /// Measures `forward` with so many flows only (more than once: with each of them).
+    #[arg(long, value_name = "N")]
+    flows: Vec<u32>,
 }
 
 impl Flags {
@@ -33,12 +37,13 @@ impl Flags {
     pub fn effort(&self) -> Effort {
         let usual = if self.quick { QUICK_ROUNDS } else { ROUNDS };
         let rounds = self.rounds.and_then(|rounds| usize::try_from(rounds).ok()).unwrap_or(usual);
-        Effort { rounds, quick: self.quick, only: self.only.iter().map(|name| name.to_lowercase()).collect() }
+        let only = self.only.iter().map(|name| name.to_lowercase()).collect();
+        Effort { rounds, quick: self.quick, only, flows: self.flows.clone() }
     }
 }
 
 /// How much to measure.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Effort {
     /// How often every contender is measured; at least once.
     pub rounds: usize,
@@ -46,6 +51,8 @@ pub struct Effort {
     pub quick: bool,
     /// In lower case: parts of names of the contenders to measure; empty for all.
     pub only: Vec<String>,
+    /// Numbers of flows to measure with; empty for the usual ones.
+    pub flows: Vec<u32>,
 }
 
 impl Effort {
@@ -62,10 +69,16 @@ impl Effort {
         if self.quick { quick } else { full }
     }
 
+    /// The numbers of flows to measure with, where these are usual.
+    #[must_use]
+    pub fn flows<'a>(&'a self, full: &'a [u32], quick: &'a [u32]) -> &'a [u32] {
+        if self.flows.is_empty() { self.pick(full, quick) } else { &self.flows }
+    }
+
     /// Whether all contenders are measured in full, so that the results are worth keeping.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        !self.quick && self.only.is_empty()
+        !self.quick && self.only.is_empty() && self.flows.is_empty()
     }
 }
 
@@ -75,14 +88,18 @@ mod tests {
 
     #[test]
     fn contenders_are_picked_by_parts_of_their_names_in_any_case() {
-        let flags = Flags { rounds: None, quick: true, only: vec!["MH".to_owned(), "nft".to_owned()] };
+        let flags = Flags { quick: true, only: vec!["MH".to_owned(), "nft".to_owned()], ..Flags::default() };
         let effort = flags.effort();
         assert_eq!(effort.rounds, QUICK_ROUNDS);
         assert!(effort.wants("mh, XDP") && effort.wants("nft: jhash"));
         assert!(!effort.wants("kernel forwarding"));
         assert!(!effort.is_full());
-        let all = Flags { rounds: Some(2), quick: false, only: Vec::new() }.effort();
+        let all = Flags { rounds: Some(2), ..Flags::default() }.effort();
         assert!(all.wants("anyone") && all.is_full());
+        assert_eq!(all.flows(&[1, 2], &[1]), [1, 2]);
+        let some = Flags { flows: vec![7], ..Flags::default() }.effort();
+        assert_eq!(some.flows(&[1, 2], &[1]), [7]);
+        assert!(!some.is_full());
         assert_eq!((all.rounds, all.pick(7, 1)), (2, 7));
     }
 }

@@ -40,10 +40,11 @@ const FLOWS: [u32; 4] = [1, 1 << 10, 1 << 16, 1 << 20];
 const QUICK_FLOWS: [u32; 2] = [1 << 10, 1 << 16];
 /// How long a sample is.
 const WINDOW: Duration = Duration::from_millis(500);
-/// From so many flows on, a sample of small frames takes as long as it takes mh to maintain each flow once. They began together, and so are due
-/// together: a short sample would see all of that or nothing.
+/// From so many flows on, a sample of small frames takes longer, and with mh as long as it takes to maintain each flow once. They began together, and so
+/// are due together: a short sample would see all of that or nothing.
 const MAINTAINED: u32 = 1 << 18;
 const MAINTENANCE: Duration = Duration::from_nanos(time::MAINTENANCE_TICKS as u64 * time::TICK_NS);
+const LONG_WINDOW: Duration = Duration::from_secs(5);
 const QUICK_WINDOW: Duration = Duration::from_millis(100);
 
 /// Those of a list that are to be measured; always the first, which others are compared with.
@@ -67,7 +68,7 @@ const CASES: [(Direction, FrameLen); 4] = [
 /// If a laboratory can't be built, or a contender does not do its work.
 pub fn measure(effort: &Effort) -> Result<Vec<Table>> {
     let chosen = chosen(&CONTENDERS, effort);
-    let counts = effort.pick(&FLOWS[..], &QUICK_FLOWS[..]);
+    let counts = effort.flows(&FLOWS, &QUICK_FLOWS);
     let columns = counts.iter().flat_map(|count| {
         CASES.map(|(direction, FrameLen(len))| {
             format!("{len} B, {}, {}", names::flows(u64::from(*count)), direction.name())
@@ -161,8 +162,12 @@ fn rates(contender: Contender, flows: u32, effort: &Effort) -> Result<Vec<Rate>>
             bed.warm_up(load, effort)?;
             warm = Some(direction);
         }
-        let whole = flows >= MAINTAINED && frame == FrameLen::SMALL;
-        let window = effort.pick(if whole { MAINTENANCE } else { WINDOW }, QUICK_WINDOW);
+        let window = match contender {
+            _ if flows < MAINTAINED || frame != FrameLen::SMALL => WINDOW,
+            Contender::MhXdp | Contender::MhTc => MAINTENANCE,
+            _ => LONG_WINDOW,
+        };
+        let window = effort.pick(window, QUICK_WINDOW);
         rates.push(bed.rate(load, window)?);
     }
     bed.stop()?;

@@ -121,7 +121,7 @@ pub mod map {
     pub const EMBRYO4: &str = "mh_embryo4";
     /// Per-CPU array of [`crate::route::ANSWERS`] [`crate::route::Answer`]s.
     pub const ROUTES4: &str = "mh_routes4";
-    /// Array of [`crate::known::LINES`] [`crate::known::Line`]s, which processes map into their memory.
+    /// Array of [`crate::known::Line`]s, as many as [`crate::known::lines`] says, which processes map into their memory.
     pub const KNOWN4: &str = "mh_known4";
     /// Per-CPU array of [`crate::hop::Hop`], indexed like uplinks.
     pub const HOPS: &str = "mh_hops";
@@ -343,14 +343,18 @@ impl Timeouts {
     /// The shortest: nothing that was seen within it has expired.
     #[inline(always)]
     pub const fn least(&self) -> u32 {
+        let least = self.least_with_ports();
+        if self.icmp < least { self.icmp } else { least }
+    }
+
+    /// The shortest of TCP and UDP.
+    #[inline(always)]
+    pub const fn least_with_ports(&self) -> u32 {
         let mut least = self.udp;
         if self.tcp_established < least {
             least = self.tcp_established;
         }
-        if self.tcp_transitory < least {
-            least = self.tcp_transitory;
-        }
-        if self.icmp < least { self.icmp } else { least }
+        if self.tcp_transitory < least { self.tcp_transitory } else { least }
     }
 }
 

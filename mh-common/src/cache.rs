@@ -27,10 +27,15 @@ use crate::{
 
 /// How many copies a set tells.
 pub const WAYS: u32 = 4;
+/// With so many of its ways free, a place's first set takes another copy, whatever room the second has. (Two of a thousand copies are then in the second set
+/// when an eighth of all ways are in use, and a tenth with half of them; if always the one with more room took it, a sixth and a quarter.)
+pub const ENOUGH_WAYS: u32 = 2;
 /// How many copies there are for each set: half as many as all sets can tell.
 pub const COPIES_PER_SET: u32 = 2;
 /// How many copies are looked at for one that is free.
 pub const TRIES: u32 = 8;
+/// How long after its last packet a copy is not replaced by another half's (8.6 s), even if it would be good for longer.
+pub const USED_TICKS: u32 = 64;
 
 /// Sets that one run of `mh_settle` ends.
 pub const SETS_PER_RUN: u32 = 8;
@@ -187,10 +192,10 @@ impl Copied {
         self.until.wrapping_sub(now) as i32 > 0
     }
 
-    /// Whether it is a half's, and its time is not over.
+    /// Whether it is a half's, its time is not over, and a packet has come lately.
     #[inline(always)]
     pub const fn is_used(&self, now: Tick) -> bool {
-        self.tag.addresses != 0 && self.is_good(now)
+        self.tag.addresses != 0 && self.is_good(now) && time::since(now, self.last_seen()) < USED_TICKS
     }
 
     /// Adds what it has counted to the half that it is a copy of; if it is one of an earlier half under the same key, nothing. That is so if
@@ -396,9 +401,9 @@ impl Place {
 }
 
 /// How long a copy may be good, in ticks: as long as a flow may go without maintenance, but, so that flows expire in time, no longer than
-/// a part of the shortest timeout.
+/// a part of the shortest timeout of a flow that may have one.
 pub const fn window(timeouts: &Timeouts) -> u32 {
-    let window = lag(timeouts.least());
+    let window = lag(timeouts.least_with_ports());
     if window == 0 { 1 } else { window }
 }
 
@@ -433,7 +438,7 @@ mod tests {
 
     #[test]
     fn a_window_is_a_part_of_the_shortest_timeout() {
-        let timeouts = |icmp| Timeouts { udp: 10_000, tcp_established: 10_000, tcp_transitory: 10_000, icmp };
+        let timeouts = |udp| Timeouts { udp, tcp_established: 10_000, tcp_transitory: 10_000, icmp: 10 };
         assert_eq!(window(&timeouts(1)), 1);
         assert_eq!(window(&timeouts(400)), 100);
         assert_eq!(window(&timeouts(10_000)), time::MAINTENANCE_TICKS);
@@ -452,22 +457,26 @@ mod tests {
 
     #[test]
     fn nearly_all_copies_can_be_told() {
-        // As the programs do it: in the set that has more room.
+        // As the programs do it: in the first set, unless that is nearly full and the other one has more room.
         let part = part(0, 1 << 12, [3, 4]);
         let mut used = vec![0usize; 1 << 12];
-        let mut refused = 0;
+        let (mut refused, mut second_best) = (0, 0);
         for flow in 0..COPIES_PER_SET << 12 {
             let sport = u16::try_from(flow % 63).unwrap() + 1024;
             let sets = sets_of(&part, &key((flow / 63).to_be(), 7, sport.to_be(), 443u16.to_be()));
             let [first, second] = sets.map(|set| set as usize);
-            let set = if used[second] < used[first] { second } else { first };
+            let nearly_full = used[first] + ENOUGH_WAYS as usize > WAYS as usize;
+            let set = if nearly_full && used[second] < used[first] { second } else { first };
+            second_best += u32::from(set == second);
             if used[set] < WAYS as usize {
                 used[set] += 1;
             } else {
                 refused += 1;
             }
         }
-        assert!(refused < (1 << 12) / 1000, "{refused} of {} found no room", COPIES_PER_SET << 12);
+        let all = COPIES_PER_SET << 12;
+        assert!(refused < all / 1000, "{refused} of {all} found no room");
+        assert!(second_best < all / 8, "{second_best} of {all} are in their second set");
     }
 
     #[test]
@@ -480,6 +489,16 @@ mod tests {
         // A part that has become smaller.
         part.next = 40;
         assert_eq!(part.next_line(Extent { first: 0, sets: 16 }), 0);
+    }
+
+    #[test]
+    fn a_copy_without_packets_for_long_serves_others() {
+        let tag = Tag { addresses: 1, ..Tag::default() };
+        let copy = Copied { tag, until: 1000, seen: 800, ..Copied::default() };
+        assert!(copy.is_used(800 + USED_TICKS - 1));
+        assert!(!copy.is_used(800 + USED_TICKS) && copy.is_good(800 + USED_TICKS));
+        assert!(!Copied { seen: 1000, ..copy }.is_used(1000), "its time is over");
+        assert!(!Copied { tag: Tag::default(), ..copy }.is_used(800), "nobody's");
     }
 
     #[test]

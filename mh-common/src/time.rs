@@ -15,10 +15,16 @@ pub const TICK_NS: u64 = 1 << TICK_SHIFT;
 /// `last_seen` is written only when it is at least this old (1.07 s): a write on every packet would dirty a cache line each.
 pub const SEEN_GRANULARITY_TICKS: u32 = 8;
 
-/// How often a flow is maintained (every 17.2 s, and when the neighbour epoch changes): its Ethernet addresses are resolved anew
+/// How often a flow is maintained (every 34.4 s, and when the neighbour epoch changes): its Ethernet addresses are resolved anew
 /// and its binding's life is extended. Timeouts of flows whose entries are
 /// there are honoured to this precision, on the late side.
-pub const MAINTENANCE_TICKS: u32 = 128;
+pub const MAINTENANCE_TICKS: u32 = 256;
+
+/// How long something lasts, in ticks, that has to be there for `timeout` ticks after a flow's last packet, and hears of the flow only when it is maintained.
+#[inline(always)]
+pub const fn until_maintained(timeout: u32) -> u32 {
+    timeout + if timeout < MAINTENANCE_TICKS { timeout } else { MAINTENANCE_TICKS }
+}
 
 /// The tick in which a point of `CLOCK_MONOTONIC` lies.
 #[inline(always)]
@@ -66,6 +72,13 @@ mod tests {
         assert!(!passed(before, before));
         assert_eq!(later(before, after), after);
         assert_eq!(later(after, before), after);
+    }
+
+    #[test]
+    fn what_lasts_is_there_for_its_timeout_after_a_packet_that_it_does_not_hear_of() {
+        assert_eq!(until_maintained(MAINTENANCE_TICKS), 2 * MAINTENANCE_TICKS);
+        assert_eq!(until_maintained(10_000), 10_000 + MAINTENANCE_TICKS);
+        assert_eq!(until_maintained(8), 16);
     }
 
     #[test]

@@ -264,7 +264,8 @@ pub fn keep(key: &Key<Ipv4>, entry: &mut Entry<Ipv4>, arrival: &Arrival<'_>, liv
     };
 }
 
-/// Finds room for a copy of this place's packets, and enters it: in the set that has more room.
+/// Finds room for a copy of this place's packets, and enters it: in the first set, which is looked at first, unless that is nearly full and the other one has
+/// more room.
 #[inline(always)]
 fn begin(part: &mut Part, extent: Extent, place: Place, now: Tick) -> Option<&'static mut Copied> {
     // Pointers: taking a copy from another half may change the same set.
@@ -282,6 +283,9 @@ fn begin(part: &mut Part, extent: Extent, place: Place, now: Tick) -> Option<&'s
         if room > most {
             most = room;
             free = way;
+        }
+        if most >= cache::ENOUGH_WAYS {
+            break;
         }
     }
     let free = free?;

@@ -180,10 +180,11 @@ pub fn extend_binding<Fam: Tables>(key: &Key<Fam::Address>, half: &Found<Fam::Ad
         }
         flow::state(protocol, forward, reply)
     };
-    let expires = now.wrapping_add(state.timeout(protocol, &settings.timeouts));
+    let ended = closes && matches!(state, State::Closing | State::Reset);
+    let timeout = state.timeout(protocol, &settings.timeouts);
+    let expires = now.wrapping_add(if ended { timeout } else { time::until_maintained(timeout) });
     // SAFETY: a live map value; `expires` is one word.
     let binding = unsafe { &mut *binding };
-    let ended = closes && matches!(state, State::Closing | State::Reset);
     binding.expires = if ended { expires } else { time::later(expires, binding.expires) };
     if settings.flags & abi::ADDRESS_DEPENDENT != 0 && entry.leads_outside() {
         let outside = End { address: binding.address, port: binding.port, protocol, uplink: entry.uplink };

@@ -125,7 +125,10 @@ static CACHE_PARTS: PerCpuArray<Part> = PerCpuArray::pinned(1, 0);
 #[map(name = "mh_routes4")]
 static ROUTES4: PerCpuArray<Answer> = PerCpuArray::pinned(route::ANSWERS, 0);
 #[map(name = "mh_known4")]
-static KNOWN4: Array<known::Line> = Array::pinned(known::LINES, aya_ebpf::bindings::BPF_F_MMAPABLE);
+static KNOWN4: Array<known::Line> = Array::pinned(known::LEAST_LINES, aya_ebpf::bindings::BPF_F_MMAPABLE);
+/// How many lines that map has, a power of two; the loader puts the number there.
+#[unsafe(no_mangle)]
+static MH_KNOWN_LINES: u32 = known::LEAST_LINES;
 #[map(name = "mh_embryo4")]
 static EMBRYO4: PerCpuArray<Entry<Ipv4>> = PerCpuArray::pinned(1, 0);
 #[map(name = "mh_hops")]
@@ -260,7 +263,9 @@ impl Tables for V4 {
 
     #[inline(always)]
     fn known(address: Ipv4, port: u16, protocol: u8) -> Option<*mut u8> {
-        let place = known::Place::of(settings()?.seed, address, port, protocol);
+        // SAFETY: a static of the object; the loader has put the value there before the program was loaded.
+        let lines = unsafe { core::ptr::read_volatile(&raw const MH_KNOWN_LINES) };
+        let place = known::Place::of(settings()?.seed, lines, address, port, protocol);
         let line = KNOWN4.get_ptr_mut(place.line)?;
         // SAFETY: a live map value, which has a byte of that number.
         Some(unsafe { line.cast::<u8>().add(place.byte % known::PORTS) })

@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests may")]
 
 use anyhow::Result;
+use mh_common::{abi::map, known};
 use mh_tests::in_both_modes;
 use mh_tests::lab::traffic::{Direction, OpenTransfer, Split, TcpFlow, tcp_flows, udp_flows};
 use mh_tests::lab::{Mode, SERVER, Scene, run};
@@ -18,6 +19,7 @@ in_both_modes!(
     sigterm_and_start_in_the_middle_of_transfers,
     sigkill_and_start_in_the_middle_of_transfers,
     runtime_changes_and_flows_are_adopted,
+    tables_keep_their_sizes,
 );
 
 #[test]
@@ -119,6 +121,34 @@ fn sigterm_and_start_in_the_middle_of_transfers(scene: &mut Scene) -> Result<()>
 
 fn sigkill_and_start_in_the_middle_of_transfers(scene: &mut Scene) -> Result<()> {
     end_in_the_middle_of_transfers(scene, |scene| scene.mhd.sigkill())
+}
+
+/// Other sizes in the configuration are for tables that are made anew: those that are there stay, and programs and mhd find in them what they had.
+fn tables_keep_their_sizes(scene: &mut Scene) -> Result<()> {
+    let size = |scene: &Scene| -> Result<Option<u64>> {
+        let path = format!("{}/{}", scene.mhd.bpffs(), map::KNOWN4);
+        let json = scene.lab.router.run(&["bpftool", "-j", "map", "show", "pinned", &path])?;
+        Ok(serde_json::from_str::<serde_json::Value>(&json)?["max_entries"].as_u64())
+    };
+    // How many packets of new flows XDP could not finish.
+    let passed_on = |scene: &Scene| -> Result<u64> {
+        let before = scene.count_of("xdp_to_tc")?;
+        drop(udp_flows(&scene.lab.client1, scene.udp.address(), 30)?);
+        Ok(scene.count_of("xdp_to_tc")? - before)
+    };
+    let mut tcp = tcp_flows(&scene.lab.client1, scene.tcp.address(), 20)?;
+    let (made, at_first) = (size(scene)?, passed_on(scene)?);
+    assert_eq!(made, Some(u64::from(known::lines(65_536))));
+    let config = std::fs::read_to_string(scene.mhd.config())?;
+    assert!(config.contains("conntrack_entries = 65536"), "{config}");
+    scene.mhd.write_config(&config.replace("conntrack_entries = 65536", "conntrack_entries = 1048576"))?;
+    scene.mhd.restart()?;
+    assert!(scene.mhd.log().contains("the conntrack keeps the 65536 entries"), "{}", scene.mhd.log());
+    assert_eq!(size(scene)?, made);
+    tcp.iter_mut().try_for_each(TcpFlow::echo)?;
+    let now = passed_on(scene)?;
+    assert!(now < at_first + 15, "{now} packets of 30 flows were passed on, and {at_first} before");
+    Ok(())
 }
 
 /// Several restarts in a row, a link that goes down while nobody looks, and flows that outlive it all.

@@ -272,7 +272,7 @@ mod laboratory {
         if skipped() {
             return;
         }
-        let effort = Effort { rounds: 1, quick: true, only: Vec::new() };
+        let effort = Effort { rounds: 1, quick: true, ..Effort::default() };
         let [cost, sizes] = <[Table; 2]>::try_from(measure(&effort).unwrap()).unwrap();
         let ns = |row: &str, column: &str| {
             let (row, column) = (cost.row(row).unwrap(), cost.column(column).unwrap());

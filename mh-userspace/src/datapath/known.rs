@@ -11,7 +11,7 @@ use mh_common::{
     address::Ipv4,
     binding::End,
     flow::Key,
-    known::{FRESH, LINES, Line, OLD, PORTS, Place, UNKNOWN},
+    known::{FRESH, Line, OLD, PORTS, Place, UNKNOWN},
 };
 
 use super::{DatapathError, memory::Memory};
@@ -27,6 +27,7 @@ pub struct Known {
 /// Sources of which something is left.
 pub struct Kept {
     seed: [u64; 2],
+    lines: u32,
     bits: Vec<u64>,
 }
 
@@ -37,15 +38,20 @@ impl Known {
         Ok(Self { memory })
     }
 
+    /// How many lines there are.
+    pub const fn lines(&self) -> u32 {
+        self.memory.entries
+    }
+
     fn bytes(&self) -> &[AtomicU8] {
-        let length = (self.memory.entries as usize).min(LINES as usize) * PORTS;
+        let length = self.lines() as usize * PORTS;
         // SAFETY: the mapping has so many bytes, which are written as such by programs, too, and lives as long as this.
         unsafe { std::slice::from_raw_parts(self.memory.start().cast(), length) }
     }
 
     /// Notes an end of a binding, once that is entered.
     pub fn note(&self, seed: [u64; 2], end: &End<Ipv4>) {
-        let place = Place::of(seed, end.address, end.port, end.protocol);
+        let place = Place::of(seed, self.lines(), end.address, end.port, end.protocol);
         if let Some(byte) = self.bytes().get(place.number()) {
             byte.store(FRESH, Ordering::SeqCst);
         }
@@ -53,13 +59,19 @@ impl Known {
 
     /// Whether nothing is known of the source of packets with this key.
     pub fn is_unknown(&self, seed: [u64; 2], key: &Key<Ipv4>) -> bool {
-        let byte = self.bytes().get(Place::of(seed, key.src, key.sport, key.protocol).number());
+        let byte = self.bytes().get(Place::of(seed, self.lines(), key.src, key.sport, key.protocol).number());
         byte.is_some_and(|byte| byte.load(Ordering::SeqCst) == UNKNOWN)
     }
 
-    /// Begins a round: what is known now is old.
-    pub fn age(&self) {
-        for (_, byte) in self.set(0..LINES as usize) {
+    /// All lines, so many at a time.
+    pub fn spans(&self, at_a_time: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let lines = self.lines() as usize;
+        (0..lines).step_by(at_a_time).map(move |first| first..lines.min(first + at_a_time))
+    }
+
+    /// Begins a round for some lines: what is known now is old.
+    pub fn age(&self, lines: Range<usize>) {
+        for (_, byte) in self.set(lines) {
             // A program may set it at the same time; then it is fresh.
             let _ = byte.compare_exchange(FRESH, OLD, Ordering::SeqCst, Ordering::Relaxed);
         }
@@ -91,24 +103,28 @@ impl Known {
 }
 
 impl Kept {
-    /// None so far.
-    pub fn none(seed: [u64; 2]) -> Self {
-        Self { seed, bits: vec![0; LINES as usize * PORTS / 64] }
+    /// None so far, of so many lines.
+    pub fn none(seed: [u64; 2], lines: u32) -> Self {
+        Self { seed, lines, bits: vec![0; lines as usize * PORTS / u64::BITS as usize] }
     }
 
     /// Keeps an end of a binding.
     pub fn end(&mut self, end: &End<Ipv4>) {
-        self.keep(Place::of(self.seed, end.address, end.port, end.protocol));
+        self.keep(self.place(end.address, end.port, end.protocol));
     }
 
     /// Keeps the source of packets with this key.
     pub fn key(&mut self, key: &Key<Ipv4>) {
-        self.keep(Place::of(self.seed, key.src, key.sport, key.protocol));
+        self.keep(self.place(key.src, key.sport, key.protocol));
     }
 
     /// Keeps the source that packets with this key answer to.
     pub fn answers_to(&mut self, key: &Key<Ipv4>) {
-        self.keep(Place::of(self.seed, key.dst, key.dport, key.protocol));
+        self.keep(self.place(key.dst, key.dport, key.protocol));
+    }
+
+    const fn place(&self, address: Ipv4, port: u16, protocol: u8) -> Place {
+        Place::of(self.seed, self.lines, address, port, protocol)
     }
 
     fn keep(&mut self, place: Place) {

@@ -17,10 +17,13 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, Map, MapData},
+    maps::{Array, Map, MapData, MapInfo},
     programs::{Program, ProgramError, SchedClassifier, Xdp},
 };
-use mh_common::abi::{self, NEW_FLOWS_DIVISOR, Settings, Stage, map};
+use mh_common::{
+    abi::{self, NEW_FLOWS_DIVISOR, Settings, Stage, map},
+    known,
+};
 use nix::sys::{
     resource::{Resource, setrlimit},
     statfs::{BPF_FS_MAGIC, statfs},
@@ -70,6 +73,7 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
     let level: u8 = if debug { 0xff } else { 0 };
     let new_flows = (sizes.conntrack_entries / NEW_FLOWS_DIVISOR).max(1);
     let copies = cache::copies(sizes.conntrack_entries);
+    let known_lines = known_lines(dir, &pins, sizes);
     let mut loader = EbpfLoader::new();
     let renewed = if let Pins::Older(upgrade) = &pins { upgrade.prepare()? } else { Vec::new() };
     let room = |name| if let Pins::Older(upgrade) = &pins { upgrade.room(name) } else { 0 };
@@ -85,8 +89,10 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
         .map_max_entries(map::PEERS4, sizes.bindings)
         .map_max_entries(map::CACHE4, copies)
         .map_max_entries(map::CACHE_INDEX4, cache::sets(copies))
+        .map_max_entries(map::KNOWN4, known_lines)
         .override_global("AYA_LOG_LEVEL", &level, true)
         .override_global("MH_SOCK_USERLOCKS", &userlocks, true)
+        .override_global("MH_KNOWN_LINES", &known_lines, true)
         .load(OBJECT)?;
     verify(&mut ebpf)?;
     if let Pins::Older(upgrade) = &pins {
@@ -133,6 +139,15 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
         write_version(&dir.join(map::SETTINGS), abi::VERSION)?;
     }
     Ok(Loaded { ebpf, dir: dir.to_owned(), notes, adopted })
+}
+
+/// How many lines of known sources there are, or will be.
+fn known_lines(dir: &Path, pins: &Pins, sizes: &config::Datapath) -> u32 {
+    let adopted = match pins {
+        Pins::Older(upgrade) if upgrade.makes(map::KNOWN4) => None,
+        _ => MapInfo::from_pin(dir.join(map::KNOWN4)).ok(),
+    };
+    adopted.map_or_else(|| known::lines(sizes.conntrack_entries), |info| info.max_entries())
 }
 
 /// Has the kernel verify the programs, as many at a time as there are processors: it is most of what a start takes.

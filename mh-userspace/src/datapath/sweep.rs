@@ -22,7 +22,7 @@ use mh_common::{
     address::Ipv4,
     binding::{End, Inside, Outside, STATIC},
     flow::{self, Entry, Key, Seen, State},
-    known, policy,
+    policy,
     time::{self, Tick},
     wire,
 };
@@ -136,8 +136,7 @@ impl<'a> Sweep<'a> {
         })?;
         let (held, unused, swept) = (HashMap::new(), HashMap::new(), Swept::default());
         let sources = Some(sources);
-        let kept = Kept::none(tables.seed()?);
-        tables.known.age();
+        let kept = Kept::none(tables.seed()?, tables.known.lines());
         Ok(Self {
             tables,
             timeouts,
@@ -160,6 +159,7 @@ impl<'a> Sweep<'a> {
     }
 
     fn run(mut self) -> Result<Swept, Halt> {
+        self.age_sources()?;
         // In this order a flow that hatches meanwhile is seen as what it was, or as what it is.
         self.look_at_ports()?;
         self.look_at_bindings()?;
@@ -408,11 +408,19 @@ impl<'a> Sweep<'a> {
         Ok(())
     }
 
+    /// Makes sources old that are known now, before anything is looked at.
+    fn age_sources(&mut self) -> Result<(), Halt> {
+        for lines in self.tables.known.spans(LINES_AT_A_TIME) {
+            self.tables.known.age(lines);
+            self.pause()?;
+        }
+        Ok(())
+    }
+
     /// Forgets sources of which nothing is left since the sweep before.
     fn forget_sources(&mut self) -> Result<(), Halt> {
-        let lines = known::LINES as usize;
-        for first in (0..lines).step_by(LINES_AT_A_TIME) {
-            self.tables.known.forget(first..lines.min(first + LINES_AT_A_TIME), &self.kept);
+        for lines in self.tables.known.spans(LINES_AT_A_TIME) {
+            self.tables.known.forget(lines, &self.kept);
             self.pause()?;
         }
         Ok(())

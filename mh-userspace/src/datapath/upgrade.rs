@@ -191,10 +191,15 @@ impl Upgrade {
         make_dir(&of(dir))?;
         make_dir(&old(dir))?;
         make_dir(&new(dir))?;
-        let to_make: Vec<_> = self.renewed.iter().filter(|name| !self.is_replaced(name)).collect();
+        let to_make: Vec<_> = self.renewed.iter().filter(|name| self.makes(name)).collect();
         // Of an attempt that was interrupted; nothing uses them.
         map::ALL.iter().try_for_each(|name| unpin(&new(dir).join(name)))?;
         Ok(to_make.into_iter().map(|name| (*name, new(dir).join(name))).collect())
+    }
+
+    /// Whether a map is to be made, beside the one that is there.
+    pub fn makes(&self, name: &str) -> bool {
+        self.renewed.contains(name) && !self.is_replaced(name)
     }
 
     /// Where the settings that are made anew are pinned, if they are.

@@ -24,7 +24,7 @@ const REST: u32 = seconds(120);
 /// How stale the time of a flow's last packet may be.
 pub const SEEN_GRANULARITY: u32 = 8;
 /// How often a flow is maintained.
-pub const MAINTENANCE: u32 = 128;
+pub const MAINTENANCE: u32 = 256;
 /// How long a datagram's fragments belong together.
 pub const FRAGMENT_LIFE: u32 = seconds(8);
 /// How many fragments of a datagram wait for the first one.
@@ -425,8 +425,10 @@ impl Model {
         if !from_inside {
             return;
         }
-        let expires = now.wrapping_add(self.timeout(&half));
         let ended = ends && half.to.protocol == TCP && self.has_ended(&half);
+        let timeout = self.timeout(&half);
+        // It hears of later packets only when the flow is maintained.
+        let expires = now.wrapping_add(timeout + if ended { 0 } else { timeout.min(MAINTENANCE) });
         let end = Self::inside_end(key, &half);
         self.touched_bindings.insert(end);
         // One with an embryonic flow has no other: the half is of a former binding, of an address that the uplink has had.
