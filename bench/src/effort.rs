@@ -10,6 +10,8 @@ const ROUNDS: usize = 9;
 const QUICK_ROUNDS: usize = 1;
 /// So many rounds keep even the longest part within a working day.
 const MAX_ROUNDS: u64 = 1000;
+/// As many as `growth` ends with.
+const MAX_FLOWS: i64 = 1 << 22;
 
 /// The options.
 #[derive(Args, Clone, Debug, Default)]
@@ -27,7 +29,7 @@ pub struct Flags {
     only: Vec<String>,
 
     /// Measures `forward` with so many flows only (more than once: with each of them).
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MAX_FLOWS), value_name = "N")]
     flows: Vec<u32>,
 }
 

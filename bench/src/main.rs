@@ -65,7 +65,7 @@ struct Arguments {
     #[command(flatten)]
     flags: Flags,
 
-    /// The directory of results. What --quick or --only measured goes into its directory `partial`.
+    /// The directory of results. What --quick, --only or --flows measured goes into its directory `partial`.
     #[arg(long, value_name = "DIR", default_value = RESULTS)]
     results: PathBuf,
 

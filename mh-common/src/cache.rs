@@ -34,8 +34,8 @@ pub const ENOUGH_WAYS: u32 = 2;
 pub const COPIES_PER_SET: u32 = 2;
 /// How many copies are looked at for one that is free.
 pub const TRIES: u32 = 8;
-/// How long after its last packet a copy is not replaced by another half's (8.6 s), even if it would be good for longer.
-pub const USED_TICKS: u32 = 64;
+/// A copy of which no packet has come for this part of the window (8.6 s by default) may be replaced by another half's, though it is good.
+const IDLE_PART: u32 = 4;
 
 /// Sets that one run of `mh_settle` ends.
 pub const SETS_PER_RUN: u32 = 8;
@@ -192,10 +192,16 @@ impl Copied {
         self.until.wrapping_sub(now) as i32 > 0
     }
 
-    /// Whether it is a half's, its time is not over, and a packet has come lately.
+    /// Whether it is a half's, and its time is not over.
     #[inline(always)]
     pub const fn is_used(&self, now: Tick) -> bool {
-        self.tag.addresses != 0 && self.is_good(now) && time::since(now, self.last_seen()) < USED_TICKS
+        self.tag.addresses != 0 && self.is_good(now)
+    }
+
+    /// Whether another half may have it: it is not used, or no packet has come for a part of the [`window`].
+    #[inline(always)]
+    pub const fn may_be_replaced(&self, now: Tick, window: u32) -> bool {
+        !self.is_used(now) || time::since(now, self.last_seen()) > window / IDLE_PART
     }
 
     /// Adds what it has counted to the half that it is a copy of; if it is one of an earlier half under the same key, nothing. That is so if
@@ -400,14 +406,15 @@ impl Place {
     }
 }
 
-/// How long a copy may be good, in ticks: as long as a flow may go without maintenance, but, so that flows expire in time, no longer than
-/// a part of the shortest timeout of a flow that may have one.
+/// How long a flow goes without maintenance, and so how long a copy may be good, in ticks: [`time::MAINTENANCE_TICKS`], but, so that flows expire in time, no
+/// longer than a part of the shortest timeout of those that may have copies; and no longer than that of those that have none, whose bindings hear of them by it.
 pub const fn window(timeouts: &Timeouts) -> u32 {
     let window = lag(timeouts.least_with_ports());
+    let window = if timeouts.icmp < window { timeouts.icmp } else { window };
     if window == 0 { 1 } else { window }
 }
 
-/// How much later than its packets come, at the most, a half with this timeout hears of them, in ticks: no less than the [`window`], unless
+/// How much later than its packets come, at the most, a half with this timeout hears of them, in ticks: of TCP and UDP no less than the [`window`], unless
 /// that is one tick.
 // VERIFIER: of this timeout alone: the window worked out from all of them takes stack that `mh_attend` does not have (6.1).
 #[inline(always)]
@@ -438,10 +445,11 @@ mod tests {
 
     #[test]
     fn a_window_is_a_part_of_the_shortest_timeout() {
-        let timeouts = |udp| Timeouts { udp, tcp_established: 10_000, tcp_transitory: 10_000, icmp: 10 };
-        assert_eq!(window(&timeouts(1)), 1);
-        assert_eq!(window(&timeouts(400)), 100);
-        assert_eq!(window(&timeouts(10_000)), time::MAINTENANCE_TICKS);
+        let timeouts = |udp, icmp| Timeouts { udp, tcp_established: 10_000, tcp_transitory: 10_000, icmp };
+        assert_eq!(window(&timeouts(1, 10_000)), 1);
+        assert_eq!(window(&timeouts(400, 10_000)), 100);
+        assert_eq!(window(&timeouts(400, 90)), 90);
+        assert_eq!(window(&timeouts(10_000, 10_000)), time::MAINTENANCE_TICKS);
     }
 
     #[test]
@@ -493,12 +501,12 @@ mod tests {
 
     #[test]
     fn a_copy_without_packets_for_long_serves_others() {
-        let tag = Tag { addresses: 1, ..Tag::default() };
-        let copy = Copied { tag, until: 1000, seen: 800, ..Copied::default() };
-        assert!(copy.is_used(800 + USED_TICKS - 1));
-        assert!(!copy.is_used(800 + USED_TICKS) && copy.is_good(800 + USED_TICKS));
-        assert!(!Copied { seen: 1000, ..copy }.is_used(1000), "its time is over");
-        assert!(!Copied { tag: Tag::default(), ..copy }.is_used(800), "nobody's");
+        let (tag, window) = (Tag { addresses: 1, ..Tag::default() }, 80);
+        let copy = Copied { tag, until: 1000, seen: 930, ..Copied::default() };
+        assert!(!copy.may_be_replaced(950, window));
+        assert!(copy.may_be_replaced(951, window) && copy.is_used(951));
+        assert!(Copied { seen: 1000, ..copy }.may_be_replaced(1000, window), "its time is over");
+        assert!(Copied { tag: Tag::default(), ..copy }.may_be_replaced(950, window), "nobody's");
     }
 
     #[test]

@@ -43,15 +43,8 @@ pub struct Line {
 
 /// How many lines there are for a conntrack of so many entries, so that few sources share a byte when it is full: each flow has two sources, inside and outside.
 pub const fn lines(entries: u32) -> u32 {
-    const MOST_LINES: u32 = 1 << 22;
     let lines = (entries / (PORTS as u32 / BYTES_PER_ENTRY)).next_power_of_two();
-    if lines < LEAST_LINES {
-        LEAST_LINES
-    } else if lines > MOST_LINES {
-        MOST_LINES
-    } else {
-        lines
-    }
+    if lines < LEAST_LINES { LEAST_LINES } else { lines }
 }
 
 /// Where a source's byte is.

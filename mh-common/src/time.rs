@@ -15,12 +15,13 @@ pub const TICK_NS: u64 = 1 << TICK_SHIFT;
 /// `last_seen` is written only when it is at least this old (1.07 s): a write on every packet would dirty a cache line each.
 pub const SEEN_GRANULARITY_TICKS: u32 = 8;
 
-/// How often a flow is maintained (every 34.4 s, and when the neighbour epoch changes): its Ethernet addresses are resolved anew
+/// How often a flow is maintained (every 34.4 s, or more often with short timeouts: see [`crate::cache::window`]; and when the neighbour epoch changes): its Ethernet addresses are resolved anew
 /// and its binding's life is extended. Timeouts of flows whose entries are
 /// there are honoured to this precision, on the late side.
 pub const MAINTENANCE_TICKS: u32 = 256;
 
-/// How long something lasts, in ticks, that has to be there for `timeout` ticks after a flow's last packet, and hears of the flow only when it is maintained.
+/// How long something lasts, in ticks, that has to be there for `timeout` ticks after a flow's last packet, and hears of the flow only when it is maintained:
+/// that long, and until it is maintained again, which is no later than after its timeout.
 #[inline(always)]
 pub const fn until_maintained(timeout: u32) -> u32 {
     timeout + if timeout < MAINTENANCE_TICKS { timeout } else { MAINTENANCE_TICKS }
@@ -60,6 +61,7 @@ pub const fn later(a: Tick, b: Tick) -> Tick {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{abi::Timeouts, cache::window};
 
     #[test]
     fn order_survives_the_wrap() {
@@ -76,9 +78,13 @@ mod tests {
 
     #[test]
     fn what_lasts_is_there_for_its_timeout_after_a_packet_that_it_does_not_hear_of() {
-        assert_eq!(until_maintained(MAINTENANCE_TICKS), 2 * MAINTENANCE_TICKS);
-        assert_eq!(until_maintained(10_000), 10_000 + MAINTENANCE_TICKS);
-        assert_eq!(until_maintained(8), 16);
+        for timeout in [1, 8, 100, MAINTENANCE_TICKS, 10_000] {
+            let timeouts = Timeouts { udp: timeout, tcp_established: timeout, tcp_transitory: timeout, icmp: timeout };
+            assert!(until_maintained(timeout) >= timeout + window(&timeouts), "{timeout}");
+            // Of ICMP alone.
+            let timeouts = Timeouts { udp: 10_000, tcp_established: 10_000, tcp_transitory: 10_000, icmp: timeout };
+            assert!(until_maintained(timeout) >= timeout + window(&timeouts), "{timeout}");
+        }
     }
 
     #[test]

@@ -247,8 +247,7 @@ pub fn keep(key: &Key<Ipv4>, entry: &mut Entry<Ipv4>, arrival: &Arrival<'_>, liv
         flags |= XDP;
     }
     // Not beyond the time when the half is due for maintenance.
-    let left = time::MAINTENANCE_TICKS.wrapping_sub(time::since(now, entry.maintained));
-    let window = if part.window < left { part.window } else { left };
+    let left = part.window.saturating_sub(time::since(now, entry.maintained));
     *copy = Copied {
         tag: Tag::new(key, live.cache_epoch, arrival.ifindex, arrival.interface.mac),
         ethernet: ethernet(&entry.dst_mac, &entry.src_mac),
@@ -257,7 +256,7 @@ pub fn keep(key: &Key<Ipv4>, entry: &mut Entry<Ipv4>, arrival: &Arrival<'_>, liv
         address_delta: entry.address_delta.to_bits(),
         port_delta: entry.port_delta.to_bits(),
         ifindex: entry.ifindex as u16,
-        until: now.wrapping_add(window),
+        until: now.wrapping_add(left),
         seen: now as u16,
         mtu: if arrival.mtu > u16::MAX as u32 { u16::MAX } else { arrival.mtu as u16 },
         count: Copied::counting(entry.uplink, flags),
@@ -292,7 +291,7 @@ fn begin(part: &mut Part, extent: Extent, place: Place, now: Tick) -> Option<&'s
     for _ in 0..TRIES {
         let line = part.next_line(extent);
         let copy = maps::copy(line)?;
-        if !copy.is_used(now) {
+        if copy.may_be_replaced(now, part.window) {
             if copy.tag.addresses != 0 {
                 give_back(copy);
                 forget(part, extent, line, copy);

@@ -23,7 +23,7 @@ use mh_common::{
     route::{self, Answer},
     rules::{self, Classifier, Head, InterfaceKey, PrefixKey, Rule, RuleList, RuleSet},
     slots::SlotTable,
-    time::Tick,
+    time::{self, Tick},
     verdict::{COUNTERS, Verdict},
 };
 
@@ -423,6 +423,16 @@ pub fn copy(line: u32) -> Option<&'static mut Copied> {
 pub fn part() -> Option<&'static mut Part> {
     // SAFETY: a per-CPU value, and programs on one CPU don't interrupt each other here (softirq).
     CACHE_PARTS.get_ptr_mut(0).map(|part| unsafe { &mut *part })
+}
+
+/// How long a flow goes without maintenance, in ticks: see [`mh_common::cache::window`].
+#[inline(always)]
+pub fn maintenance() -> u32 {
+    match part() {
+        Some(part) if part.window != 0 => part.window,
+        // mhd has not got to this CPU's part yet.
+        _ => time::MAINTENANCE_TICKS,
+    }
 }
 
 /// The time, in ticks. The clock is read at most once per jiffy and CPU: it costs more than all the rest of a packet's bookkeeping.

@@ -94,12 +94,12 @@ pub const fn takes<A: Address>(entry: &Entry<A>, interface: &Interface) -> bool 
     }
 }
 
-/// Whether the half is due for maintenance: see [`time::MAINTENANCE_TICKS`].
+/// Whether the half is due for maintenance: see [`maps::maintenance`].
 #[inline(always)]
 pub fn is_due<A>(entry: &Entry<A>, live: &Live, now: Tick) -> bool {
     entry.flags & (flow::RESOLVED | flow::HOST) == 0
         || entry.epoch != live.neighbour_epoch as u8
-        || time::since(now, entry.maintained) >= time::MAINTENANCE_TICKS
+        || time::since(now, entry.maintained) >= maps::maintenance()
 }
 
 /// The fast path, for XDP.
@@ -194,7 +194,11 @@ fn established_of<Fam: Tables + Header, F: Frame>(frame: &mut F, interface: &Int
     let due = is_due(entry, live, now);
     if due {
         // What is over, or has lost its address, is for the complete path.
-        let lasts = time::since(now, entry.last_seen) <= settings.timeouts.least();
+        // When the last packet came by a copy, the half does not know yet; those that have copies have longer timeouts.
+        let timeouts = &settings.timeouts;
+        let ports = wire::is_tcp_or_udp(packet.key.protocol);
+        let least = if ports { timeouts.least_with_ports() } else { timeouts.least() };
+        let lasts = time::since(now, entry.last_seen) <= least;
         let orphaned = entry.leads_outside() && is_orphan::<Fam>(entry, &packet);
         if !lasts || orphaned {
             return Err(Verdict::ToTc);

@@ -150,9 +150,19 @@ fn what_a_killed_controller_left_is_not_lost() {
 
 #[test]
 fn copies_of_flows_that_are_over_serve_others() {
+    copies_serve_others(2, 2);
+}
+
+#[test]
+fn good_copies_of_flows_that_are_idle_serve_others() {
+    copies_serve_others(32, 8);
+}
+
+/// Copies are good for so many ticks, and serve others after a `pause`.
+fn copies_serve_others(window: u32, pause: u32) {
     on_rig(|rig| {
-        // Room for 64 copies, each for two ticks.
-        let (sets, window) = (32, 2);
+        // Room for 64 copies.
+        let sets = 32;
         rig.cut_parts(sets, window)?;
         let rounds: Vec<Vec<Vec<u8>>> = (0..4)
             .map(|round| {
@@ -167,9 +177,9 @@ fn copies_of_flows_that_are_over_serve_others() {
         }
         let told = |rig: &Rig| flows(rig).unwrap().iter().map(|flow| known(rig, &flow.key)).sum::<u64>();
         for round in &rounds {
-            // The copies of the round before are over.
+            // The copies of the round before are not in use any more.
             let before = now();
-            wait_until("three ticks to pass", Duration::from_secs(5), || Ok(now().wrapping_sub(before) > window))?;
+            wait_until("the pause to pass", Duration::from_secs(5), || Ok(now().wrapping_sub(before) > pause))?;
             let begun = now();
             for out in round {
                 assert_eq!(rig.xdp("lan0", out)?.code, XDP_REDIRECT);
@@ -178,7 +188,7 @@ fn copies_of_flows_that_are_over_serve_others() {
             for out in round {
                 assert_eq!(rig.xdp("lan0", out)?.code, XDP_REDIRECT);
             }
-            let late = now().wrapping_sub(begun) >= window;
+            let late = now().wrapping_sub(begun) >= pause;
             assert!(told(rig) == first || late, "what has a copy, the conntrack does not hear of");
         }
         assert!(rig.told_copies()? <= (sets * cache::COPIES_PER_SET) as usize, "{} told", rig.told_copies()?);

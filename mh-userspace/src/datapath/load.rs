@@ -73,7 +73,7 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
     let level: u8 = if debug { 0xff } else { 0 };
     let new_flows = (sizes.conntrack_entries / NEW_FLOWS_DIVISOR).max(1);
     let copies = cache::copies(sizes.conntrack_entries);
-    let known_lines = known_lines(dir, &pins, sizes);
+    let known_lines = known_lines(dir, &pins, sizes)?;
     let mut loader = EbpfLoader::new();
     let renewed = if let Pins::Older(upgrade) = &pins { upgrade.prepare()? } else { Vec::new() };
     let room = |name| if let Pins::Older(upgrade) = &pins { upgrade.room(name) } else { 0 };
@@ -142,12 +142,14 @@ pub fn load(dir: &Path, sizes: &config::Datapath, debug: bool) -> Result<Loaded,
 }
 
 /// How many lines of known sources there are, or will be.
-fn known_lines(dir: &Path, pins: &Pins, sizes: &config::Datapath) -> u32 {
-    let adopted = match pins {
-        Pins::Older(upgrade) if upgrade.makes(map::KNOWN4) => None,
-        _ => MapInfo::from_pin(dir.join(map::KNOWN4)).ok(),
-    };
-    adopted.map_or_else(|| known::lines(sizes.conntrack_entries), |info| info.max_entries())
+fn known_lines(dir: &Path, pins: &Pins, sizes: &config::Datapath) -> Result<u32, DatapathError> {
+    let path = dir.join(map::KNOWN4);
+    let made = matches!(pins, Pins::Older(upgrade) if upgrade.makes(map::KNOWN4)) || !path.exists();
+    if made {
+        return Ok(known::lines(sizes.conntrack_entries));
+    }
+    let info = MapInfo::from_pin(path).map_err(DatapathError::map("look at the known sources"))?;
+    Ok(info.max_entries())
 }
 
 /// Has the kernel verify the programs, as many at a time as there are processors: it is most of what a start takes.

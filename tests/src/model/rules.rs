@@ -8,7 +8,7 @@ use mh_common::{
 };
 
 use super::send::next_mac;
-use super::tables::{End, Half, Kind, LEAST_TIMEOUT, MAINTENANCE, Model, OnDown, Owner, has_ports};
+use super::tables::{End, Half, Kind, MAINTENANCE, Model, OnDown, Owner, has_ports, least_timeout};
 use super::wire::{ACK, Body, Datagram, FIN, Frame, Key, Part, RST, SYN, TCP, UDP};
 use crate::rig::{TC_DROP, TC_NEXT, TC_REDIRECT, XDP_PASS, XDP_REDIRECT};
 
@@ -150,7 +150,7 @@ impl Model {
     fn can_be_maintained(&self, half: &Half, key: Option<Key>, now: Tick) -> bool {
         let translated = half.leads_outside() && key.is_some_and(|key| half.to.src != key.src);
         let orphaned = translated && self.outside_of(half.to.src) != Some(half.uplink);
-        since(now, half.last_seen) <= LEAST_TIMEOUT && !orphaned && next_mac(half).is_some()
+        since(now, half.last_seen) <= least_timeout(half.to.protocol) && !orphaned && next_mac(half).is_some()
     }
 
     pub(super) fn is_due(&self, half: &Half, now: Tick) -> bool {

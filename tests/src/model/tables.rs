@@ -17,8 +17,13 @@ const UDP_TIMEOUT: u32 = seconds(300);
 const TCP_ESTABLISHED: u32 = seconds(7440);
 const TCP_TRANSITORY: u32 = seconds(240);
 const ICMP_TIMEOUT: u32 = seconds(60);
-/// The shortest of them.
-pub const LEAST_TIMEOUT: u32 = ICMP_TIMEOUT;
+/// The shortest of them that a flow of this protocol may have, for what does not look more closely: of those without ports, of all.
+pub const fn least_timeout(protocol: u8) -> u32 {
+    match protocol {
+        TCP | UDP => TCP_TRANSITORY,
+        _ => ICMP_TIMEOUT,
+    }
+}
 /// RFC 6888 REQ-8.
 const REST: u32 = seconds(120);
 /// How stale the time of a flow's last packet may be.
