@@ -343,13 +343,13 @@ impl Timeouts {
     /// The shortest: nothing that was seen within it has expired.
     #[inline(always)]
     pub const fn least(&self) -> u32 {
-        let least = self.least_with_ports();
+        let least = self.least_of_tcp_and_udp();
         if self.icmp < least { self.icmp } else { least }
     }
 
-    /// The shortest of TCP and UDP.
+    /// The shortest of those of TCP and UDP, which alone have copies in the flow cache.
     #[inline(always)]
-    pub const fn least_with_ports(&self) -> u32 {
+    pub const fn least_of_tcp_and_udp(&self) -> u32 {
         let mut least = self.udp;
         if self.tcp_established < least {
             least = self.tcp_established;

@@ -409,7 +409,7 @@ impl Place {
 /// How long a flow goes without maintenance, and so how long a copy may be good, in ticks: [`time::MAINTENANCE_TICKS`], but, so that flows expire in time, no
 /// longer than a part of the shortest timeout of those that may have copies; and no longer than that of those that have none, whose bindings hear of them by it.
 pub const fn window(timeouts: &Timeouts) -> u32 {
-    let window = lag(timeouts.least_with_ports());
+    let window = lag(timeouts.least_of_tcp_and_udp());
     let window = if timeouts.icmp < window { timeouts.icmp } else { window };
     if window == 0 { 1 } else { window }
 }

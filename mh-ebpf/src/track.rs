@@ -197,7 +197,7 @@ fn established_of<Fam: Tables + Header, F: Frame>(frame: &mut F, interface: &Int
         // When the last packet came by a copy, the half does not know yet; those that have copies have longer timeouts.
         let timeouts = &settings.timeouts;
         let ports = wire::is_tcp_or_udp(packet.key.protocol);
-        let least = if ports { timeouts.least_with_ports() } else { timeouts.least() };
+        let least = if ports { timeouts.least_of_tcp_and_udp() } else { timeouts.least() };
         let lasts = time::since(now, entry.last_seen) <= least;
         let orphaned = entry.leads_outside() && is_orphan::<Fam>(entry, &packet);
         if !lasts || orphaned {
