@@ -5,13 +5,15 @@
 
 use clap::Args;
 
+use crate::growth;
+
 /// Rounds of a full and of a quick run, if nothing else is asked for.
 const ROUNDS: usize = 9;
 const QUICK_ROUNDS: usize = 1;
 /// So many rounds keep even the longest part within a working day.
 const MAX_ROUNDS: u64 = 1000;
 /// As many as `growth` ends with.
-const MAX_FLOWS: i64 = 1 << 22;
+const MAX_FLOWS: i64 = 1 << growth::MOST_BITS;
 
 /// The options.
 #[derive(Args, Clone, Debug, Default)]

@@ -29,7 +29,7 @@ const NEW: u32 = 1 << 16;
 const QUICK_NEW: u32 = 1 << 15;
 
 /// The greatest number of flows, as a power of two, and the step from one to the next.
-const MOST_BITS: u32 = 22;
+pub const MOST_BITS: u32 = 22;
 const STEP_BITS: usize = 2;
 const QUICK_MOST_BITS: u32 = 16;
 const QUICK_STEP_BITS: usize = 16;

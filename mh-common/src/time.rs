@@ -15,9 +15,9 @@ pub const TICK_NS: u64 = 1 << TICK_SHIFT;
 /// `last_seen` is written only when it is at least this old (1.07 s): a write on every packet would dirty a cache line each.
 pub const SEEN_GRANULARITY_TICKS: u32 = 8;
 
-/// How often a flow is maintained (every 34.4 s, or more often with short timeouts: see [`crate::cache::window`]; and when the neighbour epoch changes): its Ethernet addresses are resolved anew
-/// and its binding's life is extended. Timeouts of flows whose entries are
-/// there are honoured to this precision, on the late side.
+/// How often a flow is maintained (every 34.4 s, or more often with short timeouts: see [`crate::cache::window`]; and when the neighbour epoch changes): its
+/// Ethernet addresses are resolved anew and its binding's life is extended. Timeouts of flows whose entries are there are honoured to this precision, on the
+/// late side.
 pub const MAINTENANCE_TICKS: u32 = 256;
 
 /// How long something lasts, in ticks, that has to be there for `timeout` ticks after a flow's last packet, and hears of the flow only when it is maintained:
